@@ -1,0 +1,84 @@
+"""What one engine is told: which model, how much memory, how it schedules."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rtp_serve.config.base import Config
+from rtp_serve.config.sizes import ByteSize
+
+Dtype = Literal["auto", "bfloat16", "float32"]
+
+
+class CacheConfig(Config):
+    """The device's KV blocks."""
+
+    block_size: Literal[16] = 16
+    """Tokens per block."""
+
+    memory: ByteSize = 1 << 30
+    """Bytes for KV blocks, as a number or with a unit ("512MiB", "2GB")."""
+
+    num_blocks: int | None = Field(default=None, ge=2)
+    """Exact number of blocks (one of them is the null block); overrides `memory`."""
+
+    enable_prefix_caching: bool = True
+    """Keep full blocks findable by content after their sequence is gone."""
+
+
+class SchedulerConfig(Config):
+    """How a step is filled."""
+
+    policy: Literal["fcfs", "priority"] = "fcfs"
+    """Order of the waiting queue; with "priority" lower numbers go first."""
+
+    max_num_batched_tokens: int = Field(default=512, ge=1)
+    """Token budget of one step; longer prompts are computed in chunks."""
+
+    max_num_seqs: int = Field(default=64, ge=1, le=4096)
+    """Sequences that may run at once."""
+
+    max_queued: int = Field(default=1024, ge=1)
+    """Requests that may wait; beyond it new ones are refused with 429."""
+
+
+class EngineConfig(Config):
+    """One engine."""
+
+    model: str = "smollm2-135m-instruct"
+    """A local directory, a .gguf file, a Hugging Face repository id or a catalogue alias."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a Hugging Face repository."""
+
+    served_model_name: str | None = None
+    """The name clients use; default: the value of `model`."""
+
+    dtype: Dtype = "auto"
+    """Compute type; "auto" takes the checkpoint's own."""
+
+    max_model_len: int | None = Field(default=None, ge=16)
+    """Context limit in tokens; default: the checkpoint's, cut to what the KV memory holds."""
+
+    num_threads: int | None = Field(default=None, ge=1, le=512)
+    """Compute threads; default: the cores this process may use."""
+
+    cache: CacheConfig = CacheConfig()
+    """KV blocks."""
+
+    scheduler: SchedulerConfig = SchedulerConfig()
+    """Step filling."""
+
+    @property
+    def model_name(self) -> str:
+        return self.served_model_name or self.model
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> "EngineConfig":
+        if self.scheduler.max_num_seqs > self.scheduler.max_num_batched_tokens:
+            raise ValueError(
+                f"scheduler.max_num_seqs ({self.scheduler.max_num_seqs}) must not exceed "
+                f"scheduler.max_num_batched_tokens ({self.scheduler.max_num_batched_tokens}): "
+                "every running sequence needs one token of the budget"
+            )
+        return self

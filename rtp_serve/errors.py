@@ -1,0 +1,129 @@
+"""The error tree. Each error says what was wrong, where, and what is allowed.
+
+`status` and `code` are what an HTTP edge answers with; the edge is the only place that reads them.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RtpServeError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ConfigError(RtpServeError):
+    """A configuration file or argument is wrong; nothing was started."""
+
+    code = "invalid_config"
+
+
+class CheckpointError(RtpServeError):
+    """A checkpoint or tokenizer cannot be used: missing, malformed or of an unknown kind."""
+
+    code = "invalid_checkpoint"
+
+
+class InvalidRequest(RtpServeError):
+    """The caller's mistake. `param` names the field, as in OpenAI's error object."""
+
+    status = 400
+    code = "invalid_value"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and requested tokens do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A field we know, with a value that would silently not do what it says."""
+
+    code = "unsupported_parameter"
+
+
+class Unauthorized(RtpServeError):
+    """No key, or a key nobody knows."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class Forbidden(RtpServeError):
+    """The route is not for this caller."""
+
+    status = 403
+    code = "forbidden"
+
+
+class ModelNotFound(RtpServeError):
+    """No such model: neither a directory, a repository nor an alias, or not served here."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class RequestTimeout(RtpServeError):
+    """The request did not arrive, or was not answered, in the time a request may take."""
+
+    status = 408
+    code = "timeout"
+
+
+class PayloadTooLarge(RtpServeError):
+    """The body is larger than the server accepts."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(RtpServeError):
+    """The body is not declared to be JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class HeadersTooLarge(RtpServeError):
+    """Request line and headers are larger than the server accepts."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class Overloaded(RtpServeError):
+    """The queue is full. `retry_after_s` is when to come back, in seconds."""
+
+    status = 429
+    code = "overloaded"
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineDead(RtpServeError):
+    """The engine or the replica that ran the request is gone."""
+
+    status = 503
+    code = "engine_unavailable"
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """A suffix such as `; did you mean 'max_num_seqs'?`, or the whole list when nothing is near."""
+    options = sorted(allowed)
+    near = get_close_matches(name, options, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; allowed: {', '.join(options)}" if options else ""

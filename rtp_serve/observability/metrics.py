@@ -1,0 +1,151 @@
+"""Every metric by name, and where measurements go. vLLM's names under our prefix, so boards port.
+
+A sink is handed to whoever measures. `PrometheusSink` keeps figures in this process for `/metrics`;
+the sink that reports to Ray is in `deployments/`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+PREFIX = "rtp_serve:"
+
+_TTFT_BUCKETS = (
+    0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+)  # fmt: skip
+_TOKEN_BUCKETS = (
+    0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5,
+)  # fmt: skip
+_REQUEST_BUCKETS = (
+    0.05, 0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0,
+)  # fmt: skip
+
+
+class MetricKind(StrEnum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric's name (without prefix), meaning and shape."""
+
+    name: str
+    kind: MetricKind
+    help: str
+    buckets: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+def _counter(name: str, text: str, *labels: str) -> Metric:
+    return Metric(name, MetricKind.COUNTER, text, labels=labels)
+
+
+def _gauge(name: str, text: str) -> Metric:
+    return Metric(name, MetricKind.GAUGE, text)
+
+
+def _histogram(name: str, text: str, buckets: tuple[float, ...]) -> Metric:
+    return Metric(name, MetricKind.HISTOGRAM, text, buckets)
+
+
+TTFT = _histogram("time_to_first_token_seconds", "Arrival to first token.", _TTFT_BUCKETS)
+ITL = _histogram("inter_token_latency_seconds", "Gap between tokens.", _TOKEN_BUCKETS)
+TPOT = _histogram(
+    "request_time_per_output_token_seconds", "Decode time per output token.", _TOKEN_BUCKETS
+)
+E2E = _histogram("e2e_request_latency_seconds", "Arrival to last token.", _REQUEST_BUCKETS)
+QUEUE_TIME = _histogram("request_queue_time_seconds", "Arrival to first step.", _TTFT_BUCKETS)
+NUM_RUNNING = _gauge("num_requests_running", "Sequences in the running batch.")
+NUM_WAITING = _gauge("num_requests_waiting", "Sequences waiting to be scheduled.")
+KV_USAGE = _gauge("kv_cache_usage_ratio", "Share of KV blocks held by sequences.")
+PREFIX_QUERIES = _counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
+PREFIX_HITS = _counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
+PREEMPTIONS = _counter("num_preemptions", "Sequences preempted.")
+PROMPT_TOKENS = _counter("prompt_tokens", "Prompt tokens of finished requests.")
+GENERATION_TOKENS = _counter("generation_tokens", "Tokens generated.")
+REQUESTS_FINISHED = _counter("request_success", "Sequences finished.", "finished_reason")
+
+ALL_METRICS = (
+    TTFT, ITL, TPOT, E2E, QUEUE_TIME, NUM_RUNNING, NUM_WAITING, KV_USAGE, PREFIX_QUERIES,
+    PREFIX_HITS, PREEMPTIONS, PROMPT_TOKENS, GENERATION_TOKENS, REQUESTS_FINISHED,
+)  # fmt: skip
+
+
+class MetricsSink(Protocol):
+    """Where measurements go. Called from the engine's thread; must not block."""
+
+    def add(self, metric: Metric, amount: float, labels: Mapping[str, str] = ...) -> None:
+        """Advance a counter."""
+        ...
+
+    def set(self, metric: Metric, value: float) -> None:
+        """Set a gauge."""
+        ...
+
+    def observe(self, metric: Metric, value: float) -> None:
+        """Add one value to a histogram."""
+        ...
+
+
+class PrometheusSink:
+    """Keeps every metric in a registry of its own and renders it as Prometheus text."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
+        self._histograms: dict[str, Histogram] = {}
+        for metric in ALL_METRICS:
+            self._create(metric)
+
+    def _create(self, metric: Metric) -> None:
+        name = PREFIX + metric.name
+        match metric.kind:
+            case MetricKind.COUNTER:
+                self._counters[metric.name] = Counter(
+                    name, metric.help, metric.labels, registry=self._registry
+                )
+            case MetricKind.GAUGE:
+                self._gauges[metric.name] = Gauge(name, metric.help, registry=self._registry)
+            case MetricKind.HISTOGRAM:
+                self._histograms[metric.name] = Histogram(
+                    name, metric.help, buckets=metric.buckets, registry=self._registry
+                )
+
+    def add(self, metric: Metric, amount: float, labels: Mapping[str, str] | None = None) -> None:
+        counter = self._counters[metric.name]
+        (counter.labels(**labels) if labels else counter).inc(amount)
+
+    def set(self, metric: Metric, value: float) -> None:
+        self._gauges[metric.name].set(value)
+
+    def observe(self, metric: Metric, value: float) -> None:
+        self._histograms[metric.name].observe(value)
+
+    def render(self) -> str:
+        """The Prometheus text format."""
+        return generate_latest(self._registry).decode()
+
+
+class TeeSink:
+    """Hands every measurement to several sinks."""
+
+    def __init__(self, *sinks: MetricsSink) -> None:
+        self._sinks = sinks
+
+    def add(self, metric: Metric, amount: float, labels: Mapping[str, str] | None = None) -> None:
+        for sink in self._sinks:
+            sink.add(metric, amount, labels or {})
+
+    def set(self, metric: Metric, value: float) -> None:
+        for sink in self._sinks:
+            sink.set(metric, value)
+
+    def observe(self, metric: Metric, value: float) -> None:
+        for sink in self._sinks:
+            sink.observe(metric, value)
