@@ -1,0 +1,210 @@
+"""EngineCore on a thread of its own, for servers.
+
+    any thread ──submit, abort──► inbox ──► engine thread: steps while there is work
+                                                │ once a step, for each sink
+                                                ▼
+                                        DeltaSink.deliver(deltas)
+
+The model's kernels release the GIL, so event loops on other threads live through a long step.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from typing import Protocol
+
+from rtp_serve.engine.client import ServedModel
+from rtp_serve.engine.core import EngineCore, EngineStats
+from rtp_serve.engine.request import FinishReason, Request, SequenceDelta
+from rtp_serve.errors import EngineDead, InvalidRequest, Overloaded
+
+logger = logging.getLogger(__name__)
+
+
+class DeltaSink(Protocol):
+    """Where a request's deltas go. Several requests may share one sink."""
+
+    def deliver(self, deltas: list[SequenceDelta]) -> None:
+        """Called on the engine's thread at most once a step; must return at once."""
+        ...
+
+
+class AsyncEngine:
+    """Thread-safe front of an EngineCore; an EngineClient."""
+
+    def __init__(
+        self, core: EngineCore, max_queued: int, render_metrics: Callable[[], str] = str
+    ) -> None:
+        """Starts the engine's thread. `max_queued` bounds the sequences that may wait."""
+        self._core = core
+        self._max_queued = max_queued
+        self._render_metrics = render_metrics
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._num_arriving = 0
+        self._changed = threading.Condition()
+        self._is_stopping = False
+        self._death: BaseException | None = None
+        self._sinks: dict[str, DeltaSink] = {}
+        self._unfinished: dict[str, set[int]] = {}
+        self._thread = threading.Thread(target=self._run, name="rtp-serve-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def stats(self) -> EngineStats:
+        """The load as of the last step; safe from any thread."""
+        return self._core.stats
+
+    def submit(self, request: Request, sink: DeltaSink) -> None:
+        """Queue a request. Raises InvalidRequest, Overloaded or EngineDead; then nothing happened.
+
+        `sink` gets the request's deltas until each of its sequences has a finish reason.
+        """
+        self._core.validate(request)
+        with self._changed:
+            self._raise_if_dead()
+            num_waiting = self._core.stats.num_waiting + self._num_arriving
+            if num_waiting + request.sampling.n > self._max_queued:
+                raise Overloaded(f"{num_waiting} requests are waiting; try again later")
+            if request.request_id in self._sinks:
+                raise InvalidRequest(f"request_id {request.request_id!r} is in use", "request_id")
+            self._sinks[request.request_id] = sink
+            self._unfinished[request.request_id] = set(range(request.sampling.n))
+            self._num_arriving += request.sampling.n
+            self._inbox.append(lambda: self._add(request))
+            self._changed.notify()
+
+    def abort(self, request_id: str) -> None:
+        """End a request before the next step; its sink hears nothing more of it."""
+        with self._changed:
+            if self._sinks.pop(request_id, None) is not None:
+                self._unfinished.pop(request_id, None)
+                self._inbox.append(lambda: self._core.abort(request_id))
+                self._changed.notify()
+
+    async def generate(self, request: Request) -> AsyncGenerator[SequenceDelta, None]:
+        """Stream the request's deltas; closing the generator aborts."""
+        stream = _LoopStream(asyncio.get_running_loop())
+        self.submit(request, stream)
+        num_unfinished = request.sampling.n
+        try:
+            while num_unfinished:
+                delta = await stream.queue.get()
+                if delta.finish_reason is not None:
+                    num_unfinished -= 1
+                yield delta
+        finally:
+            self.abort(request.request_id)
+
+    async def served_model(self) -> ServedModel:
+        return self._core.model
+
+    async def check_health(self) -> None:
+        self.raise_if_dead()
+
+    async def metrics_text(self) -> str:
+        return self._render_metrics()
+
+    def raise_if_dead(self) -> None:
+        """Raise EngineDead if a step has failed or the engine was shut down."""
+        with self._changed:
+            self._raise_if_dead()
+
+    def shutdown(self) -> None:
+        """Finish the step under way, abort everything and stop the thread."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _raise_if_dead(self) -> None:
+        if self._death is not None:
+            raise EngineDead(f"the engine failed: {type(self._death).__name__}")
+        if self._is_stopping:
+            raise EngineDead("the engine is shutting down")
+
+    def _add(self, request: Request) -> None:
+        with self._changed:
+            self._num_arriving -= request.sampling.n
+            is_wanted = request.request_id in self._sinks
+        if is_wanted:
+            self._core.add_request(request)
+
+    def _run(self) -> None:
+        try:
+            while self._take_inbox():
+                self._dispatch(self._core.step())
+        except (
+            Exception
+        ) as error:  # the thread's top: whatever failed, every stream must hear of it
+            logger.exception("the engine failed")
+            with self._changed:
+                self._death = error
+        finally:
+            self._fail_streams()
+            self._core.shutdown()
+
+    def _take_inbox(self) -> bool:
+        """Wait for work and take in what arrived; False when it is time to stop."""
+        with self._changed:
+            while not (self._inbox or self._is_stopping or self._core.has_work):
+                self._changed.wait()
+            if self._is_stopping:
+                return False
+            arrived = list(self._inbox)
+            self._inbox.clear()
+        for action in arrived:
+            action()
+        return True
+
+    def _dispatch(self, deltas: list[SequenceDelta]) -> None:
+        by_sink: dict[int, tuple[DeltaSink, list[SequenceDelta]]] = {}
+        with self._changed:
+            for delta in deltas:
+                sink = self._sinks.get(delta.request_id)
+                if sink is None:
+                    continue
+                by_sink.setdefault(id(sink), (sink, []))[1].append(delta)
+                if delta.finish_reason is not None:
+                    self._note_finished(delta)
+        for sink, batch in by_sink.values():
+            sink.deliver(batch)
+
+    def _note_finished(self, delta: SequenceDelta) -> None:
+        unfinished = self._unfinished[delta.request_id]
+        unfinished.discard(delta.index)
+        if not unfinished:
+            del self._sinks[delta.request_id], self._unfinished[delta.request_id]
+
+    def _fail_streams(self) -> None:
+        """End every open stream with an error, so that nobody waits for a dead engine."""
+        with self._changed:
+            is_failure = self._death is not None
+            sinks, unfinished = self._sinks, self._unfinished
+            self._sinks, self._unfinished = {}, {}
+        message = "the engine failed" if is_failure else "the engine is shutting down"
+        for request_id, sink in sinks.items():
+            sink.deliver([_error_delta(request_id, i, message) for i in unfinished[request_id]])
+
+
+def _error_delta(request_id: str, index: int, message: str) -> SequenceDelta:
+    return SequenceDelta(request_id, index, finish_reason=FinishReason.ERROR, error=message)
+
+
+class _LoopStream:
+    """A sink that brings deltas into an asyncio loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.queue: asyncio.Queue[SequenceDelta] = asyncio.Queue()
+        self._loop = loop
+
+    def deliver(self, deltas: list[SequenceDelta]) -> None:
+        # A loop that its owner closed raises RuntimeError: nobody is left to hear.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._put, deltas)
+
+    def _put(self, deltas: list[SequenceDelta]) -> None:
+        for delta in deltas:
+            self.queue.put_nowait(delta)

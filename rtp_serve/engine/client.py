@@ -1,0 +1,45 @@
+"""What a front end needs of an engine, wherever the engine runs."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+from rtp_serve.engine.request import Request, SequenceDelta
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What the front end must know of the model behind an engine."""
+
+    name: str
+    """The name clients use."""
+
+    max_model_len: int
+    """Prompt plus output, in tokens."""
+
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+
+class EngineClient(Protocol):
+    """Generates tokens. `AsyncEngine` does it in this process, the ingress through its replicas."""
+
+    def generate(self, request: Request) -> AsyncGenerator[SequenceDelta, None]:
+        """Stream the request's deltas until each of its n sequences has a finish reason.
+
+        Closing the generator early aborts the request within one step. Raises Overloaded when the
+        queue is full, EngineDead when the engine is gone.
+        """
+        ...
+
+    async def served_model(self) -> ServedModel:
+        """The model's limits; waits until the engine is ready."""
+        ...
+
+    async def check_health(self) -> None:
+        """Raise EngineDead if no request can be served."""
+        ...
+
+    async def metrics_text(self) -> str:
+        """Engine figures in Prometheus text format."""
+        ...

@@ -1,0 +1,175 @@
+"""The engine: requests in, token deltas out, one step at a time. Single-threaded and synchronous.
+
+It knows no text, no sockets and no threads; `AsyncEngine` puts it on a thread, `LLM` calls it.
+"""
+
+import logging
+from dataclasses import dataclass
+
+from rtp_serve.clock import Clock
+from rtp_serve.engine.client import ServedModel
+from rtp_serve.engine.executor import Executor
+from rtp_serve.engine.output import SchedulerOutput
+from rtp_serve.engine.request import Request, SequenceDelta
+from rtp_serve.engine.scheduler import Scheduler
+from rtp_serve.engine.sequence import Sequence
+from rtp_serve.engine.recorder import EngineRecorder
+from rtp_serve.errors import ContextLengthExceeded, InvalidRequest
+from rtp_serve.kv_cache.manager import KVCacheManager
+from rtp_serve.observability.metrics import MetricsSink
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The engine's load at one moment."""
+
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+    num_blocks: int
+    """Usable blocks; all of them are free when nothing runs."""
+
+
+class EngineCore:
+    """schedule → execute → update."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        scheduler: Scheduler,
+        cache: KVCacheManager,
+        executor: Executor,
+        clock: Clock,
+        sink: MetricsSink,
+    ) -> None:
+        self.model = model
+        self._scheduler = scheduler
+        self._cache = cache
+        self._executor = executor
+        self._clock = clock
+        self._recorder = EngineRecorder(sink)
+        self._seqs: dict[int, Sequence] = {}
+        self._seqs_by_request: dict[str, list[Sequence]] = {}
+        self._next_seq_id = 0
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_free_blocks=self._cache.pool.num_free,
+            num_blocks=self._cache.pool.num_usable,
+        )
+
+    def validate(self, request: Request) -> None:
+        """Raise InvalidRequest if this engine cannot run `request`. Reads nothing that changes."""
+        num_prompt = len(request.prompt_token_ids)
+        if num_prompt == 0:
+            raise InvalidRequest("the prompt is empty; at least one token is needed", "prompt")
+        if num_prompt >= self.model.max_model_len:
+            raise ContextLengthExceeded(
+                f"the prompt has {num_prompt} tokens; with one token of output the limit is "
+                f"{self.model.max_model_len - 1}",
+                "prompt",
+            )
+        vocab_size = self.model.vocab_size
+        if not (min(request.prompt_token_ids) >= 0 and max(request.prompt_token_ids) < vocab_size):
+            raise InvalidRequest(f"prompt token ids must be from 0 to {vocab_size - 1}", "prompt")
+        request.sampling.check_vocabulary(vocab_size)
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request's sequences. Raises InvalidRequest, and then nothing has changed."""
+        self.validate(request)
+        if request.request_id in self._seqs_by_request:
+            raise InvalidRequest(f"request_id {request.request_id!r} is in use", "request_id")
+        seqs = [self._make_sequence(request, index) for index in range(request.sampling.n)]
+        self._seqs_by_request[request.request_id] = seqs
+        for seq in seqs:
+            self._seqs[seq.seq_id] = seq
+            self._scheduler.add(seq)
+
+    def _make_sequence(self, request: Request, index: int) -> Sequence:
+        sampling = request.sampling
+        room = self.model.max_model_len - len(request.prompt_token_ids)
+        ends = () if sampling.ignore_eos else self.model.eos_token_ids
+        self._next_seq_id += 1
+        return Sequence(
+            seq_id=self._next_seq_id,
+            request=request,
+            index=index,
+            arrival_s=self._clock.monotonic(),
+            max_tokens=min(sampling.max_tokens or room, room),
+            stop_token_ids=frozenset((*ends, *sampling.stop_token_ids)),
+        )
+
+    def abort(self, request_id: str) -> None:
+        """End a request's sequences now. Unknown and finished ones are ignored."""
+        for seq in self._seqs_by_request.pop(request_id, []):
+            if seq.finish_reason is None:
+                self._scheduler.abort(seq)
+                self._forget(seq)
+        self._recorder.gauges(self._scheduler, self._cache.usage)
+
+    def step(self) -> list[SequenceDelta]:
+        """Run one step. Without work it does nothing."""
+        if not self._scheduler.has_work:
+            return []
+        started_s = self._clock.monotonic()
+        scheduled = self._scheduler.schedule()
+        for new in scheduled.new_seqs:
+            if self._seqs[new.seq_id].first_scheduled_s is None:
+                self._recorder.scheduled(self._seqs[new.seq_id], started_s)
+        assert scheduled.seq_ids, "there is work but no sequence fits into a step"
+        output = self._executor.submit(scheduled).result()
+        deltas = self._scheduler.update(scheduled, output)
+        self._record(deltas)
+        if logger.isEnabledFor(logging.DEBUG):
+            self._debug(scheduled, self._clock.monotonic() - started_s)
+        return deltas
+
+    def _record(self, deltas: list[SequenceDelta]) -> None:
+        now_s = self._clock.monotonic()
+        seqs = [self._seqs_by_request[delta.request_id][delta.index] for delta in deltas]
+        for delta, seq in zip(deltas, seqs, strict=True):
+            if delta.token_ids:
+                self._recorder.token(seq, now_s)
+            if delta.finish_reason is not None:
+                self._forget(seq)
+        self._recorder.gauges(self._scheduler, self._cache.usage)
+
+    def _forget(self, seq: Sequence) -> None:
+        self._recorder.finished(seq, self._clock.monotonic())
+        del self._seqs[seq.seq_id]
+        siblings = self._seqs_by_request.get(seq.request.request_id, [])
+        if siblings and all(sibling.finish_reason is not None for sibling in siblings):
+            del self._seqs_by_request[seq.request.request_id]
+
+    def _debug(self, scheduled: SchedulerOutput, elapsed_s: float) -> None:
+        """One line a step; when the engine falls idle, its books are checked too."""
+        stats = self.stats
+        num_decode = int((scheduled.num_scheduled_tokens == 1).sum())
+        num_longer = scheduled.num_tokens - num_decode
+        logger.debug(
+            "step %d | run %d wait %d | %d decode + %d prefill tok | free %d/%d blk | %.1f ms",
+            scheduled.step, stats.num_running, stats.num_waiting, num_decode, num_longer,
+            stats.num_free_blocks, stats.num_blocks, elapsed_s * 1e3,
+        )  # fmt: skip
+        if not self.has_work:
+            self.check_invariants()
+
+    def check_invariants(self) -> None:
+        """For tests and idle debug runs."""
+        self._scheduler.check_invariants()
+        live = {seq.seq_id for seqs in self._seqs_by_request.values() for seq in seqs
+                if seq.finish_reason is None}  # fmt: skip
+        assert live == set(self._seqs), f"live sequences {live} are not {set(self._seqs)}"
+
+    def shutdown(self) -> None:
+        """Release the workers."""
+        self._executor.shutdown()

@@ -1,0 +1,80 @@
+"""What crosses the planes: SchedulerOutput down, ModelOutput up. Numpy and plain Python only.
+
+The worker keeps each sequence's tokens, block table and sampling state from the step that brings
+it as a NewSequence until it is named in `finished_seq_ids`; later steps carry differences. A token
+that the worker samples is appended to its own copy at once, so the scheduler may run ahead.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtp_serve.engine.request import TokenLogprobs
+from rtp_serve.engine.sampling_params import SamplingParams
+
+Int32Array = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class NewSequence:
+    """A sequence the worker has not seen, or has forgotten since its preemption."""
+
+    seq_id: int
+    token_ids: Int32Array
+    """[num_tokens], int32: prompt, and output so far if it was preempted."""
+
+    num_prompt_tokens: int
+    block_ids: tuple[int, ...]
+    """The blocks it holds before this step's `new_block_ids`."""
+
+    sampling: SamplingParams
+    seed: int
+    """64-bit; the random number of a position depends on (seed, position) alone."""
+
+    barred_token_ids: tuple[int, ...] = ()
+    """Tokens that must not be sampled before `min_tokens` are out (the stop tokens)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """One step. Row i of every array is one sequence; rows are in batch order."""
+
+    step: int
+    seq_ids: tuple[int, ...]
+    num_computed_tokens: Int32Array
+    """[num_seqs], int32: tokens whose KV is in the cache before this step."""
+
+    num_scheduled_tokens: Int32Array
+    """[num_seqs], int32, ≥ 1: tokens to compute in this step."""
+
+    is_sampled: NDArray[np.bool_]
+    """[num_seqs]: the row's last scheduled token is its last token, so a new one is sampled."""
+
+    new_block_ids: tuple[tuple[int, ...], ...]
+    """Per row, blocks appended to its table before the step."""
+
+    new_seqs: tuple[NewSequence, ...] = ()
+    finished_seq_ids: tuple[int, ...] = ()
+    """Forget these first: finished, aborted or preempted since the last step."""
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.num_scheduled_tokens.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutput:
+    """What the model made of a step. Rows are those of the SchedulerOutput with `is_sampled`."""
+
+    token_ids: Int32Array
+    """[num_sampled], int32."""
+
+    logprobs: tuple[TokenLogprobs | None, ...] = ()
+    """Empty, or one entry per sampled row."""
+
+    prompt_logprobs: tuple[tuple[int, tuple[TokenLogprobs, ...]], ...] = ()
+    """(seq_id, entries for the prompt tokens that this step's chunk predicted, in order)."""
+
+    errors: tuple[tuple[int, str], ...] = ()
+    """(seq_id, what went wrong) of sampled rows that have no token; their token id is -1."""

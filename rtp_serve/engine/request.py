@@ -1,0 +1,71 @@
+"""What a client asked, and what it gets back. Token ids only; text is `rtp_serve.text`'s."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from rtp_serve.engine.sampling_params import SamplingParams
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended; the values are OpenAI's where it has one."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt and how to continue it. Immutable; yields `sampling.n` sequences."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    seed: int
+    """64-bit base of the sequences' random numbers (the client's seed, or one drawn for it)."""
+
+    priority: int = 0
+    """Lower goes first under the "priority" policy."""
+
+    cache_salt: str = ""
+    """Requests share prefix-cache blocks only under an equal salt (the tenant, with keys)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one position."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    """1 for the most likely token."""
+
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, logprob) of the most likely tokens, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceDelta:
+    """What one step added to one sequence of a request."""
+
+    request_id: str
+    index: int
+    """Which of the request's n sequences."""
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One per token id when the request asked for them, else empty."""
+
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    """The token that ended the sequence when it was a stop token (it is in `token_ids`)."""
+
+    num_cached_tokens: int = 0
+    """Prompt tokens whose KV came from the prefix cache."""
+
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = field(default=())
+    """With the first delta: one entry per prompt token, None for the first."""
+
+    error: str = ""
+    """With FinishReason.ERROR: what went wrong."""

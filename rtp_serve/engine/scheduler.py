@@ -1,0 +1,265 @@
+"""Which sequences run in a step, and by how many tokens. Policy only: no tensors, no time.
+
+There are no phases. A sequence is behind by `num_tokens - num_computed_tokens`; each step lets it
+catch up within the token budget. Decode is being one token behind; a long prompt is being many
+behind; a prefix hit or a preemption only changes how many.
+
+A step is filled in this order:
+
+    1. running sequences, oldest (or most urgent) first, each at least one token
+    2. waiting sequences in queue order, as long as seats, blocks and budget last
+
+When blocks run out, the last running sequence is preempted: it gives its blocks back, waits at the
+front of the queue, and is computed again later, partly out of the prefix cache.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rtp_serve.config.engine import SchedulerConfig
+from rtp_serve.engine.output import ModelOutput, NewSequence, SchedulerOutput
+from rtp_serve.engine.queue import make_waiting_queue
+from rtp_serve.engine.request import FinishReason, SequenceDelta, TokenLogprobs
+from rtp_serve.engine.sequence import Sequence, SequenceStatus
+from rtp_serve.kv_cache.manager import KVCacheManager
+
+
+@dataclass(slots=True)
+class SchedulerCounters:
+    """Totals since start; whoever reports them takes differences."""
+
+    num_preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+
+@dataclass(slots=True)
+class _StepPlan:
+    """The rows of a step while they are being chosen."""
+
+    budget: int
+    seqs: list[Sequence] = field(default_factory=list)
+    num_scheduled: list[int] = field(default_factory=list)
+    new_block_ids: list[tuple[int, ...]] = field(default_factory=list)
+    new_seqs: list[NewSequence] = field(default_factory=list)
+
+    def add(self, seq: Sequence, num_tokens: int, block_ids: list[int]) -> None:
+        self.budget -= num_tokens
+        self.seqs.append(seq)
+        self.num_scheduled.append(num_tokens)
+        self.new_block_ids.append(tuple(block_ids))
+
+
+class Scheduler:
+    """Waiting and running sequences over one KV cache."""
+
+    def __init__(self, config: SchedulerConfig, cache: KVCacheManager, max_model_len: int) -> None:
+        self._config = config
+        self._cache = cache
+        self._max_model_len = max_model_len
+        self._waiting = make_waiting_queue(config.policy)
+        self._running: list[Sequence] = []
+        self._forgotten: list[int] = []
+        self._step = 0
+        self.counters = SchedulerCounters()
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running) or len(self._waiting) > 0
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a new sequence."""
+        assert seq.status is SequenceStatus.WAITING, f"{seq} is not new"
+        self._waiting.push(seq)
+
+    def abort(self, seq: Sequence) -> None:
+        """End a sequence between steps, wherever it is, and take its blocks back."""
+        match seq.status:
+            case SequenceStatus.WAITING | SequenceStatus.PREEMPTED:
+                self._waiting.remove(seq)
+            case SequenceStatus.RUNNING:
+                self._running.remove(seq)
+                self._forgotten.append(seq.seq_id)
+        self._finish(seq, FinishReason.ABORT)
+
+    def schedule(self) -> SchedulerOutput:
+        """Choose the rows of the next step and give them their blocks."""
+        if self._config.policy == "priority":
+            self._running.sort(key=lambda seq: seq.order)
+        plan = _StepPlan(self._config.max_num_batched_tokens)
+        num_preempted = self._schedule_running(plan)
+        if num_preempted == 0:
+            self._schedule_waiting(plan)
+        return self._close(plan)
+
+    def _schedule_running(self, plan: _StepPlan) -> int:
+        """Let running sequences catch up; returns how many were preempted for it."""
+        num_preempted = 0
+        i = 0
+        while i < len(self._running):
+            seq = self._running[i]
+            num_later = len(self._running) - i - 1
+            num_tokens = min(seq.num_tokens - seq.num_computed_tokens, plan.budget - num_later)
+            assert num_tokens >= 1, f"{seq} got {num_tokens} tokens of budget {plan.budget}"
+            block_ids = self._cache.extend(seq, num_tokens)
+            if block_ids is None:
+                self._preempt_last()
+                num_preempted += 1
+                continue
+            plan.add(seq, num_tokens, block_ids)
+            i += 1
+        return num_preempted
+
+    def _preempt_last(self) -> None:
+        seq = self._running.pop()
+        self._cache.free(seq)
+        seq.num_computed_tokens = 0
+        seq.prompt_logprobs.clear()
+        seq.status = SequenceStatus.PREEMPTED
+        self._waiting.push_front(seq)
+        self._forgotten.append(seq.seq_id)
+        self.counters.num_preemptions += 1
+
+    def _schedule_waiting(self, plan: _StepPlan) -> None:
+        while len(self._waiting) and plan.budget > 0:
+            if len(self._running) >= self._config.max_num_seqs:
+                return
+            seq = self._waiting.peek()
+            cached_ids = self._lookup(seq)
+            num_cached = len(cached_ids) * self._cache.block_size
+            num_tokens = min(seq.num_tokens - num_cached, plan.budget)
+            if not self._cache.start(seq, cached_ids, num_tokens):
+                return
+            self._waiting.pop()
+            self._admit(seq, num_cached, len(cached_ids), plan, num_tokens)
+
+    def _lookup(self, seq: Sequence) -> list[int]:
+        """The cached prefix; none if the prompt's own log-probabilities must be computed."""
+        if seq.request.sampling.prompt_logprobs is not None and seq.num_output_tokens == 0:
+            return []
+        return self._cache.lookup_prefix(seq)
+
+    def _admit(
+        self, seq: Sequence, num_cached: int, num_cached_blocks: int, plan: _StepPlan, count: int
+    ) -> None:
+        if seq.status is SequenceStatus.WAITING:
+            seq.num_cached_tokens = num_cached
+            self.counters.prefix_queries += seq.num_prompt_tokens
+            self.counters.prefix_hits += num_cached
+        seq.status = SequenceStatus.RUNNING
+        self._running.append(seq)
+        plan.new_seqs.append(
+            NewSequence(
+                seq_id=seq.seq_id,
+                token_ids=np.asarray(seq.token_ids, np.int32),
+                num_prompt_tokens=seq.num_prompt_tokens,
+                block_ids=tuple(seq.block_ids[:num_cached_blocks]),
+                sampling=seq.request.sampling,
+                seed=seq.seed,
+                barred_token_ids=tuple(sorted(seq.stop_token_ids)),
+            )
+        )
+        plan.add(seq, count, seq.block_ids[num_cached_blocks:])
+
+    def _close(self, plan: _StepPlan) -> SchedulerOutput:
+        computed = np.array([seq.num_computed_tokens for seq in plan.seqs], np.int32)
+        scheduled = np.array(plan.num_scheduled, np.int32)
+        totals = np.array([seq.num_tokens for seq in plan.seqs], np.int32)
+        self._step += 1
+        forgotten, self._forgotten = tuple(self._forgotten), []
+        return SchedulerOutput(
+            step=self._step,
+            seq_ids=tuple(seq.seq_id for seq in plan.seqs),
+            num_computed_tokens=computed,
+            num_scheduled_tokens=scheduled,
+            is_sampled=computed + scheduled == totals,
+            new_block_ids=tuple(plan.new_block_ids),
+            new_seqs=tuple(plan.new_seqs),
+            finished_seq_ids=forgotten,
+        )
+
+    def update(self, scheduled: SchedulerOutput, output: ModelOutput) -> list[SequenceDelta]:
+        """Take in what the model made of the step: a delta per sequence that got a token."""
+        seq_by_id = {seq.seq_id: seq for seq in self._running}
+        seqs = [seq_by_id[seq_id] for seq_id in scheduled.seq_ids]
+        for seq, num_tokens in zip(seqs, scheduled.num_scheduled_tokens.tolist(), strict=True):
+            seq.num_computed_tokens += num_tokens
+        for seq_id, entries in output.prompt_logprobs:
+            seq_by_id[seq_id].prompt_logprobs.extend(entries)
+        sampled = [seq for seq, yes in zip(seqs, scheduled.is_sampled.tolist(), strict=True) if yes]
+        logprobs = output.logprobs or (None,) * len(sampled)
+        errors = dict(output.errors)
+        deltas = [
+            self._append(seq, token_id, entry, errors.get(seq.seq_id))
+            for seq, token_id, entry in zip(
+                sampled, output.token_ids.tolist(), logprobs, strict=True
+            )
+        ]
+        self._running = [seq for seq in self._running if seq.finish_reason is None]
+        return deltas
+
+    def _append(
+        self, seq: Sequence, token_id: int, logprobs: TokenLogprobs | None, error: str | None
+    ) -> SequenceDelta:
+        """Give a sequence its sampled token, and end it if that was its last."""
+        is_first = seq.num_output_tokens == 0
+        if error is None:
+            seq.token_ids.append(token_id)
+            reason = self._finish_reason(seq, token_id)
+        else:
+            reason = FinishReason.ERROR
+        if reason is not None:
+            self._forgotten.append(seq.seq_id)
+            self._finish(seq, reason)
+        stopped_by = token_id if reason is FinishReason.STOP else None
+        return SequenceDelta(
+            request_id=seq.request.request_id,
+            index=seq.index,
+            token_ids=(token_id,) if error is None else (),
+            logprobs=(logprobs,) if logprobs is not None and error is None else (),
+            finish_reason=reason,
+            stop_token_id=stopped_by,
+            num_cached_tokens=seq.num_cached_tokens,
+            prompt_logprobs=_first_prompt_logprobs(seq) if is_first else (),
+            error=error or "",
+        )
+
+    def _finish_reason(self, seq: Sequence, token_id: int) -> FinishReason | None:
+        enough = seq.num_output_tokens >= seq.request.sampling.min_tokens
+        if enough and token_id in seq.stop_token_ids:
+            return FinishReason.STOP
+        if seq.num_output_tokens >= seq.max_tokens or seq.num_tokens >= self._max_model_len:
+            return FinishReason.LENGTH
+        return None
+
+    def _finish(self, seq: Sequence, reason: FinishReason) -> None:
+        self._cache.free(seq)
+        seq.status = SequenceStatus.FINISHED
+        seq.finish_reason = reason
+
+    def check_invariants(self) -> None:
+        """Every held block is held by exactly the sequences that list it."""
+        self._cache.pool.check_invariants()
+        holders: dict[int, int] = {}
+        for seq in self._running:
+            assert seq.status is SequenceStatus.RUNNING, f"{seq} is in the running list"
+            for block_id in seq.block_ids:
+                holders[block_id] = holders.get(block_id, 0) + 1
+        for seq in self._waiting:
+            assert not seq.block_ids, f"{seq} waits but holds blocks"
+        self._cache.pool.check_holders(holders)
+
+
+def _first_prompt_logprobs(seq: Sequence) -> tuple[TokenLogprobs | None, ...]:
+    if seq.request.sampling.prompt_logprobs is None:
+        return ()
+    return (None, *seq.prompt_logprobs)

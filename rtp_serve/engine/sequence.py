@@ -1,0 +1,85 @@
+"""One token stream being generated: the unit of scheduling."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from rtp_serve.engine.request import FinishReason, Request, TokenLogprobs
+from rtp_serve.kv_cache.block import BlockHash
+
+_MASK = (1 << 64) - 1
+
+
+class SequenceStatus(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """It has no phase: it is behind by `num_tokens - num_computed_tokens`, and catches up."""
+
+    seq_id: int
+    request: Request
+    index: int
+    """Which of the request's n sequences."""
+
+    arrival_s: float
+    max_tokens: int
+    """Output limit after the context limit is applied."""
+
+    stop_token_ids: frozenset[int]
+    """Tokens that end it: the model's (unless ignored) and the request's."""
+
+    token_ids: list[int] = field(default_factory=list)
+    """Prompt, then output."""
+
+    status: SequenceStatus = SequenceStatus.WAITING
+    finish_reason: FinishReason | None = None
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Of the prompt, got from the prefix cache when it first ran."""
+
+    block_ids: list[int] = field(default_factory=list)
+    block_hashes: list[BlockHash] = field(default_factory=list)
+    num_registered_blocks: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    first_scheduled_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_token_ids)
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.seq_id} of {self.request.request_id!r}, {self.status}, "
+            f"{self.num_computed_tokens}/{self.num_tokens} tokens, {len(self.block_ids)} blocks)"
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def cache_salt(self) -> str:
+        return self.request.cache_salt
+
+    @property
+    def order(self) -> tuple[int, float, int]:
+        """Where it stands under the "priority" policy: priority, then arrival."""
+        return (self.request.priority, self.arrival_s, self.seq_id)
+
+    @property
+    def seed(self) -> int:
+        """64 bits. The first sequence has the request's own; the others are spread from it."""
+        return (self.request.seed + self.index * 0x9E3779B97F4A7C15) & _MASK

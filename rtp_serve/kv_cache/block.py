@@ -1,0 +1,31 @@
+"""Identity of a KV block: a hash chained over everything that determines its content."""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import NewType
+
+import numpy as np
+
+BlockHash = NewType("BlockHash", bytes)
+"""32 bytes. Positional by construction: it covers the hash of the block before it."""
+
+_DIGEST_SIZE = 32
+
+
+def root_hash(namespace: bytes, salt: str) -> BlockHash:
+    """The parent of every first block: what computes (namespace) and who may share (salt)."""
+    return BlockHash(_digest(b"root", namespace, salt.encode()))
+
+
+def chain_hash(parent: BlockHash, token_ids: Sequence[int], extras: bytes = b"") -> BlockHash:
+    """Hash of the block that holds `token_ids` after `parent`. `extras` is non-token content."""
+    return BlockHash(_digest(parent, np.asarray(token_ids, "<i4").tobytes(), extras))
+
+
+def _digest(*parts: bytes) -> bytes:
+    """BLAKE2b over length-framed parts, so that no two lists of parts read alike."""
+    state = blake2b(digest_size=_DIGEST_SIZE)
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.digest()

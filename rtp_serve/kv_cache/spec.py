@@ -1,0 +1,47 @@
+"""The format of the KV cache: what one block is and how many fit. No memory here.
+
+Device layout, one pair of tensors a layer, so that one head of one block is contiguous:
+
+    key, value   [num_blocks, num_kv_heads, block_size, head_dim]
+
+Canonical layout of one block, in which tiers and transfers hold it whatever the device does:
+
+    [num_layers, 2 (key, value), num_kv_heads, block_size, head_dim]
+
+A tensor-parallel rank owns a range of `num_kv_heads`, so any rank count reads any other's blocks.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class KVFormat(StrEnum):
+    """How an element of the cache is stored."""
+
+    BF16 = "bfloat16"
+    FP32 = "float32"
+
+    @property
+    def itemsize(self) -> int:
+        return {KVFormat.BF16: 2, KVFormat.FP32: 4}[self]
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheSpec:
+    """Shape and format of one rank's cache."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int = 16
+    format: KVFormat = KVFormat.BF16
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers, keys and values."""
+        elements = self.num_layers * 2 * self.num_kv_heads * self.block_size * self.head_dim
+        return elements * self.format.itemsize
+
+    def blocks_in(self, memory_bytes: int) -> int:
+        """How many blocks fit into `memory_bytes`."""
+        return memory_bytes // self.block_bytes

@@ -1,0 +1,163 @@
+"""Control-plane parts for tests: requests, and an engine over a worker that needs no model."""
+
+import random
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from rtp_serve.clock import VirtualClock
+from rtp_serve.config.engine import SchedulerConfig
+from rtp_serve.engine.client import ServedModel
+from rtp_serve.engine.core import EngineCore
+from rtp_serve.engine.executor import CompletedStep
+from rtp_serve.engine.output import ModelOutput, NewSequence, SchedulerOutput
+from rtp_serve.engine.request import Request, SequenceDelta
+from rtp_serve.engine.sampling_params import SamplingParams
+from rtp_serve.engine.scheduler import Scheduler
+from rtp_serve.kv_cache.block_pool import BlockPool
+from rtp_serve.kv_cache.manager import KVCacheManager
+from rtp_serve.observability.metrics import MetricsSink, PrometheusSink
+
+VOCAB_SIZE = 1000
+EOS = 2
+
+
+def make_request(
+    request_id: str = "r0",
+    prompt: Iterable[int] = (5, 6, 7),
+    *,
+    seed: int = 0,
+    priority: int = 0,
+    salt: str = "",
+    **sampling: Any,
+) -> Request:
+    sampling.setdefault("max_tokens", 8)
+    sampling.setdefault("temperature", 0.0)
+    params = SamplingParams(**sampling)
+    return Request(request_id, tuple(prompt), params, seed, priority, salt)
+
+
+def make_prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+    rng = random.Random(seed)
+    return tuple(rng.randrange(3, VOCAB_SIZE) for _ in range(length))
+
+
+class MemoryWorker:
+    """An executor whose "model" predicts a hash of the tokens it finds in its KV memory.
+
+    The memory is addressed through block tables, as the real one is, so a wrong block, a stale slot
+    or a lost token changes the output. It holds tokens where the real one holds keys and values.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int = 16, fail_at_step: int | None = None
+    ) -> None:
+        self._memory = np.full((num_blocks, block_size), -1, np.int64)
+        self._block_size = block_size
+        self._fail_at_step = fail_at_step
+        self._seqs: dict[int, _WorkerSequence] = {}
+        self.steps: list[SchedulerOutput] = []
+        self.is_shut_down = False
+
+    def submit(self, scheduled: SchedulerOutput) -> CompletedStep:
+        if len(self.steps) + 1 == self._fail_at_step:
+            raise RuntimeError("injected failure")
+        self.steps.append(scheduled)
+        for seq_id in scheduled.finished_seq_ids:
+            del self._seqs[seq_id]
+        for new in scheduled.new_seqs:
+            assert new.seq_id not in self._seqs, f"sequence {new.seq_id} is here already"
+            self._seqs[new.seq_id] = _WorkerSequence(new)
+        self._write_all(scheduled)
+        token_ids = [
+            self._predict(seq_id)
+            for seq_id, is_sampled in zip(scheduled.seq_ids, scheduled.is_sampled, strict=True)
+            if is_sampled
+        ]
+        return CompletedStep(ModelOutput(np.array(token_ids, np.int32)))
+
+    def _write_all(self, scheduled: SchedulerOutput) -> None:
+        """All tokens of the step are written before any sequence reads, as in a layer."""
+        for i, seq_id in enumerate(scheduled.seq_ids):
+            seq = self._seqs[seq_id]
+            seq.block_ids += scheduled.new_block_ids[i]
+            start = int(scheduled.num_computed_tokens[i])
+            for position in range(start, start + int(scheduled.num_scheduled_tokens[i])):
+                block_id = seq.block_ids[position // self._block_size]
+                self._memory[block_id, position % self._block_size] = seq.token_ids[position]
+
+    def _predict(self, seq_id: int) -> int:
+        seq = self._seqs[seq_id]
+        rows = self._memory[seq.block_ids].reshape(-1)[: len(seq.token_ids)]
+        digest = blake2b(rows.tobytes() + seq.seed.to_bytes(8, "little"), digest_size=8).digest()
+        token_id = int.from_bytes(digest, "little") % VOCAB_SIZE
+        seq.token_ids.append(token_id)
+        return token_id
+
+    def shutdown(self) -> None:
+        self.is_shut_down = True
+
+
+class _WorkerSequence:
+    def __init__(self, new: NewSequence) -> None:
+        self.token_ids = new.token_ids.tolist()
+        self.block_ids = list(new.block_ids)
+        self.seed = new.seed
+
+
+def predicted_tokens(request: Request, index: int = 0, count: int | None = None) -> list[int]:
+    """What MemoryWorker must produce for a request run alone, computed without any engine."""
+    seed = (request.seed + index * 0x9E3779B97F4A7C15) & ((1 << 64) - 1)
+    token_ids = list(request.prompt_token_ids)
+    limit = count or request.sampling.max_tokens or 0
+    for _ in range(limit):
+        data = np.array(token_ids, np.int64).tobytes() + seed.to_bytes(8, "little")
+        token_id = int.from_bytes(blake2b(data, digest_size=8).digest(), "little") % VOCAB_SIZE
+        token_ids.append(token_id)
+        if token_id == EOS and not request.sampling.ignore_eos:
+            break
+    return token_ids[len(request.prompt_token_ids) :]
+
+
+def make_core(
+    *,
+    num_blocks: int = 64,
+    max_model_len: int = 512,
+    enable_prefix_caching: bool = True,
+    worker: MemoryWorker | None = None,
+    clock: VirtualClock | None = None,
+    sink: MetricsSink | None = None,
+    **scheduler: Any,
+) -> EngineCore:
+    scheduler.setdefault("max_num_batched_tokens", 64)
+    scheduler.setdefault("max_num_seqs", 8)
+    cache = KVCacheManager(BlockPool(num_blocks), 16, b"test", enable_prefix_caching)
+    model = ServedModel("test", max_model_len, VOCAB_SIZE, (EOS,))
+    return EngineCore(
+        model,
+        Scheduler(SchedulerConfig(**scheduler), cache, max_model_len),
+        cache,
+        worker or MemoryWorker(num_blocks),
+        clock or VirtualClock(),
+        sink or PrometheusSink(),
+    )
+
+
+def run_to_end(core: EngineCore, requests: Iterable[Request] = ()) -> dict[str, list[list[int]]]:
+    """Add requests and step until nothing is left: request id → token ids of each sequence."""
+    outputs: dict[str, list[list[int]]] = {}
+    for request in requests:
+        core.add_request(request)
+        outputs[request.request_id] = [[] for _ in range(request.sampling.n)]
+    while core.has_work:
+        collect(outputs, core.step())
+        core.check_invariants()
+    return outputs
+
+
+def collect(outputs: dict[str, list[list[int]]], deltas: Iterable[SequenceDelta]) -> None:
+    for delta in deltas:
+        if delta.request_id in outputs:
+            outputs[delta.request_id][delta.index].extend(delta.token_ids)
