@@ -10,10 +10,10 @@ from rtp_serve.clock import Clock
 from rtp_serve.engine.client import ServedModel
 from rtp_serve.engine.executor import Executor
 from rtp_serve.engine.output import SchedulerOutput
+from rtp_serve.engine.recorder import EngineRecorder
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.engine.scheduler import Scheduler
 from rtp_serve.engine.sequence import Sequence
-from rtp_serve.engine.recorder import EngineRecorder
 from rtp_serve.errors import ContextLengthExceeded, InvalidRequest
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.observability.metrics import MetricsSink

@@ -137,15 +137,13 @@ class SamplingParams:
 
 
 def _in_range(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if (
-        not number
-        or not math.isfinite(value)
-        or not low <= value <= high
-        or (open_low and value == low)
-    ):
+    """Integer bounds ask for an integer, float bounds for any number."""
+    kinds = int if isinstance(low, int) else int | float
+    is_number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not low <= value <= high or (open_low and value == low):
+        noun = "an integer" if kinds is int else "a number"
         bound = "above" if open_low else "from"
-        raise InvalidRequest(f"{name} must be {bound} {low} to {high}, got {value!r}", name)
+        raise InvalidRequest(f"{name} must be {noun} {bound} {low} to {high}, got {value!r}", name)
 
 
 def _at_most(name: str, count: int, limit: int) -> None:
