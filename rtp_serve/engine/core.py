@@ -12,7 +12,7 @@ from rtp_serve.engine.executor import Executor
 from rtp_serve.engine.output import SchedulerOutput
 from rtp_serve.engine.recorder import EngineRecorder
 from rtp_serve.engine.request import Request, SequenceDelta
-from rtp_serve.engine.scheduler import Scheduler
+from rtp_serve.engine.scheduler import Scheduler, SchedulerCounters
 from rtp_serve.engine.sequence import Sequence
 from rtp_serve.errors import ContextLengthExceeded, InvalidRequest
 from rtp_serve.kv_cache.manager import KVCacheManager
@@ -66,6 +66,11 @@ class EngineCore:
             num_free_blocks=self._cache.pool.num_free,
             num_blocks=self._cache.pool.num_usable,
         )
+
+    @property
+    def counters(self) -> SchedulerCounters:
+        """Totals since start."""
+        return self._scheduler.counters
 
     def validate(self, request: Request) -> None:
         """Raise InvalidRequest if this engine cannot run `request`. Reads nothing that changes."""

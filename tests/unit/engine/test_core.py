@@ -64,7 +64,7 @@ def test_a_small_pool_does_preempt():
     core = make_core(num_blocks=14, max_model_len=150)
     requests = [make_request(f"r{i}", make_prompt(30, i), max_tokens=60) for i in range(6)]
     run_to_end(core, requests)
-    assert core._scheduler.counters.num_preemptions > 0
+    assert core.counters.num_preemptions > 0
 
 
 def test_one_long_prompt_does_not_stall_running_sequences():

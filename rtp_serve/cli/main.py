@@ -1,0 +1,101 @@
+"""The `rtp-serve` command. Each subcommand imports what it needs when it runs."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from rtp_serve.errors import RtpServeError
+from rtp_serve.observability.logging import configure_logging
+
+app = typer.Typer(
+    name="rtp-serve",
+    help="LLM serving on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Work with configuration files.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+Model = Annotated[str, typer.Argument(help="Directory, .gguf file, repository id or alias.")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="As for `chat`.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the most likely token.")]
+MaxTokens = Annotated[int, typer.Option(help="Tokens of an answer at most.")]
+Seed = Annotated[int | None, typer.Option(help="Makes sampling reproducible.")]
+Threads = Annotated[int | None, typer.Option(help="Compute threads; default: all cores.")]
+
+
+@app.command()
+def chat(
+    model: Model = DEFAULT_MODEL,
+    system: Annotated[str, typer.Option(help="System prompt.")] = "",
+    temperature: Temperature = 0.7,
+    max_tokens: MaxTokens = 512,
+    seed: Seed = None,
+    threads: Threads = None,
+) -> None:
+    """Chat in the terminal, with the engine in this process."""
+    from rtp_serve.cli.chat import ChatSettings, run_chat
+
+    run_chat(ChatSettings(model, system, temperature, max_tokens, seed, threads))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to continue; - reads standard input.")],
+    model: ModelOption = DEFAULT_MODEL,
+    temperature: Temperature = 0.0,
+    max_tokens: MaxTokens = 128,
+    seed: Seed = None,
+    threads: Threads = None,
+) -> None:
+    """Continue a text, streamed to standard output."""
+    from rtp_serve.cli.generate import run_generate
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    run_generate(text, model, temperature, max_tokens, seed, threads)
+
+
+@app.command()
+def serve(
+    config: Annotated[str, typer.Argument(help="A file as for `serve run`.")],
+) -> None:
+    """Start Ray Serve with a configuration and wait; Ctrl-C stops what it started."""
+    from rtp_serve.cli.serve import run_serve
+
+    run_serve(config)
+
+
+@app.command()
+def models() -> None:
+    """List the catalogue and what is on this machine."""
+    from rtp_serve.cli.models import list_models
+
+    list_models()
+
+
+@config_app.command("check")
+def config_check(file: Annotated[str, typer.Argument(help="A file as for `serve run`.")]) -> None:
+    """Parse a configuration and explain it, or every wrong key in it."""
+    from rtp_serve.cli.config import check_config
+
+    check_config(file)
+
+
+def main() -> None:
+    """Entry point: our own errors are one line on stderr and exit code 1."""
+    configure_logging()
+    try:
+        app()
+    except RtpServeError as error:
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
