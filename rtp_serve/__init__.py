@@ -3,6 +3,7 @@
 Public names are resolved on first use, so importing the package costs nothing and stays torch-free.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
     from rtp_serve.config.engine import EngineConfig
     from rtp_serve.engine.sampling_params import SamplingParams
     from rtp_serve.llm import LLM
+
+# Compute threads wait by sleeping. Spinning ones take the core from whoever they wait for as soon as
+# two processes share it. OpenMP reads this when torch loads it, so it is set before anything else.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __all__ = ["LLM", "EngineConfig", "SamplingParams"]
 

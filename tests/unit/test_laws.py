@@ -48,3 +48,7 @@ def test_public_names_are_resolved_on_first_use():
         "print(sorted(rtp_serve.__all__))"
     )
     assert run_python(code) == "['EngineConfig', 'LLM', 'SamplingParams']"
+
+
+def test_compute_threads_do_not_spin_unless_told_to():
+    assert run_python("import os, rtp_serve; print(os.environ['OMP_WAIT_POLICY'])") == "passive"

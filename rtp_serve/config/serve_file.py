@@ -1,0 +1,132 @@
+"""A YAML file for `serve run`, read before anything starts. Ray itself ignores unknown keys."""
+
+from typing import Any
+
+from pydantic import Field
+
+from rtp_serve.config.base import Config
+from rtp_serve.config.exposure import require_keys_beyond_loopback
+from rtp_serve.config.parse import parse_config, read_yaml
+from rtp_serve.config.serving import AppConfig
+
+_OUR_BUILDERS = "deployments."
+
+
+class HttpOptions(Config):
+    """Serve's HTTP proxies; what we do not read is Serve's to check."""
+
+    host: str | None = "0.0.0.0"
+    """Address to listen on; the default is Serve's own, and needs API keys."""
+
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port to listen on."""
+
+    root_path: str = ""
+    """Prefix that a proxy in front strips."""
+
+    request_timeout_s: float | None = None
+    """Serve's own limit on a request."""
+
+    keep_alive_timeout_s: int = 90
+    """How long an idle connection stays open."""
+
+    ssl_keyfile: str | None = None
+    """TLS key."""
+
+    ssl_certfile: str | None = None
+    """TLS certificate."""
+
+    ssl_keyfile_password: str | None = None
+    """Password of the TLS key."""
+
+    ssl_ca_certs: str | None = None
+    """Certificates of clients' authorities."""
+
+
+class ApplicationEntry(Config):
+    """One element of `applications`."""
+
+    name: str = "default"
+    """Name of the application on the cluster."""
+
+    import_path: str = ""
+    """`package.module:builder`."""
+
+    route_prefix: str | None = "/"
+    """Where it is mounted."""
+
+    args: dict[str, Any] = Field(default_factory=dict)
+    """What the builder gets."""
+
+    deployments: list[dict[str, Any]] = Field(default_factory=list)
+    """Serve's overrides of deployment options."""
+
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+    """Serve's."""
+
+    host: str | None = None
+    """Serve's; has no effect in a file with `applications`."""
+
+    port: int | None = None
+    """Serve's; has no effect in a file with `applications`."""
+
+    autoscaling_policy: dict[str, Any] | None = None
+    """Serve's application-level policy."""
+
+    logging_config: dict[str, Any] | None = None
+    """Serve's."""
+
+    external_scaler_enabled: bool = False
+    """Serve's."""
+
+    @property
+    def is_ours(self) -> bool:
+        return self.import_path.startswith(_OUR_BUILDERS)
+
+    @property
+    def config(self) -> AppConfig:
+        """`args` of an application of ours. Raises ConfigError."""
+        where = f"args of application {self.name!r}"
+        return parse_config(AppConfig, self.args, where)
+
+
+class ServeFile(Config):
+    """The whole file."""
+
+    applications: list[ApplicationEntry] = Field(default_factory=list, min_length=1)
+    """What to deploy."""
+
+    http_options: HttpOptions = HttpOptions()
+    """Where HTTP is served."""
+
+    proxy_location: str = "EveryNode"
+    """On which nodes HTTP is served."""
+
+    grpc_options: dict[str, Any] = Field(default_factory=dict)
+    """Serve's."""
+
+    controller_options: dict[str, Any] | None = None
+    """Serve's."""
+
+    logging_config: dict[str, Any] | None = None
+    """Serve's."""
+
+    tracing_config: dict[str, Any] | None = None
+    """Serve's."""
+
+    target_capacity: float | None = None
+    """Serve's."""
+
+
+def read_serve_file(path: str) -> ServeFile:
+    """Read and check a file, with the arguments of our applications in it.
+
+    Raises ConfigError naming every wrong key and value, and when an application would be open to
+    other machines without a key.
+    """
+    file = parse_config(ServeFile, read_yaml(path), path)
+    for application in file.applications:
+        if application.is_ours:
+            host = None if file.proxy_location == "Disabled" else file.http_options.host
+            require_keys_beyond_loopback(application.config, host)
+    return file

@@ -1,0 +1,114 @@
+"""One application on Ray Serve: the `args:` of a YAML file for `serve run`."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from rtp_serve.config.api import ApiConfig
+from rtp_serve.config.base import Config
+from rtp_serve.config.engine import EngineConfig
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+# Slots above what the engine takes in, so that it is the engine that refuses, with a 429.
+_SPARE_REQUESTS = 64
+
+
+class ReplicaConfig(Config):
+    """The engine replicas."""
+
+    num_replicas: int = Field(default=1, ge=1)
+    """How many engines; a fixed number."""
+
+    autoscaling: dict[str, Any] | None = None
+    """Serve's `autoscaling_config` instead of a fixed number."""
+
+    num_cpus: float = Field(default=0.5, ge=0)
+    """CPUs Ray reserves for a replica. Only placement: threads are `engine.num_threads`."""
+
+    num_gpus: float = Field(default=0, ge=0)
+    """GPUs Ray reserves for a replica."""
+
+    resources: dict[str, float] = Field(default_factory=dict)
+    """Custom Ray resources of a replica, to pin it to nodes that have them."""
+
+    health_check_period_s: float = Field(default=2.0, gt=0)
+    """Time between health checks; a dead replica is replaced after one."""
+
+    health_check_timeout_s: float = Field(default=30.0, gt=0)
+    """A replica silent for so long is replaced."""
+
+    drain_timeout_s: float = Field(default=600.0, ge=0)
+    """A replica that is asked to stop lets its streams finish for so long."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ReplicaConfig":
+        if self.autoscaling is not None and "num_replicas" in self.model_fields_set:
+            raise ValueError("num_replicas and autoscaling exclude each other; set one of them")
+        return self
+
+
+class IngressConfig(Config):
+    """The HTTP front ends."""
+
+    num_replicas: int = Field(default=1, ge=1)
+    """How many ingress processes."""
+
+    num_cpus: float = Field(default=0.1, ge=0)
+    """CPUs Ray reserves for an ingress."""
+
+    resources: dict[str, float] = Field(default_factory=dict)
+    """Custom Ray resources of an ingress, to pin it to nodes that have them."""
+
+    max_ongoing_requests: int = Field(default=4096, ge=1)
+    """HTTP requests one ingress handles at once."""
+
+    replica_timeout_s: float = Field(default=30.0, gt=0)
+    """A request that no engine replica takes for so long is answered 503."""
+
+    allow_public_without_keys: bool = False
+    """Serve without API keys even where HTTP listens beyond the loopback interface."""
+
+
+class ChannelConfig(Config):
+    """The sockets that bring tokens from replicas to ingresses."""
+
+    tcp_ports: tuple[Port, Port] | None = None
+    """Lowest and highest port for ingresses with replicas on other nodes; default: any."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ChannelConfig":
+        if self.tcp_ports and self.tcp_ports[0] > self.tcp_ports[1]:
+            raise ValueError(f"tcp_ports: the lower port comes first, got {list(self.tcp_ports)}")
+        return self
+
+    @property
+    def tcp_port_range(self) -> range:
+        """Ports to try in order; empty for any port."""
+        low, high = self.tcp_ports or (0, -1)
+        return range(low, high + 1)
+
+
+class AppConfig(Config):
+    """Everything of an application with one kind of engine replica."""
+
+    engine: EngineConfig = EngineConfig()
+    """The model and how it runs."""
+
+    api: ApiConfig = ApiConfig()
+    """Keys and limits of the HTTP API."""
+
+    replica: ReplicaConfig = ReplicaConfig()
+    """Engine replicas."""
+
+    ingress: IngressConfig = IngressConfig()
+    """HTTP front ends."""
+
+    channel: ChannelConfig = ChannelConfig()
+    """Token sockets."""
+
+    @property
+    def max_ongoing_requests(self) -> int:
+        """Calls one engine replica holds open at once."""
+        scheduler = self.engine.scheduler
+        return scheduler.max_num_seqs + scheduler.max_queued + _SPARE_REQUESTS
