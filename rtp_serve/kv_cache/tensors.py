@@ -1,0 +1,68 @@
+"""The memory of the KV cache on one device. Knows nothing of sequences, hashes or ownership."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rtp_serve.kv_cache.spec import KVCacheSpec, KVFormat
+
+_DTYPES = {KVFormat.BF16: torch.bfloat16, KVFormat.FP32: torch.float32}
+
+
+class KVCacheTensors:
+    """Keys and values of `num_blocks` blocks in the device layout, zeroed."""
+
+    def __init__(
+        self, spec: KVCacheSpec, num_blocks: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.spec = spec
+        self.num_blocks = num_blocks
+        # [num_layers, 2 (key, value), num_blocks, num_kv_heads, block_size, head_dim]
+        self._data = torch.zeros(
+            (
+                spec.num_layers,
+                2,
+                num_blocks,
+                spec.num_kv_heads,
+                spec.block_size,
+                spec.head_dim,
+            ),
+            dtype=_DTYPES[spec.format],
+            device=device,
+        )
+        self._layers = [(layer[0], layer[1]) for layer in self._data]
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Key and value of a layer, each [num_blocks, num_kv_heads, block_size, head_dim]."""
+        return self._layers[index]
+
+    def export_blocks(self, block_ids: Sequence[int]) -> Tensor:
+        """A contiguous copy in the canonical layout, one block after the other:
+
+        [len(block_ids), num_layers, 2, num_kv_heads, block_size, head_dim].
+        """
+        return self._data[:, :, self._index(block_ids)].movedim(2, 0).contiguous()
+
+    def import_blocks(self, block_ids: Sequence[int], data: Tensor) -> None:
+        """Fill blocks from what `export_blocks` gave, here or elsewhere."""
+        expected = (len(block_ids), *self._data.shape[:2], *self._data.shape[3:])
+        if data.shape != expected or data.dtype != self._data.dtype:
+            raise ValueError(
+                f"data must be {list(expected)} {self._data.dtype}, "
+                f"got {list(data.shape)} {data.dtype}"
+            )
+        self._data[:, :, self._index(block_ids)] = data.to(self._data.device).movedim(0, 2)
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Make block `target` hold what `source` holds."""
+        self._index((source, target))
+        self._data[:, :, target] = self._data[:, :, source]
+
+    def _index(self, block_ids: Sequence[int]) -> Tensor:
+        for block_id in block_ids:
+            if not 0 <= block_id < self.num_blocks:
+                raise ValueError(
+                    f"block id must be from 0 to {self.num_blocks - 1}, got {block_id}"
+                )
+        return torch.tensor(block_ids, dtype=torch.int64, device=self._data.device)

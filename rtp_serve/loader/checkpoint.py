@@ -1,0 +1,121 @@
+"""A checkpoint directory: its safetensors files, read tensor by tensor through the page cache.
+
+Opening reads headers only, so every problem of names, shapes and types is known before any weight
+is. It does not know what the tensors are for; `loader.weights` puts them where they belong.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rtp_serve.errors import CheckpointError
+from rtp_serve.models.weights import TensorSpec
+
+_DTYPES = ("BF16", "F16", "F32")
+_PICKLES = ("*.bin", "*.pt", "*.pth")
+_INDEX = "model.safetensors.index.json"
+_MAX_NAMED = 8
+"""Offenders spelled out in one message; the rest are counted."""
+
+
+class Checkpoint:
+    """The tensors of one directory by name. Files stay mapped until the object is gone."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises CheckpointError: no file, a malformed one, a name in two files."""
+        self._handles: dict[str, Any] = {}
+        self._where: dict[str, str] = {}
+        for path in _weight_files(directory):
+            handle = _open(path)
+            for name in handle.keys():  # noqa: SIM118 - not a dict
+                if name in self._handles:
+                    raise CheckpointError(
+                        f"{directory}: tensor {name} is in {self._where[name]} and {path.name}"
+                    )
+                self._handles[name] = handle
+                self._where[name] = path.name
+        self.directory = directory
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._handles)
+
+    def check(self, wanted: Iterable[TensorSpec]) -> None:
+        """Raise CheckpointError naming every tensor that is missing, misshapen or mistyped."""
+        missing, wrong = [], []
+        for spec in wanted:
+            if spec.name not in self._handles:
+                missing.append(spec.name)
+                continue
+            header = self._handles[spec.name].get_slice(spec.name)
+            shape, dtype = tuple(header.get_shape()), header.get_dtype()
+            if shape != spec.shape:
+                wrong.append(f"{spec.name} has shape {list(shape)}, expected {list(spec.shape)}")
+            elif dtype not in _DTYPES:
+                wrong.append(f"{spec.name} is {dtype}, supported: {', '.join(_DTYPES)}")
+        problems = [f"missing {listed(missing)}"] if missing else []
+        problems += [listed(wrong)] if wrong else []
+        if problems:
+            raise CheckpointError(f"{self.directory}: {'; '.join(problems)}")
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The tensor as `dtype`; where that is its own type, a view of the mapped file."""
+        try:
+            tensor: Tensor = self._handles[name].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.directory}: cannot read {name}: {error}") from error
+        return tensor.to(dtype)
+
+
+def listed(names: list[str]) -> str:
+    """The first few, and how many more."""
+    rest = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """model.safetensors, or what the index names, or every safetensors file there is."""
+    single = directory / "model.safetensors"
+    if single.exists():
+        return [single]
+    if (directory / _INDEX).exists():
+        return _indexed_files(directory)
+    found = sorted(directory.glob("*.safetensors"))
+    if found:
+        return found
+    pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
+    hint = (
+        f"; {listed(pickles)} would have to be unpickled, which can run any code: convert it with "
+        "safetensors.torch.save_file, or take a revision that has safetensors"
+        if pickles
+        else ""
+    )
+    raise CheckpointError(f"{directory}: no *.safetensors file{hint}")
+
+
+def _indexed_files(directory: Path) -> list[Path]:
+    index = directory / _INDEX
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+        is_plain = all(Path(name).name == name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not an index of tensors: {error!r}") from error
+    if not is_plain:
+        raise CheckpointError(f"{index} names files outside its directory: {listed(names)}")
+    absent = [name for name in names if not (directory / name).exists()]
+    if absent or not names:
+        raise CheckpointError(f"{index} names files that are not there: {listed(absent)}")
+    return [directory / name for name in names]
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error

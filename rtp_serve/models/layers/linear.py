@@ -1,0 +1,28 @@
+"""Linear maps as replaceable objects: dense here; quantised, LoRA or sharded ones look the same."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rtp_serve import ops
+
+
+class Linear(Protocol):
+    """y = f(x), row by row: a row's result must not depend on the other rows."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [num_tokens, in_features] → [num_tokens, out_features]."""
+        ...
+
+
+class PackedLinear:
+    """x @ weightᵀ + bias with a packed weight."""
+
+    def __init__(self, weight: ops.PackedWeight, out_dtype: torch.dtype | None = None) -> None:
+        """`out_dtype` of None keeps x's dtype."""
+        self._weight = weight
+        self._out_dtype = out_dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self._weight, out_dtype=self._out_dtype)

@@ -1,0 +1,18 @@
+"""The gated feed-forward block."""
+
+from torch import Tensor
+
+from rtp_serve import ops
+from rtp_serve.models.layers.linear import Linear
+
+
+class GatedMLP:
+    """down(silu(gate(x)) · up(x)), gate and up as one linear."""
+
+    def __init__(self, gate_up_proj: Linear, down_proj: Linear) -> None:
+        self.gate_up_proj = gate_up_proj
+        self.down_proj = down_proj
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [num_tokens, hidden_size] → the same shape."""
+        return self.down_proj(ops.silu_and_mul(self.gate_up_proj(x)))

@@ -1,0 +1,154 @@
+"""The dense Llama family: Llama, Qwen2 (biased qkv) and Qwen3 (normed q and k heads).
+
+A layer works on a pair: `x`, the last block's output, and `residual`, the stream it is still to be
+added to. Adding and norming are one operation, so the sum is made at the next norm.
+"""
+
+import torch
+from torch import Tensor
+
+from rtp_serve.config.model import ModelConfig
+from rtp_serve.kv_cache.tensors import KVCacheTensors
+from rtp_serve.models.layers.attention import Attention, AttentionMetadata, HeadShape
+from rtp_serve.models.layers.embedding import TokenEmbedding
+from rtp_serve.models.layers.linear import Linear, PackedLinear
+from rtp_serve.models.layers.mlp import GatedMLP
+from rtp_serve.models.layers.norm import RMSNorm
+from rtp_serve.models.layers.rotary import RotaryEmbedding
+from rtp_serve.models.model import HiddenStates, ModelInputs
+from rtp_serve.models.weights import Weights, WeightSpec, matrix, vector
+
+
+class DecoderLayer:
+    """Attention and MLP, each behind a norm."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, path: str, rotary: RotaryEmbedding
+    ) -> None:
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(weights.vector(f"{path}.{name}"), config.rms_norm_eps)
+
+        self.input_norm = norm("input_norm")
+        self.attention = Attention(
+            HeadShape(config.num_heads, config.num_kv_heads, config.head_dim),
+            weights.linear(f"{path}.attention.qkv_proj"),
+            weights.linear(f"{path}.attention.o_proj"),
+            rotary,
+            norm("q_norm") if config.qk_norm else None,
+            norm("k_norm") if config.qk_norm else None,
+        )
+        self.mlp_norm = norm("mlp_norm")
+        self.mlp = GatedMLP(
+            weights.linear(f"{path}.mlp.gate_up_proj"), weights.linear(f"{path}.mlp.down_proj")
+        )
+
+    def __call__(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        positions: Tensor,
+        kv: tuple[Tensor, Tensor],
+        metadata: AttentionMetadata,
+    ) -> Tensor:
+        """The MLP's output [num_tokens, hidden_size]; everything before it is in `residual`."""
+        normed = self.input_norm.add(x, residual)
+        attended = self.attention(normed, positions, kv, metadata)
+        return self.mlp(self.mlp_norm.add(attended, residual))
+
+
+class DenseDecoder:
+    """Embedding, layers, final norm and output head."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, max_positions: int) -> None:
+        norm_weight = weights.vector("norm")
+        self.config = config
+        self.device = norm_weight.device
+        rotary = RotaryEmbedding(config.rope, config.head_dim, max_positions, self.device)
+        embedding = weights.matrix("embedding")
+        head = embedding if config.tie_word_embeddings else weights.matrix("lm_head")
+        self.embedding = TokenEmbedding(embedding)
+        self.layers = [
+            DecoderLayer(config, weights, f"layers.{index}", rotary)
+            for index in range(config.num_layers)
+        ]
+        self.norm = RMSNorm(norm_weight, config.rms_norm_eps)
+        self.lm_head: Linear = PackedLinear(head, out_dtype=torch.float32)
+
+    @staticmethod
+    def weight_specs(config: ModelConfig) -> tuple[WeightSpec, ...]:
+        """Everything the model wants, in model order."""
+        vocabulary = {"model.embed_tokens": config.vocab_size}
+        specs = [matrix("embedding", vocabulary, config.hidden_size)]
+        for index in range(config.num_layers):
+            specs += _layer_specs(config, f"layers.{index}", f"model.layers.{index}")
+        specs.append(vector("norm", "model.norm", config.hidden_size))
+        if not config.tie_word_embeddings:
+            specs.append(matrix("lm_head", {"lm_head": config.vocab_size}, config.hidden_size))
+        return tuple(specs)
+
+    def forward(
+        self, inputs: ModelInputs, cache: KVCacheTensors, taps: tuple[int, ...] = ()
+    ) -> HiddenStates:
+        """Compute the step's tokens and write their KV. `taps` are layers to report."""
+        x = self.embedding(inputs.token_ids, inputs.embeds, inputs.is_embedded)
+        residual = torch.zeros_like(x)
+        tapped: dict[int, Tensor] = {}
+        for index, layer in enumerate(self.layers):
+            x = layer(x, residual, inputs.positions, cache.layer(index), inputs.attention)
+            if index in taps:
+                tapped[index] = x + residual
+        return HiddenStates(x + residual, tuple(tapped[index] for index in taps))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Rows of `HiddenStates.last` [n, hidden_size] → [n, vocab_size], fp32."""
+        return self.lm_head(self.norm(hidden))
+
+    def linear(self, path: str) -> Linear:
+        """The linear at a path such as `layers.0.attention.qkv_proj`."""
+        owner, name = self._locate(path)
+        linear: Linear = getattr(owner, name)
+        return linear
+
+    def replace_linear(self, path: str, linear: Linear) -> None:
+        """Put another linear, of the same shape, in its place."""
+        owner, name = self._locate(path)
+        setattr(owner, name, linear)
+
+    def _locate(self, path: str) -> tuple[object, str]:
+        """The object that holds the linear at `path`, and its name there. Raises KeyError."""
+        *parents, name = path.split(".")
+        owner: object = self
+        for part in parents:
+            owner = owner[int(part)] if isinstance(owner, list) else getattr(owner, part, None)
+        if not name.endswith(("_proj", "lm_head")) or not hasattr(owner, name):
+            raise KeyError(f"no linear at {path!r}")
+        return owner, name
+
+
+def _layer_specs(config: ModelConfig, path: str, module: str) -> list[WeightSpec]:
+    hidden, heads = config.hidden_size, config.num_heads * config.head_dim
+    kv_heads = config.num_kv_heads * config.head_dim
+    attention, mlp = f"{module}.self_attn", f"{module}.mlp"
+    qkv = {
+        f"{attention}.q_proj": heads,
+        f"{attention}.k_proj": kv_heads,
+        f"{attention}.v_proj": kv_heads,
+    }
+    gate_up = dict.fromkeys((f"{mlp}.gate_proj", f"{mlp}.up_proj"), config.intermediate_size)
+    specs = [
+        vector(f"{path}.input_norm", f"{module}.input_layernorm", hidden),
+        matrix(f"{path}.attention.qkv_proj", qkv, hidden, has_bias=config.qkv_bias),
+        matrix(
+            f"{path}.attention.o_proj",
+            {f"{attention}.o_proj": hidden},
+            heads,
+            has_bias=config.o_bias,
+        ),
+        vector(f"{path}.mlp_norm", f"{module}.post_attention_layernorm", hidden),
+        matrix(f"{path}.mlp.gate_up_proj", gate_up, hidden),
+        matrix(f"{path}.mlp.down_proj", {f"{mlp}.down_proj": hidden}, config.intermediate_size),
+    ]
+    if config.qk_norm:
+        specs.append(vector(f"{path}.q_norm", f"{attention}.q_norm", config.head_dim))
+        specs.append(vector(f"{path}.k_norm", f"{attention}.k_norm", config.head_dim))
+    return specs

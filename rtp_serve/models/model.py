@@ -1,0 +1,76 @@
+"""What every model takes and gives: the boundary between the runner and the architectures."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rtp_serve.config.model import ModelConfig
+from rtp_serve.kv_cache.tensors import KVCacheTensors
+from rtp_serve.models.layers.attention import AttentionMetadata
+from rtp_serve.models.layers.linear import Linear
+from rtp_serve.models.weights import Weights, WeightSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInputs:
+    """One step's tokens, all sequences one behind the other. All on the model's device."""
+
+    # [num_tokens], int64
+    token_ids: Tensor
+    # [num_tokens], or [3, num_tokens] under M-RoPE, int64
+    positions: Tensor
+    attention: AttentionMetadata
+    # [num_tokens, hidden_size]: embeddings in place of tokens
+    embeds: Tensor | None = None
+    # [num_tokens], bool: which rows of `embeds` count; None is all
+    is_embedded: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenStates:
+    """What a forward pass leaves."""
+
+    # [num_tokens, hidden_size]: the residual stream after the last layer, before the final norm
+    last: Tensor
+    # the residual stream after each layer asked for, in the order asked
+    taps: tuple[Tensor, ...] = ()
+
+
+class Model(Protocol):
+    """A causal decoder. Rows never depend on which other sequences are in the step."""
+
+    config: ModelConfig
+    device: torch.device
+
+    def forward(
+        self, inputs: ModelInputs, cache: KVCacheTensors, taps: tuple[int, ...] = ()
+    ) -> HiddenStates:
+        """Compute the step's tokens and write their KV. `taps` are layers to report."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Rows of `HiddenStates.last` [n, hidden_size] → [n, vocab_size], fp32."""
+        ...
+
+    def linear(self, path: str) -> Linear:
+        """The linear at a path such as `layers.0.qkv_proj`."""
+        ...
+
+    def replace_linear(self, path: str, linear: Linear) -> None:
+        """Put another linear, of the same shape, in its place."""
+        ...
+
+
+class ModelFactory(Protocol):
+    """A model class, as the registry gives it."""
+
+    @staticmethod
+    def weight_specs(config: ModelConfig) -> tuple[WeightSpec, ...]:
+        """Everything the model wants, in model order."""
+        ...
+
+    def __call__(self, config: ModelConfig, weights: Weights, max_positions: int) -> Model:
+        """Assemble the model; positions are below `max_positions`."""
+        ...

@@ -1,0 +1,74 @@
+"""What a model wants from a checkpoint, as data, and what it gets back.
+
+A model lists `WeightSpec`s; the loader finds, checks, converts and packs their tensors and hands
+them over as `Weights`. Neither knows the other: no file here, no layer there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rtp_serve import ops
+from rtp_serve.models.layers.linear import PackedLinear
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of the checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSpec:
+    """One weight of the model: checkpoint tensors stacked along their rows.
+
+    Matrices [rows, columns] are packed for the linear kernels, vectors [size] stay plain.
+    """
+
+    path: str
+    """Where it goes in the model: `layers.0.qkv_proj`."""
+
+    parts: tuple[TensorSpec, ...]
+    biases: tuple[TensorSpec, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        return self.parts + self.biases
+
+    @property
+    def is_matrix(self) -> bool:
+        return len(self.parts[0].shape) == 2
+
+
+def matrix(
+    path: str, rows: Mapping[str, int], num_columns: int, has_bias: bool = False
+) -> WeightSpec:
+    """The spec of a linear. `rows` maps each stacked checkpoint module to its number of rows."""
+    parts = tuple(TensorSpec(f"{name}.weight", (size, num_columns)) for name, size in rows.items())
+    biases = tuple(TensorSpec(f"{name}.bias", (size,)) for name, size in rows.items())
+    return WeightSpec(path, parts, biases if has_bias else ())
+
+
+def vector(path: str, name: str, size: int) -> WeightSpec:
+    """The spec of a norm's weight."""
+    return WeightSpec(path, (TensorSpec(f"{name}.weight", (size,)),))
+
+
+class Weights:
+    """The loaded weights of one model, by path."""
+
+    def __init__(self, matrices: dict[str, ops.PackedWeight], vectors: dict[str, Tensor]) -> None:
+        self._matrices = matrices
+        self._vectors = vectors
+
+    def matrix(self, path: str) -> ops.PackedWeight:
+        return self._matrices[path]
+
+    def linear(self, path: str) -> PackedLinear:
+        return PackedLinear(self._matrices[path])
+
+    def vector(self, path: str) -> Tensor:
+        return self._vectors[path]

@@ -1,0 +1,93 @@
+"""One step's arrays, built with numpy at once: no Python per token.
+
+A step's tokens lie one sequence behind the other:
+
+    seq 0                     seq 1      seq 2
+    | t t t t t t t t t t t t | t        | t t t t t t |
+    ^ query_start_loc[0]      ^ [1]      ^ [2]         ^ [3]
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rtp_serve.engine.output import Int32Array, SchedulerOutput
+from rtp_serve.models.layers.attention import AttentionMetadata
+from rtp_serve.models.model import ModelInputs
+from rtp_serve.worker.sequence_table import IntArray, SequenceTable
+
+
+@dataclass(frozen=True, slots=True)
+class InputBatch:
+    """What one forward pass reads, on the host."""
+
+    # [num_seqs], int64: each sequence's row in the SequenceTable
+    rows: IntArray
+    # [num_tokens], int64
+    token_ids: IntArray
+    # [num_tokens], int64: place in the sequence, from 0
+    positions: IntArray
+    # [num_tokens], int64: where the token's KV goes, block_id * block_size + offset
+    slots: IntArray
+    # [num_seqs + 1], int32
+    query_start_loc: Int32Array
+    # [num_seqs], int32: KV length including this step
+    seq_lens: Int32Array
+    # [num_seqs, max_blocks of the step], int32
+    block_tables: Int32Array
+    # [num_seqs], bool: which sequences get a new token
+    is_sampled: NDArray[np.bool_]
+
+    @property
+    def last_token(self) -> IntArray:
+        """[num_sampled], int64: index of each sampled sequence's last token."""
+        return self.query_start_loc[1:][self.is_sampled].astype(np.int64) - 1
+
+    @property
+    def sampled_rows(self) -> IntArray:
+        """[num_sampled], int64."""
+        return self.rows[self.is_sampled]
+
+    def model_inputs(self, device: torch.device) -> ModelInputs:
+        """The same as tensors."""
+
+        def tensor(array: NDArray[np.integer]) -> torch.Tensor:
+            return torch.from_numpy(array).to(device)
+
+        metadata = AttentionMetadata(
+            slots=tensor(self.slots),
+            block_tables=tensor(self.block_tables),
+            query_start_loc=tensor(self.query_start_loc),
+            seq_lens=tensor(self.seq_lens),
+        )
+        return ModelInputs(tensor(self.token_ids), tensor(self.positions), metadata)
+
+
+def build_input_batch(
+    table: SequenceTable, rows: IntArray, scheduled: SchedulerOutput
+) -> InputBatch:
+    """Gather the scheduled tokens of `rows`."""
+    num_scheduled = scheduled.num_scheduled_tokens
+    query_start_loc = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum(num_scheduled, out=query_start_loc[1:])
+    seq_lens = (scheduled.num_computed_tokens + num_scheduled).astype(np.int32)
+
+    row_of_token = np.repeat(rows, num_scheduled)
+    first_position = scheduled.num_computed_tokens - query_start_loc[:-1]
+    token = np.arange(query_start_loc[-1], dtype=np.int64)
+    positions = token + np.repeat(first_position, num_scheduled)
+    num_blocks = -(-int(seq_lens.max(initial=0)) // table.block_size)
+    block_ids = table.block_tables[row_of_token, positions // table.block_size]
+    slots = block_ids.astype(np.int64) * table.block_size + positions % table.block_size
+    return InputBatch(
+        rows=rows,
+        token_ids=table.token_ids[row_of_token, positions].astype(np.int64),
+        positions=positions,
+        slots=slots,
+        query_start_loc=query_start_loc,
+        seq_lens=seq_lens,
+        block_tables=np.ascontiguousarray(table.block_tables[rows, :num_blocks]),
+        is_sampled=scheduled.is_sampled,
+    )

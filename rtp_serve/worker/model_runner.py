@@ -1,0 +1,104 @@
+"""Runs a step: bookkeeping, forward pass, logits of the rows that need them, sampling.
+
+It decides nothing: which sequences, how many tokens and which blocks come with the SchedulerOutput.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rtp_serve.engine.output import ModelOutput, SchedulerOutput
+from rtp_serve.engine.request import TokenLogprobs
+from rtp_serve.kv_cache.tensors import KVCacheTensors
+from rtp_serve.models.model import Model
+from rtp_serve.worker.input_batch import InputBatch, build_input_batch
+from rtp_serve.worker.logprobs import token_logprobs
+from rtp_serve.worker.sampler import NOT_FINITE, SampledRow, sample
+from rtp_serve.worker.sequence_table import SequenceTable
+
+_PROMPT_ROWS = 64
+"""Prompt positions whose logits are held at once."""
+
+
+class ModelRunner:
+    """One model, its KV cache and the sequences that run on them."""
+
+    def __init__(
+        self, model: Model, cache: KVCacheTensors, max_num_seqs: int, max_model_len: int
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._table = SequenceTable(max_num_seqs, max_model_len, cache.spec.block_size)
+
+    @torch.inference_mode()
+    def execute(self, scheduled: SchedulerOutput) -> ModelOutput:
+        """Compute the step. A sequence whose logits are no numbers gets an error, others go on."""
+        rows = self._table.apply(scheduled)
+        if not len(rows):
+            return ModelOutput(np.empty(0, np.int32))
+        batch = build_input_batch(self._table, rows, scheduled)
+        hidden = self._model.forward(batch.model_inputs(self._model.device), self._cache).last
+        errors: dict[int, str] = {}
+        prompt_logprobs = tuple(self._prompt_logprobs(batch, hidden, errors))
+        return self._sample(batch, hidden, prompt_logprobs, errors)
+
+    def check_invariants(self) -> None:
+        """Recompute the books from scratch."""
+        self._table.check_invariants()
+
+    def _sample(
+        self,
+        batch: InputBatch,
+        hidden: Tensor,
+        prompt_logprobs: tuple[tuple[int, tuple[TokenLogprobs, ...]], ...],
+        errors: dict[int, str],
+    ) -> ModelOutput:
+        rows = batch.sampled_rows
+        if not len(rows):
+            return ModelOutput(np.empty(0, np.int32), (), prompt_logprobs, tuple(errors.items()))
+        sampled_rows = [
+            SampledRow(self._table.tracked(row), self._table.tokens(row)) for row in rows
+        ]
+        sampled = sample(self._logits(hidden, batch.last_token), sampled_rows)
+        self._table.append(rows, sampled.token_ids)
+        for index, message in sampled.errors:
+            errors[sampled_rows[index].sequence.seq_id] = message
+        return ModelOutput(
+            sampled.token_ids,
+            sampled.logprobs if any(sampled.logprobs) else (),
+            prompt_logprobs,
+            tuple(errors.items()),
+        )
+
+    def _logits(self, hidden: Tensor, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[len(tokens), vocab_size], fp32, on the host."""
+        chosen = hidden[torch.from_numpy(tokens).to(hidden.device)]
+        logits: NDArray[np.float32] = self._model.logits(chosen).cpu().numpy()
+        return logits
+
+    def _prompt_logprobs(
+        self, batch: InputBatch, hidden: Tensor, errors: dict[int, str]
+    ) -> Iterator[tuple[int, tuple[TokenLogprobs, ...]]]:
+        """For each sequence that wants them, the prompt tokens that this step predicts."""
+        for index, row in enumerate(batch.rows):
+            sequence = self._table.tracked(row)
+            num_top = sequence.sampling.prompt_logprobs
+            if num_top is None:
+                continue
+            start, end = batch.query_start_loc[index : index + 2]
+            first = int(batch.positions[start]) + 1
+            # The prompt's last token predicts the first output token, which is not of the prompt.
+            targets = self._table.tokens(row)[first : sequence.num_prompt_tokens][: end - start]
+            entries: list[TokenLogprobs] = []
+            for done in range(0, len(targets), _PROMPT_ROWS):
+                chunk = targets[done : done + _PROMPT_ROWS]
+                logits = self._logits(hidden, np.arange(len(chunk)) + start + done)
+                if not np.isfinite(logits.max(axis=-1)).all():
+                    errors[sequence.seq_id] = NOT_FINITE
+                    break
+                entries += map(token_logprobs, logits, chunk.tolist(), [num_top] * len(chunk))
+            if entries:
+                yield sequence.seq_id, tuple(entries)

@@ -1,0 +1,47 @@
+"""How many compute threads a step may use."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+def use_compute_threads(limit: int | None = None) -> int:
+    """Set torch's thread count for the calling thread: the cores it may use, at most `limit`."""
+    num_threads = min(available_cores(), limit or available_cores())
+    if torch.get_num_threads() != num_threads:
+        torch.set_num_threads(num_threads)
+    return num_threads
+
+
+def available_cores(cgroup_root: Path = _CGROUP_ROOT) -> int:
+    """Cores this process may use: its affinity, cut to the container's CPU quota; at least 1."""
+    cores = len(os.sched_getaffinity(0))
+    quota = cpu_quota(cgroup_root)
+    return cores if quota is None else max(1, min(cores, math.floor(quota)))
+
+
+def cpu_quota(cgroup_root: Path = _CGROUP_ROOT) -> float | None:
+    """Cores' worth of CPU time the control group may use (v2, else v1); None without a limit."""
+    unified = _words(cgroup_root / "cpu.max")
+    if unified:
+        quota, period = unified
+    else:
+        quotas = _words(cgroup_root / "cpu" / "cpu.cfs_quota_us")
+        periods = _words(cgroup_root / "cpu" / "cpu.cfs_period_us")
+        if not (quotas and periods):
+            return None
+        quota, period = quotas[0], periods[0]
+    if quota in ("max", "-1"):
+        return None
+    return int(quota) / int(period)
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").split()
+    except OSError:
+        return []

@@ -1,0 +1,110 @@
+"""Engines over one loaded model, so that many settings can be tried on the same weights."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rtp_serve.clock import WallClock
+from rtp_serve.config.engine import EngineConfig
+from rtp_serve.config.model import read_model_config
+from rtp_serve.engine.client import ServedModel
+from rtp_serve.engine.core import EngineCore
+from rtp_serve.engine.request import Request, TokenLogprobs
+from rtp_serve.engine.scheduler import Scheduler
+from rtp_serve.kv_cache.block_pool import BlockPool
+from rtp_serve.kv_cache.manager import KVCacheManager
+from rtp_serve.kv_cache.tensors import KVCacheTensors
+from rtp_serve.models.model import Model
+from rtp_serve.observability.metrics import PrometheusSink
+from rtp_serve.worker.capacity import compute_dtype, plan_capacity
+from rtp_serve.worker.executor import InProcessExecutor
+from rtp_serve.worker.loading import load_model
+from rtp_serve.worker.model_runner import ModelRunner
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """Weights and KV memory. The memory is never cleared: each engine finds the last one's data."""
+
+    model: Model
+    cache: KVCacheTensors
+    served: ServedModel
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Everything a client could see of a request."""
+
+    token_ids: tuple[tuple[int, ...], ...]
+    logprobs: tuple[tuple[TokenLogprobs, ...], ...]
+    num_cached_tokens: int
+
+
+def load(directory: Path, **config: Any) -> LoadedModel:
+    engine_config = EngineConfig(model=str(directory), **config)
+    model_config = read_model_config(directory)
+    capacity = plan_capacity(model_config, engine_config)
+    dtype = getattr(torch, compute_dtype(model_config, engine_config))
+    served = ServedModel(
+        "test", capacity.max_model_len, model_config.vocab_size, model_config.eos_token_ids
+    )
+    return LoadedModel(
+        load_model(directory, model_config, dtype, capacity.max_model_len),
+        KVCacheTensors(capacity.spec, capacity.num_blocks),
+        served,
+        capacity.num_blocks,
+    )
+
+
+def make_engine(
+    loaded: LoadedModel,
+    *,
+    num_blocks: int | None = None,
+    enable_prefix_caching: bool = False,
+    num_threads: int | None = None,
+    **scheduler: Any,
+) -> EngineCore:
+    """A fresh control plane and runner. `num_blocks` may be less than the memory holds."""
+    config = EngineConfig(scheduler=scheduler).scheduler
+    cache = KVCacheManager(
+        BlockPool(num_blocks or loaded.num_blocks), 16, b"test", enable_prefix_caching
+    )
+    max_len = loaded.served.max_model_len
+    runner = ModelRunner(loaded.model, loaded.cache, config.max_num_seqs, max_len)
+    return EngineCore(
+        loaded.served,
+        Scheduler(config, cache, max_len),
+        cache,
+        InProcessExecutor(runner, num_threads),
+        WallClock(),
+        PrometheusSink(),
+    )
+
+
+def run(engine: EngineCore, requests: Iterable[Request]) -> dict[str, Generated]:
+    """All requests at once, to their end."""
+    tokens: dict[tuple[str, int], tuple[int, ...]] = {}
+    logprobs: dict[tuple[str, int], tuple[TokenLogprobs, ...]] = {}
+    cached: dict[str, int] = {}
+    requests = list(requests)
+    for request in requests:
+        engine.add_request(request)
+    while engine.has_work:
+        for delta in engine.step():
+            key = (delta.request_id, delta.index)
+            tokens[key] = tokens.get(key, ()) + delta.token_ids
+            logprobs[key] = logprobs.get(key, ()) + delta.logprobs
+            cached[delta.request_id] = max(cached.get(delta.request_id, 0), delta.num_cached_tokens)
+    engine.check_invariants()
+    return {
+        request.request_id: Generated(
+            tuple(tokens[request.request_id, i] for i in range(request.sampling.n)),
+            tuple(logprobs[request.request_id, i] for i in range(request.sampling.n)),
+            cached[request.request_id],
+        )
+        for request in requests
+    }

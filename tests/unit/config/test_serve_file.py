@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+
+from rtp_serve.config.serve_file import read_serve_file
+from rtp_serve.errors import ConfigError
+
+APPLICATION = "{name: a, import_path: 'deployments.aggregated:app', args: %s}"
+LOOPBACK = "http_options: {host: 127.0.0.1}\n"
+
+
+def write(directory: Path, text: str) -> str:
+    path = directory / "config.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def with_args(directory: Path, args: str, head: str = LOOPBACK) -> str:
+    return write(directory, f"{head}applications: [{APPLICATION % args}]")
+
+
+def test_the_arguments_of_our_applications_are_parsed(tmp_path: Path):
+    file = read_serve_file(with_args(tmp_path, "{engine: {cache: {memory: 1GiB}}}"))
+    assert file.applications[0].config.engine.cache.memory == 1 << 30
+
+
+def test_the_arguments_of_other_applications_are_left_alone(tmp_path: Path):
+    text = "applications: [{import_path: 'somebody.else:app', args: {anything: 1}}]"
+    (application,) = read_serve_file(write(tmp_path, text)).applications
+    assert not application.is_ours
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("http_option: {}\napplications: []", "unknown key 'http_option'.*did you mean"),
+        ("http_options: {prot: 1}", "http_options: unknown key 'prot'.*did you mean 'port'"),
+        ("http_options: {port: 0}", "http_options.port"),
+        ("applications: []", "applications"),
+        ("applications: [{nme: x}]", "applications.0: unknown key 'nme'.*did you mean 'name'"),
+        ("- a", "expected a mapping"),
+    ],
+)
+def test_a_wrong_file_is_one_error_that_names_the_place(tmp_path: Path, text: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        read_serve_file(write(tmp_path, text))
+
+
+def test_a_wrong_argument_names_the_application(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"application 'a': unknown key 'engin'.*mean 'engine'"):
+        read_serve_file(with_args(tmp_path, "{engin: {}}"))
+
+
+def test_serves_own_default_address_is_public_and_needs_keys(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no API key"):
+        read_serve_file(with_args(tmp_path, "{}", head=""))
+
+
+def test_without_proxies_nothing_is_reachable(tmp_path: Path):
+    read_serve_file(with_args(tmp_path, "{}", head="proxy_location: Disabled\n"))
+
+
+def test_the_quickstart_listens_on_this_machine_alone():
+    file = read_serve_file("configs/quickstart.yaml")
+    assert (file.http_options.host, file.http_options.port) == ("127.0.0.1", 8000)
+    assert [application.name for application in file.applications] == ["rtp-serve"]

@@ -1,0 +1,57 @@
+"""Runners over tiny random-weight checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rtp_serve.config.engine import CacheConfig, EngineConfig, SchedulerConfig
+from rtp_serve.config.model import ModelConfig
+from rtp_serve.kv_cache.spec import KVCacheSpec, KVFormat
+from rtp_serve.kv_cache.tensors import KVCacheTensors
+from rtp_serve.models.layers.attention import AttentionMetadata
+from rtp_serve.models.model import ModelInputs
+from rtp_serve.worker.loading import load_runner
+from rtp_serve.worker.model_runner import ModelRunner
+
+BLOCK_SIZE = 16
+
+
+def make_runner(directory: Path, *, num_blocks: int = 128, **config: Any) -> ModelRunner:
+    settings = EngineConfig(
+        cache=CacheConfig(num_blocks=num_blocks),
+        scheduler=SchedulerConfig(max_num_seqs=16),
+        **config,
+    )
+    return load_runner(directory, settings).runner
+
+
+def make_cache(config: ModelConfig, dtype: torch.dtype = torch.float32) -> KVCacheTensors:
+    kv_format = KVFormat(str(dtype).removeprefix("torch."))
+    spec = KVCacheSpec(
+        config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, kv_format
+    )
+    return KVCacheTensors(spec, num_blocks=16)
+
+
+def whole_prompt(token_ids: list[int], **replaced: Any) -> ModelInputs:
+    """One sequence computed in one step, from block 1 on."""
+    length = len(token_ids)
+    num_blocks = -(-length // BLOCK_SIZE)
+    metadata = AttentionMetadata(
+        slots=torch.arange(length) + BLOCK_SIZE,
+        block_tables=torch.arange(1, num_blocks + 1, dtype=torch.int32)[None],
+        query_start_loc=torch.tensor([0, length], dtype=torch.int32),
+        seq_lens=torch.tensor([length], dtype=torch.int32),
+    )
+    inputs = {
+        "token_ids": torch.tensor(token_ids),
+        "positions": torch.arange(length),
+        "attention": metadata,
+    }
+    return ModelInputs(**(inputs | replaced))
+
+
+def make_prompt(length: int, seed: int = 0, vocab_size: int = 256) -> list[int]:
+    return np.random.default_rng(seed).integers(3, vocab_size, length).tolist()
