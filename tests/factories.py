@@ -57,6 +57,8 @@ class MemoryWorker:
         self._memory = np.full((num_blocks, block_size), -1, np.int64)
         self._block_size = block_size
         self._fail_at_step = fail_at_step
+        self.broken_at_length: int | None = None
+        """A sequence whose step ends at this many tokens is reported as not computable."""
         self._seqs: dict[int, _WorkerSequence] = {}
         self.steps: list[SchedulerOutput] = []
         self.is_shut_down = False
@@ -71,12 +73,19 @@ class MemoryWorker:
             assert new.seq_id not in self._seqs, f"sequence {new.seq_id} is here already"
             self._seqs[new.seq_id] = _WorkerSequence(new)
         self._write_all(scheduled)
+        lengths = (scheduled.num_computed_tokens + scheduled.num_scheduled_tokens).tolist()
+        broken = {
+            seq_id
+            for seq_id, length in zip(scheduled.seq_ids, lengths, strict=True)
+            if length == self.broken_at_length
+        }
         token_ids = [
-            self._predict(seq_id)
+            -1 if seq_id in broken else self._predict(seq_id)
             for seq_id, is_sampled in zip(scheduled.seq_ids, scheduled.is_sampled, strict=True)
             if is_sampled
         ]
-        return CompletedStep(ModelOutput(np.array(token_ids, np.int32)))
+        errors = tuple((seq_id, "broken") for seq_id in broken)
+        return CompletedStep(ModelOutput(np.array(token_ids, np.int32), errors=errors))
 
     def _write_all(self, scheduled: SchedulerOutput) -> None:
         """All tokens of the step are written before any sequence reads, as in a layer."""

@@ -77,4 +77,4 @@ class ModelOutput:
     """(seq_id, entries for the prompt tokens that this step's chunk predicted, in order)."""
 
     errors: tuple[tuple[int, str], ...] = ()
-    """(seq_id, what went wrong) of sampled rows that have no token; their token id is -1."""
+    """(seq_id, what went wrong) of sequences that must end; a sampled one's token id is -1."""

@@ -195,43 +195,44 @@ class Scheduler:
             seq.num_computed_tokens += num_tokens
         for seq_id, entries in output.prompt_logprobs:
             seq_by_id[seq_id].prompt_logprobs.extend(entries)
+        failed = dict(output.errors)
+        deltas = [self._fail(seq_by_id[seq_id], error) for seq_id, error in failed.items()]
         sampled = [seq for seq, yes in zip(seqs, scheduled.is_sampled.tolist(), strict=True) if yes]
         logprobs = output.logprobs or (None,) * len(sampled)
-        errors = dict(output.errors)
-        deltas = [
-            self._append(seq, token_id, entry, errors.get(seq.seq_id))
-            for seq, token_id, entry in zip(
-                sampled, output.token_ids.tolist(), logprobs, strict=True
-            )
-        ]
+        for seq, token_id, entry in zip(sampled, output.token_ids.tolist(), logprobs, strict=True):
+            if seq.seq_id not in failed:
+                deltas.append(self._append(seq, token_id, entry))
         self._running = [seq for seq in self._running if seq.finish_reason is None]
         return deltas
 
-    def _append(
-        self, seq: Sequence, token_id: int, logprobs: TokenLogprobs | None, error: str | None
-    ) -> SequenceDelta:
+    def _append(self, seq: Sequence, token_id: int, entry: TokenLogprobs | None) -> SequenceDelta:
         """Give a sequence its sampled token, and end it if that was its last."""
         is_first = seq.num_output_tokens == 0
-        if error is None:
-            seq.token_ids.append(token_id)
-            reason = self._finish_reason(seq, token_id)
-        else:
-            reason = FinishReason.ERROR
+        seq.token_ids.append(token_id)
+        reason = self._finish_reason(seq, token_id)
         if reason is not None:
-            self._forgotten.append(seq.seq_id)
-            self._finish(seq, reason)
-        stopped_by = token_id if reason is FinishReason.STOP else None
+            self._finish_running(seq, reason)
         return SequenceDelta(
             request_id=seq.request.request_id,
             index=seq.index,
-            token_ids=(token_id,) if error is None else (),
-            logprobs=(logprobs,) if logprobs is not None and error is None else (),
+            token_ids=(token_id,),
+            logprobs=(entry,) if entry is not None else (),
             finish_reason=reason,
-            stop_token_id=stopped_by,
+            stop_token_id=token_id if reason is FinishReason.STOP else None,
             num_cached_tokens=seq.num_cached_tokens,
             prompt_logprobs=_first_prompt_logprobs(seq) if is_first else (),
-            error=error or "",
         )
+
+    def _fail(self, seq: Sequence, error: str) -> SequenceDelta:
+        """End a sequence that the model could not compute; the others go on."""
+        self._finish_running(seq, FinishReason.ERROR)
+        return SequenceDelta(
+            seq.request.request_id, seq.index, finish_reason=FinishReason.ERROR, error=error
+        )
+
+    def _finish_running(self, seq: Sequence, reason: FinishReason) -> None:
+        self._forgotten.append(seq.seq_id)
+        self._finish(seq, reason)
 
     def _finish_reason(self, seq: Sequence, token_id: int) -> FinishReason | None:
         enough = seq.num_output_tokens >= seq.request.sampling.min_tokens

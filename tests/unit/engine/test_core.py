@@ -230,6 +230,25 @@ def test_a_prompt_beyond_the_context_names_both_numbers():
         core.add_request(make_request(prompt=make_prompt(32)))
 
 
+@pytest.mark.parametrize("broken_at", [32, 45])
+def test_a_sequence_that_cannot_be_computed_ends_alone(broken_at: int):
+    """At 32 in the middle of its prompt, at 45 while it generates."""
+    worker = MemoryWorker(64)
+    worker.broken_at_length = broken_at
+    core = make_core(worker=worker, max_num_batched_tokens=32)
+    core.add_request(make_request("broken", make_prompt(40), max_tokens=20, ignore_eos=True))
+    healthy = make_request("healthy", make_prompt(3), max_tokens=20, ignore_eos=True)
+    core.add_request(healthy)
+    deltas = []
+    while core.has_work:
+        deltas += core.step()
+        core.check_invariants()
+    last = [d for d in deltas if d.request_id == "broken"][-1]
+    assert (last.finish_reason, last.error) == (FinishReason.ERROR, "broken")
+    tokens = [t for d in deltas if d.request_id == "healthy" for t in d.token_ids]
+    assert tokens == predicted_tokens(healthy)
+
+
 def test_a_request_id_in_use_is_refused():
     core = make_core()
     core.add_request(make_request("a"))
