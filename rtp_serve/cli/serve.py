@@ -6,6 +6,7 @@ Also what the launcher prints once the API answers.
 import importlib.util
 import json
 import os
+import shlex
 import sys
 
 from rtp_serve.config.serve_file import ApplicationEntry, HttpOptions, read_serve_file
@@ -54,5 +55,5 @@ def _curl(url: str, application: ApplicationEntry) -> str:
     return (
         f"curl {url}/v1/chat/completions \\\n"
         f"  -H 'Content-Type: application/json' \\\n{key}"
-        f"  -d '{json.dumps(body)}'"
+        f"  -d {shlex.quote(json.dumps(body))}"
     )

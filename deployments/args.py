@@ -1,0 +1,47 @@
+"""Configuration → Serve's deployment options."""
+
+from typing import Any
+
+from rtp_serve.config.serving import AppConfig
+
+# How often a stopping replica looks whether its last stream has ended.
+_DRAIN_POLL_S = 0.2
+# A checkpoint that fails twice fails for good.
+_CONSTRUCTOR_TRIES = 2
+
+
+def replica_options(config: AppConfig) -> dict[str, Any]:
+    """Options of the EngineReplica deployment."""
+    replica = config.replica
+    actor = {"num_cpus": replica.num_cpus, "num_gpus": replica.num_gpus}
+    options: dict[str, Any] = {
+        "ray_actor_options": {**actor, "resources": dict(replica.resources)},
+        "max_ongoing_requests": config.max_ongoing_requests,
+        "health_check_period_s": replica.health_check_period_s,
+        "health_check_timeout_s": replica.health_check_timeout_s,
+        "graceful_shutdown_timeout_s": replica.drain_timeout_s,
+        "graceful_shutdown_wait_loop_s": _DRAIN_POLL_S,
+        "max_constructor_retry_count": _CONSTRUCTOR_TRIES,
+    }
+    if replica.autoscaling is None:
+        options["num_replicas"] = replica.num_replicas
+    else:
+        options["autoscaling_config"] = dict(replica.autoscaling)
+    return options
+
+
+def ingress_options(config: AppConfig) -> dict[str, Any]:
+    """Options of the Ingress deployment. It drains no faster than its slowest request."""
+    ingress = config.ingress
+    return {
+        "num_replicas": ingress.num_replicas,
+        "ray_actor_options": {
+            "num_cpus": ingress.num_cpus,
+            "resources": dict(ingress.resources),
+        },
+        "max_ongoing_requests": ingress.max_ongoing_requests,
+        "health_check_period_s": config.replica.health_check_period_s,
+        "graceful_shutdown_timeout_s": config.api.limits.request_timeout_s,
+        "graceful_shutdown_wait_loop_s": _DRAIN_POLL_S,
+        "max_constructor_retry_count": _CONSTRUCTOR_TRIES,
+    }

@@ -1,0 +1,52 @@
+"""What must stand in the environment before Ray is imported, which reads it then."""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MARK = "RTP_SERVE_LAUNCH"
+"""Variable that all processes of an own cluster inherit; its value is the cluster's directory."""
+
+_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Silences a warning: actors without GPUs keep CUDA_VISIBLE_DEVICES.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray's own is 15: anything else on the machine would come before the engine.
+    "RAY_worker_niceness": "0",
+}
+
+# Ray's socket paths must stay under 108 bytes, and take 70 beyond its directory.
+_MAX_PARENT_CHARS = 24
+
+
+@contextmanager
+def cluster_directory() -> Iterator[Path | None]:
+    """A directory for a cluster of our own and the environment to go with it, where the user has
+    not chosen; None when RAY_ADDRESS names a cluster to join."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if os.environ.get("RAY_ADDRESS"):
+        yield None
+        return
+    parent = tempfile.gettempdir()
+    short = parent if len(parent) <= _MAX_PARENT_CHARS else "/tmp"
+    directory = Path(tempfile.mkdtemp(prefix="rtp-", dir=short))
+    try:
+        os.environ[MARK] = str(directory)
+        if "RAY_AUTH_MODE" not in os.environ:
+            _require_token(directory / "token")
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _require_token(path: Path) -> None:
+    """Ray's ports are open to the network: every message must show a token of this launch."""
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32))
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)

@@ -1,0 +1,98 @@
+"""Ingress: the HTTP front end as a Serve replica, and the door for Python callers.
+
+Torch is never imported here: it would cost seconds and 200 MiB for every ingress.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from deployments.coalesce import CoalescingClient
+from deployments.exposure import check_exposure
+from deployments.replica_client import ReplicaClient
+from deployments.token_stream.listener import TokenListener
+from rtp_serve.api.chat import ChatService
+from rtp_serve.api.completion import CompletionService
+from rtp_serve.api.context import ServingContext
+from rtp_serve.api.openai_app import build_app
+from rtp_serve.api.service import answer, answer_stream
+from rtp_serve.clock import WallClock
+from rtp_serve.config.serving import AppConfig
+from rtp_serve.loader.hub import resolve
+from rtp_serve.observability.logging import configure_logging
+from rtp_serve.text.chat_template import ChatTemplate
+from rtp_serve.text.tokenizer import Tokenizer
+
+# A handle costs about a millisecond an item, so Python callers get what came in this time together.
+_HANDLE_PERIOD_S = 0.03
+
+Json = Mapping[str, Any]
+
+
+class Ingress:
+    """OpenAI's API over the engine replicas behind a handle.
+
+    From Python, `chat` and `generate` take the bodies of `/v1/chat/completions` and
+    `/v1/completions`; `chat_stream` and `generate_stream` need `handle.options(stream=True)`.
+    They are as trusted as the cluster: no key is asked for.
+    """
+
+    async def __init__(self, replicas: DeploymentHandle, config: AppConfig) -> None:  # type: ignore[misc]
+        configure_logging()
+        self._config = config
+        self._listener = TokenListener(
+            ray.get_runtime_context().get_node_id(),
+            ray.util.get_node_ip_address(),
+            config.channel.tcp_port_range,
+        )
+        await asyncio.to_thread(check_exposure, config)
+        await self._listener.start()
+        engine = ReplicaClient(replicas, self._listener, config.ingress.replica_timeout_s)
+        tokenizer, chat_template = await asyncio.to_thread(_load_text, config)
+        self._context = ServingContext(
+            engine, tokenizer, chat_template, WallClock(), config.api.limits
+        )
+        slow = replace(self._context, engine=CoalescingClient(engine, _HANDLE_PERIOD_S))
+        self._chat = ChatService(slow)
+        self._completion = CompletionService(slow)
+
+    async def __serve_build_asgi_app__(self) -> Starlette:
+        context = self._context
+        return build_app(
+            context.engine, context.tokenizer, context.chat_template, self._config.api, WallClock()
+        )
+
+    async def chat(self, body: Json, tenant: str = "") -> Json:
+        return await answer(self._chat, body, tenant)
+
+    async def generate(self, body: Json, tenant: str = "") -> Json:
+        return await answer(self._completion, body, tenant)
+
+    async def chat_stream(self, body: Json, tenant: str = "") -> AsyncGenerator[Json, None]:
+        async with aclosing(answer_stream(self._chat, body, tenant)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def generate_stream(self, body: Json, tenant: str = "") -> AsyncGenerator[Json, None]:
+        async with aclosing(answer_stream(self._completion, body, tenant)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def __del__(self) -> None:
+        """Serve awaits it when the ingress has drained."""
+        await self._listener.close()
+
+
+def _load_text(config: AppConfig) -> tuple[Tokenizer, ChatTemplate]:
+    directory = resolve(config.engine.model, config.engine.revision, files="tokenizer")
+    return Tokenizer.from_directory(directory), ChatTemplate.from_directory(directory)
+
+
+IngressDeployment = serve.ingress()(Ingress)

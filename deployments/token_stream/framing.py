@@ -1,0 +1,45 @@
+"""Length-prefixed frames over a byte stream: u32 little-endian length, then that many bytes."""
+
+from collections.abc import Iterator
+
+from deployments.token_stream.wire import WireError
+
+MAX_FRAME_BYTES = 64 << 20
+MAX_HELLO_BYTES = 4096
+
+_PREFIX_BYTES = 4
+
+
+def frame(payload: bytes) -> bytes:
+    """`payload` with its length in front. Raises WireError above MAX_FRAME_BYTES."""
+    if len(payload) > MAX_FRAME_BYTES:
+        raise WireError(f"a frame of {len(payload)} bytes is over the limit of {MAX_FRAME_BYTES}")
+    return len(payload).to_bytes(_PREFIX_BYTES, "little") + payload
+
+
+class FrameReader:
+    """Cuts received bytes into payloads."""
+
+    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self.max_frame_bytes = max_frame_bytes
+        """May be raised between frames, when the peer has proven who it is."""
+
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield each payload that `data` completes. Raises WireError for one over the limit.
+
+        Exhaust the iterator before the next call.
+        """
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= _PREFIX_BYTES:
+            size = int.from_bytes(self._buffer[start : start + _PREFIX_BYTES], "little")
+            if size > self.max_frame_bytes:
+                raise WireError(f"a frame of {size} bytes; the limit is {self.max_frame_bytes}")
+            end = start + _PREFIX_BYTES + size
+            if len(self._buffer) < end:
+                break
+            yield bytes(self._buffer[start + _PREFIX_BYTES : end])
+            start = end
+        del self._buffer[:start]

@@ -1,0 +1,197 @@
+"""The ingress's side of the channels: replicas connect here and their deltas find their streams.
+
+Belongs to one event loop. A frame for a stream that is gone is late and is dropped.
+"""
+
+import asyncio
+import hmac
+import logging
+import secrets
+import socket
+from itertools import count
+from typing import cast
+
+from deployments.token_stream.framing import MAX_FRAME_BYTES, MAX_HELLO_BYTES, FrameReader, frame
+from deployments.token_stream.sockets import is_same_user, listen_tcp, listen_unix, tune
+from deployments.token_stream.streams import ChannelLost, TokenStream
+from deployments.token_stream.wire import (
+    SECRET_BYTES,
+    VERSION,
+    Abort,
+    ChannelAddress,
+    Deltas,
+    FromReplica,
+    Hello,
+    Opened,
+    StreamKey,
+    WireError,
+    decode_from_replica,
+    encode,
+    unpack_delta,
+)
+from rtp_serve.engine.request import Request
+from rtp_serve.errors import EngineDead
+
+logger = logging.getLogger("ray.serve")
+
+HELLO_TIMEOUT_S = 5.0
+
+
+class TokenListener:
+    """The open streams of one ingress process and the sockets that feed them."""
+
+    def __init__(self, node_id: str, tcp_host: str, tcp_ports: range = range(0)) -> None:
+        """`tcp_host` is this node's own address; an empty `tcp_ports` allows any port."""
+        self.secret = secrets.token_bytes(SECRET_BYTES)
+        self._node_id = node_id
+        self._unix_name = f"rtp-serve-{secrets.token_hex(16)}"
+        self._tcp_host = tcp_host
+        self._tcp_ports = tcp_ports
+        self._tcp_port = 0
+        self._servers: list[asyncio.Server] = []
+        self._opening_tcp = asyncio.Lock()
+        self._stream_ids = count(1)
+        self._streams: dict[StreamKey, TokenStream] = {}
+        self._channels: dict[StreamKey, InboundChannel] = {}
+        self._inbound: set[InboundChannel] = set()
+
+    @property
+    def address(self) -> ChannelAddress:
+        """What a control call carries now."""
+        host = self._tcp_host if self._tcp_port else None
+        return ChannelAddress(self._node_id, self._unix_name, self.secret, host, self._tcp_port)
+
+    async def start(self) -> None:
+        """Listen on the Unix socket."""
+        loop = asyncio.get_running_loop()
+        self._servers.append(
+            await loop.create_unix_server(
+                lambda: InboundChannel(self), sock=listen_unix(self._unix_name)
+            )
+        )
+
+    async def open_tcp(self) -> None:
+        """Listen on TCP too, if not done before. Raises OSError when no port is free."""
+        async with self._opening_tcp:
+            if self._tcp_port:
+                return
+            sock = listen_tcp(self._tcp_host, self._tcp_ports)
+            loop = asyncio.get_running_loop()
+            self._servers.append(await loop.create_server(lambda: InboundChannel(self), sock=sock))
+            self._tcp_port = sock.getsockname()[1]
+
+    def open_stream(self, request: Request) -> TokenStream:
+        """A new stream; it gets what replicas send under its key until `close_stream`."""
+        key = StreamKey(next(self._stream_ids))
+        stream = TokenStream(key, request.request_id, request.sampling.n)
+        self._streams[key] = stream
+        return stream
+
+    def is_opened(self, stream: TokenStream) -> bool:
+        """Whether a replica has taken the stream, now or in its past."""
+        return stream.is_complete or stream.key in self._channels
+
+    def close_stream(self, stream: TokenStream) -> bool:
+        """Forget a stream, telling its replica to abort what is unfinished.
+
+        Returns whether the replica knows: False when it has not opened the stream yet.
+        """
+        self._streams.pop(stream.key, None)
+        channel = self._channels.pop(stream.key, None)
+        if channel is not None and not stream.is_complete:
+            channel.abort(stream.key)
+        return channel is not None
+
+    def joined(self, channel: "InboundChannel") -> None:
+        self._inbound.add(channel)
+
+    def handle(self, channel: "InboundChannel", message: FromReplica) -> None:
+        """Take one message of a channel that has said hello."""
+        match message:
+            case Deltas(items=items):
+                for delta in items:
+                    stream = self._streams.get(delta.key)
+                    if stream is not None:
+                        stream.push(unpack_delta(stream.request_id, delta))
+            case Opened(key=key):
+                if key in self._streams:
+                    self._channels[key] = channel
+                else:
+                    channel.abort(key)
+            case Hello():
+                raise WireError("a second hello")
+
+    def left(self, channel: "InboundChannel") -> None:
+        """A replica is gone: its unfinished streams fail."""
+        self._inbound.discard(channel)
+        lost = [key for key, owner in self._channels.items() if owner is channel]
+        for key in lost:
+            del self._channels[key]
+            self._streams[key].fail(ChannelLost("the replica that ran the request is gone"))
+
+    async def close(self) -> None:
+        """Stop listening and drop the channels; every open stream fails."""
+        for server in self._servers:
+            server.close()
+        for channel in list(self._inbound):
+            channel.close()
+        for stream in self._streams.values():
+            stream.fail(EngineDead("the ingress is shutting down"))
+        self._streams.clear()
+        self._channels.clear()
+
+
+class InboundChannel(asyncio.Protocol):
+    """One replica's connection. The first frame is small, in time and knows the secret."""
+
+    def __init__(self, listener: TokenListener) -> None:
+        self._listener = listener
+        self._reader = FrameReader(MAX_HELLO_BYTES)
+        self._transport: asyncio.Transport | None = None
+        self._hello: Hello | None = None
+        self._deadline = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self.close)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports do not derive from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+        connection = transport.get_extra_info("socket")
+        tune(connection)
+        if connection.family == socket.AF_UNIX and not is_same_user(connection):
+            self.close()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for payload in self._reader.feed(data):
+                message = decode_from_replica(payload)
+                if self._hello is None:
+                    self._greet(message)
+                else:
+                    self._listener.handle(self, message)
+        except WireError as error:
+            logger.warning("token channel refused: %s", error)
+            self.close()
+
+    def _greet(self, message: FromReplica) -> None:
+        if not isinstance(message, Hello):
+            raise WireError("the first frame is not a hello")
+        if not hmac.compare_digest(message.secret, self._listener.secret):
+            raise WireError("wrong secret")
+        if message.version != VERSION:
+            raise WireError(f"protocol version {message.version}; this side speaks {VERSION}")
+        self._hello = message
+        self._deadline.cancel()
+        self._reader.max_frame_bytes = MAX_FRAME_BYTES
+        self._listener.joined(self)
+
+    def abort(self, key: StreamKey) -> None:
+        if self._transport is not None:
+            self._transport.write(frame(encode(Abort(key))))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._deadline.cancel()
+        self._listener.left(self)

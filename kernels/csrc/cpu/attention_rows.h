@@ -1,0 +1,126 @@
+// The rows of a query tile while they pass over their keys: ranges, online softmax, partitions.
+#pragma once
+
+#include "attention.h"
+#include "attention_units.h"
+
+namespace rtp::RTP_ISA_NAMESPACE {
+
+// Indices [begin, end) of keys that a row sees.
+struct KeyRange {
+  int32_t begin, end;
+
+  bool is_empty() const { return begin >= end; }
+
+  // What of it lies in [first, first + size), counted from `first`.
+  KeyRange within(int32_t first, int32_t size) const {
+    const int32_t low = begin - first, high = end - first;
+    return {low > 0 ? low : 0, high < size ? high : size};
+  }
+};
+
+RTP_INLINE int64_t context_of(const PagedAttention& op, int32_t seq) {
+  return op.seq_lens[seq] - (op.query_start_loc[seq + 1] - op.query_start_loc[seq]);
+}
+
+// Of `token`, the sequence's token-th of this step.
+RTP_INLINE KeyRange visible_keys(const PagedAttention& op, int32_t seq, int32_t token) {
+  const int64_t mask = op.ancestor_mask ? op.ancestor_mask[op.query_start_loc[seq] + token] : 0;
+  const int64_t own = mask ? __builtin_popcountll(mask) : token + 1;
+  const int64_t end = context_of(op, seq) + own;
+  const int64_t begin = op.window > 0 && end > op.window ? end - op.window : 0;
+  return {static_cast<int32_t>(begin), static_cast<int32_t>(end)};
+}
+
+// Multiplies a row of accumulators.
+RTP_INLINE void scale_row(float* row, int64_t columns, VecF factor) {
+  for (int64_t c = 0; c < columns; c += kLanes) store(row + c, load(row + c) * factor);
+}
+
+// One partition's running state of one row.
+struct OnlineSoftmax {
+  float maximum;
+  float sums[16];  // of weights, by lane
+
+  void reset() {
+    maximum = -__builtin_inff();
+    for (float& sum : sums) sum = 0.0f;
+  }
+  float sum() const { return reduce_add(load(sums)); }
+};
+
+// The running maximum follows a tile's only when it is this far behind (in powers of 2), so that
+// accumulators are seldom rescaled. Weights reach 2^kSlack at most; the quotient is the same.
+constexpr float kSlack = 8.0f;
+
+// Turns a tile's scores, times `scale` (> 0) exponents of 2, into weights, zero outside `range`.
+// Rescales what the state and the accumulators hold when the maximum moves.
+template <typename Weight>
+RTP_INLINE void weigh(OnlineSoftmax& state, float* scores, KeyRange range, float scale,
+                      Weight* weights, float* accumulators, int64_t columns) {
+  constexpr int kVectors = kTileKeys / kLanes;
+  for (int32_t key = 0; key < range.begin; ++key) scores[key] = -__builtin_inff();
+  for (int32_t key = range.end; key < kTileKeys; ++key) scores[key] = -__builtin_inff();
+  VecF exponents[kVectors];
+  VecF largest = exponents[0] = load(scores);
+#pragma GCC unroll 8
+  for (int v = 1; v < kVectors; ++v) {
+    exponents[v] = load(scores + v * kLanes);
+    largest = max(largest, exponents[v]);
+  }
+  const float maximum = reduce_max(largest) * scale;
+  VecF sums = load(state.sums);
+  if (maximum > state.maximum + kSlack) {
+    const VecF decay = exp2(set1(state.maximum - maximum));
+    state.maximum = maximum;
+    sums = sums * decay;
+    scale_row(accumulators, columns, decay);
+  }
+  const VecF factor = set1(scale), shift = set1(-state.maximum);
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    const VecF weight = exp2(fma(exponents[v], factor, shift));
+    sums = sums + weight;
+    store(weights + v * kLanes, weight);
+  }
+  store(state.sums, sums);
+}
+
+// A partition's result for a row, or the merger of several: accumulators, maximum, sum.
+struct PartialRow {
+  float* data;
+  int64_t columns;
+
+  float& maximum() const { return data[columns]; }
+  float& sum() const { return data[columns + 1]; }
+
+  void assign(const float* accumulators, float partition_maximum, float partition_sum) const {
+    for (int64_t c = 0; c < columns; c += kLanes) store(data + c, load(accumulators + c));
+    maximum() = partition_maximum;
+    sum() = partition_sum;
+  }
+
+  // Takes in the partition that follows.
+  void merge(const float* accumulators, float next_maximum, float next_sum) const {
+    const float largest = maximum() > next_maximum ? maximum() : next_maximum;
+    const VecF decay = exp2(set1(maximum()) - set1(largest));
+    const VecF next_decay = exp2(set1(next_maximum) - set1(largest));
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      store(data + c, fma(load(accumulators + c), next_decay, load(data + c) * decay));
+    }
+    sum() = sum() * decay[0] + next_sum * next_decay[0];
+    maximum() = largest;
+  }
+
+  template <typename T>
+  void write(T* out, int64_t head_dim) const {
+    const VecF factor = set1(1.0f / sum());
+    int64_t c = 0;
+    for (; c + kLanes <= head_dim; c += kLanes) store(out + c, load(data + c) * factor);
+    if (const int rest = static_cast<int>(head_dim - c)) {
+      store_first(out + c, load(data + c) * factor, rest);
+    }
+  }
+};
+
+}  // namespace rtp::RTP_ISA_NAMESPACE

@@ -1,0 +1,13 @@
+// The parts of the module, each in the file of its name.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace rtp {
+
+void bind_elementwise(nanobind::module_& module);
+void bind_gemm(nanobind::module_& module);
+void bind_isa(nanobind::module_& module);
+void bind_paged(nanobind::module_& module);
+
+}  // namespace rtp

@@ -1,0 +1,235 @@
+#include "gemm.h"
+
+#include <omp.h>
+
+#include "gemm_step.h"
+#include "scratch.h"
+
+namespace rtp::RTP_ISA_NAMESPACE {
+namespace {
+
+constexpr int kTileOutputs = 2 * kLanes;
+static_assert(kStripOutputs % kTileOutputs == 0);
+
+// Below this many products a second thread costs more than it saves.
+constexpr int64_t kParallelProducts = 1 << 17;
+
+// Rows of x that stay in the second-level cache while the weights pass by.
+constexpr int64_t kBlockBytes = 384 << 10;
+
+// How far ahead the only tile of a strip reads its weights.
+constexpr int64_t kPrefetchBytes = 4096;
+
+// So few rows take two strips at once: reading two streams is faster than one.
+constexpr int kFewRows = kTileRows / 2;
+
+RTP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+RTP_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+RTP_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Part `index` of `count` near-equal parts of [0, total) starts here and ends where the next does.
+RTP_INLINE int64_t part(int64_t total, int64_t index, int64_t count) {
+  return total * index / count;
+}
+
+// Some rows by kTileOutputs outputs of one strip, or of two side by side, over all of k.
+template <typename T>
+struct Tile {
+  const Operand<T>* x;
+  int64_t x_stride;
+  const T* weight;
+  int64_t strip_elements;
+  int64_t k;
+  const char* ahead;  // weights to fetch meanwhile
+  int64_t ahead_step;
+  const float* bias;  // null: none
+  void* out;
+  DType out_dtype;
+  int64_t out_stride;
+  int64_t outputs;  // how many of them exist
+};
+
+RTP_INLINE VecF load_bias(const float* bias, int64_t count) {
+  if (count >= kLanes) return load(bias);
+  return load_first(bias, static_cast<int>(most(count, 0)));
+}
+
+template <typename Out>
+RTP_INLINE void store_outputs(Out* out, VecF sums, int64_t count) {
+  if (count >= kLanes) {
+    store(out, sums);
+  } else if (count > 0) {
+    store_first(out, sums, static_cast<int>(count));
+  }
+}
+
+template <typename Out, int kRows, int kStrips, typename T>
+RTP_INLINE void store_tile(const Tile<T>& tile, const Sums<kRows, kStrips>& sums) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 2 * kStrips; ++i) {
+    const int column = i / 2 * kStripOutputs + i % 2 * kLanes;
+    const int64_t count = tile.outputs - column;
+    const VecF bias = tile.bias ? load_bias(tile.bias + column, count) : set1(0);
+    Out* out = static_cast<Out*>(tile.out) + column;
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; ++row) {
+      const VecF total = tile.bias ? sums[row][i] + bias : sums[row][i];
+      store_outputs(out + row * tile.out_stride, total, count);
+    }
+  }
+}
+
+template <int kRows, int kStrips, typename T>
+__attribute__((noinline)) void multiply(const Tile<T>& tile) {
+  const Rows<Operand<T>> x(tile.x, tile.x_stride);
+  const int64_t strip_bytes = tile.strip_elements * static_cast<int64_t>(sizeof(T));
+  const T* weight = tile.weight;
+  const char* ahead = tile.ahead;
+  Sums<kRows, kStrips> sums;
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 2 * kStrips; ++i) sums[row][i] = set1(0);
+  }
+  for (int64_t k = 0; k < tile.k; k += kDepth<T>) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 2 * kStrips; ++i) {
+      __builtin_prefetch(ahead + i / 2 * strip_bytes + i % 2 * 64);
+    }
+    ahead += tile.ahead_step;
+    step<kRows, kStrips>(sums, x, k, weight, tile.strip_elements);
+    weight += kStripOutputs * kDepth<T>;
+  }
+  tile.out_dtype == DType::kBf16 ? store_tile<bf16, kRows, kStrips>(tile, sums)
+                                 : store_tile<float, kRows, kStrips>(tile, sums);
+}
+
+template <int kRows, int kStrips, typename T>
+void multiply_rows(const Tile<T>& tile, int64_t rows) {
+  if (rows == kRows) {
+    multiply<kRows, kStrips>(tile);
+  } else if constexpr (kRows > 1) {
+    multiply_rows<kRows - 1, kStrips>(tile, rows);
+  }
+}
+
+// To the next whole register, so that an odd k ends in a zero.
+template <typename T>
+void copy_row(float* to, const T* from, int64_t k) {
+  int64_t i = 0;
+  for (; i + kLanes <= k; i += kLanes) store(to + i, load(from + i));
+  if (i < k) store(to + i, load_first(from + i, static_cast<int>(k - i)));
+}
+
+template <typename T>
+void copy_row(bf16* to, const T* from, int64_t k) {
+  __builtin_memcpy(to, from, k * sizeof(bf16));
+  to[k] = bf16{0};
+}
+
+// The product as a grid of work: blocks of rows × strips of outputs, block by block.
+template <typename T>
+struct Grid {
+  using X = Operand<T>;
+
+  const Linear& op;
+  int64_t strips;
+  int64_t strip_elements;
+  int64_t blocks;
+  int64_t x_stride;  // of the copied rows; one cache line more than needed keeps them apart in sets
+
+  Grid(const Linear& op_, int threads) : op(op_) {
+    const int64_t k = op.weight.k;
+    strips = ceil_div(op.weight.n, kStripOutputs);
+    strip_elements = ceil_div(k, kDepth<T>) * kDepth<T> * kStripOutputs;
+    x_stride = ceil_div(k, 16) * 16 + 64 / static_cast<int64_t>(sizeof(X));
+    const int64_t cached_rows =
+        most(2 * kTileRows, kBlockBytes / (x_stride * static_cast<int64_t>(sizeof(X))));
+    const int64_t for_threads = least(ceil_div(op.m, kTileRows), ceil_div(8 * threads, strips));
+    blocks = most(ceil_div(op.m, cached_rows), threads > 1 ? for_threads : 1);
+  }
+
+  const X* copy_rows(int64_t first, int64_t last) const {
+    X* rows = reinterpret_cast<X*>(
+        thread_scratch((last - first) * x_stride * static_cast<int64_t>(sizeof(X)) / 4));
+    for (int64_t row = first; row < last; ++row) {
+      const T* source = static_cast<const T*>(op.x) + row * op.x_stride;
+      copy_row(rows + (row - first) * x_stride, source, op.weight.k);
+    }
+    return rows;
+  }
+
+  // Rows [first, last) of strip `index`, or of kStrips from there; `x` is the copy of row `first`.
+  template <int kStrips>
+  void multiply_strips(int64_t index, const X* x, int64_t first, int64_t last) const {
+    const T* weight = static_cast<const T*>(op.weight.data) + index * strip_elements;
+    const int64_t rows = last - first, tiles = ceil_div(rows, kTileRows);
+    Tile<T> tile;
+    tile.x_stride = x_stride;
+    tile.strip_elements = strip_elements;
+    tile.k = op.weight.k;
+    tile.out_dtype = op.out_dtype;
+    tile.out_stride = op.out_stride;
+    tile.ahead_step = kStripOutputs * kDepth<T> * static_cast<int64_t>(sizeof(T)) / tiles;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t row = part(rows, i, tiles);
+      tile.x = x + row * x_stride;
+      // Several tiles fetch the next strip between them; a single one fetches its own.
+      const T* next = weight + strip_elements + part(strip_elements, i, tiles);
+      tile.ahead = tiles > 1 ? reinterpret_cast<const char*>(next)
+                             : reinterpret_cast<const char*>(weight) + kPrefetchBytes;
+      for (int output = 0; output < kStripOutputs; output += kTileOutputs) {
+        const int64_t column = index * kStripOutputs + output;
+        if (column >= op.weight.n) break;
+        tile.weight = weight + output * kDepth<T>;
+        tile.bias = op.bias ? op.bias + column : nullptr;
+        tile.outputs = op.weight.n - column;
+        tile.out = element(first + row, column);
+        multiply_rows<kTileRows / kStrips, kStrips>(tile, part(rows, i + 1, tiles) - row);
+      }
+    }
+  }
+
+  void* element(int64_t row, int64_t column) const {
+    const int64_t size = op.out_dtype == DType::kBf16 ? sizeof(bf16) : sizeof(float);
+    return static_cast<char*>(op.out) + (row * op.out_stride + column) * size;
+  }
+
+  void share(int64_t thread, int64_t threads) const {
+    const int64_t units = blocks * strips;
+    const int64_t end = part(units, thread + 1, threads);
+    for (int64_t unit = part(units, thread, threads); unit < end;) {
+      const int64_t block = unit / strips;
+      const int64_t first = part(op.m, block, blocks), last = part(op.m, block + 1, blocks);
+      const X* x = copy_rows(first, last);
+      const int64_t block_end = least(end, (block + 1) * strips);
+      while (unit < block_end) {
+        const int64_t index = unit % strips;
+        if (last - first <= kFewRows && unit + 2 <= block_end) {
+          multiply_strips<2>(index, x, first, last);
+          unit += 2;
+        } else {
+          multiply_strips<1>(index, x, first, last);
+          ++unit;
+        }
+      }
+    }
+  }
+};
+
+template <typename T>
+void run(const Linear& op) {
+  const bool is_parallel = op.m * op.weight.n * op.weight.k > kParallelProducts;
+  const Grid<T> grid(op, is_parallel ? omp_get_max_threads() : 1);
+#pragma omp parallel if (is_parallel)
+  grid.share(omp_get_thread_num(), omp_get_num_threads());
+}
+
+}  // namespace
+
+void linear(const Linear& op) {
+  if (op.m == 0) return;
+  op.weight.dtype == DType::kBf16 ? run<bf16>(op) : run<float>(op);
+}
+
+}  // namespace rtp::RTP_ISA_NAMESPACE

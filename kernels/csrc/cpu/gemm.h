@@ -1,0 +1,38 @@
+// Linear layers over packed weights: out = x · weightᵀ + bias, exact for every batch.
+//
+// An output is one accumulator that takes its products in ascending order of k, whatever the number
+// of rows, the thread and the place in a tile: it has the same bits in every batch.
+//
+// Packed layout, the same at every instruction set: strips of kStripOutputs weight rows, each strip
+// contiguous and read from end to end. In a strip k ascends, and beside it lie the strip's outputs:
+//   bf16   [ceil(n / 32)][ceil(k / 2)][32][2]    pairs of k, as VDPBF16PS takes them
+//   f32    [ceil(n / 32)][k][32]
+// What is beyond n or k is zero.
+#pragma once
+
+#include "isa.h"
+#include "types.h"
+
+namespace rtp {
+
+constexpr int kStripOutputs = 32;
+
+struct PackedMatrix {
+  DType dtype;
+  const void* data;
+  int64_t n, k;  // outputs, inputs
+};
+
+struct Linear {
+  PackedMatrix weight;
+  const float* bias;  // [n] or null
+  const void* x;      // [m, k], the weight's type
+  void* out;          // [m, n]
+  DType out_dtype;    // the weight's, or f32: the sums as they are
+  int64_t m;
+  int64_t x_stride, out_stride;
+};
+
+}  // namespace rtp
+
+RTP_PER_ISA(void linear(const Linear& op);)

@@ -1,0 +1,23 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "bindings.h"
+#include "isa.h"
+
+namespace rtp {
+
+void bind_isa(nanobind::module_& module) {
+  module.def("isa", &isa_name);
+  module.def("supported_isas", &supported_isas);
+  module.def("set_isa", &set_isa, nanobind::arg("name"));
+}
+
+}  // namespace rtp
+
+NB_MODULE(_C, module) {
+  rtp::bind_isa(module);
+  rtp::bind_elementwise(module);
+  rtp::bind_gemm(module);
+  rtp::bind_paged(module);
+}

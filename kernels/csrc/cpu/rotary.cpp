@@ -1,0 +1,75 @@
+#include "rotary.h"
+
+#include "vec.h"
+
+namespace rtp::RTP_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kParallelElements = 1 << 15;
+
+struct Turned {
+  VecF low, high;
+};
+
+RTP_INLINE Turned turn(VecF low, VecF high, VecF cosine, VecF sine) {
+  return {low * cosine - high * sine, high * cosine + low * sine};
+}
+
+template <typename T>
+void turn_head(T* head, const float* cosines, const float* sines, int64_t half) {
+  int64_t i = 0;
+  for (; i + kLanes <= half; i += kLanes) {
+    const Turned turned =
+        turn(load(head + i), load(head + half + i), load(cosines + i), load(sines + i));
+    store(head + i, turned.low);
+    store(head + half + i, turned.high);
+  }
+  if (const int rest = static_cast<int>(half - i)) {
+    const Turned turned = turn(load_first(head + i, rest), load_first(head + half + i, rest),
+                               load_first(cosines + i, rest), load_first(sines + i, rest));
+    store_first(head + i, turned.low, rest);
+    store_first(head + half + i, turned.high, rest);
+  }
+}
+
+// The token's row of the table, with several position rows put together in `mixed`.
+const float* angles_of(const Rotary& op, int64_t token, float* mixed) {
+  const int64_t half = op.head_dim / 2;
+  const int64_t* position = op.positions + token;
+  if (op.sections[0] == half) return op.cos_sin + *position * op.cos_sin_stride;
+  int64_t i = 0;
+  for (const int64_t section : op.sections) {
+    const float* row = op.cos_sin + *position * op.cos_sin_stride;
+    for (const int64_t end = i + section; i < end; ++i) {
+      mixed[i] = row[i];
+      mixed[half + i] = row[half + i];
+    }
+    position += op.positions_stride;
+  }
+  return mixed;
+}
+
+template <typename T>
+void run(const Rotary& op) {
+  const int64_t elements = op.n * (op.query_heads + op.key_heads) * op.head_dim;
+  const int64_t half = op.head_dim / 2;
+#pragma omp parallel for if (elements > kParallelElements)
+  for (int64_t token = 0; token < op.n; ++token) {
+    float mixed[Rotary::kMaxHeadDim];
+    const float* cosines = angles_of(op, token, mixed);
+    T* query = static_cast<T*>(op.query) + token * op.query_stride;
+    for (int64_t head = 0; head < op.query_heads; ++head) {
+      turn_head(query + head * op.head_dim, cosines, cosines + half, half);
+    }
+    T* key = static_cast<T*>(op.key) + token * op.key_stride;
+    for (int64_t head = 0; head < op.key_heads; ++head) {
+      turn_head(key + head * op.head_dim, cosines, cosines + half, half);
+    }
+  }
+}
+
+}  // namespace
+
+void rotary(const Rotary& op) { op.dtype == DType::kBf16 ? run<bf16>(op) : run<float>(op); }
+
+}  // namespace rtp::RTP_ISA_NAMESPACE

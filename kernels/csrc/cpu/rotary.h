@@ -1,0 +1,25 @@
+// Rotary position embedding in place, halves of a head turned against each other (neox style).
+#pragma once
+
+#include "isa.h"
+#include "types.h"
+
+namespace rtp {
+
+struct Rotary {
+  static constexpr int kMaxHeadDim = 512;
+
+  DType dtype;
+  void* query;               // [n, query_heads, head_dim]; tokens query_stride apart
+  void* key;                 // [n, key_heads, head_dim]; tokens key_stride apart
+  const int64_t* positions;  // [n], or [3, n] with rows positions_stride apart
+  const float* cos_sin;      // [max_positions, head_dim]: cosines, then sines
+  int64_t n, query_heads, key_heads, head_dim;
+  int64_t query_stride, key_stride, positions_stride, cos_sin_stride;
+  // Frequencies driven by each row of positions; all by the first where there is one row.
+  int64_t sections[3];
+};
+
+}  // namespace rtp
+
+RTP_PER_ISA(void rotary(const Rotary& op);)

@@ -1,0 +1,40 @@
+// One register of floats at the level this is compiled for. A function is the same sequence of
+// operations in every lane; a reduction has one fixed order. `a + b`, `a * b` and `a / b` are the
+// compiler's, never fused: fma() says where.
+//
+//   kLanes, VecF             lanes of a register
+//   load, store              kLanes elements, bf16 or float, from or to any address
+//   load_first, store_first  the first `count` < kLanes; the lanes beyond load as zero
+//   load_words               `count` <= kLanes times four bytes of anything, as a float's bits
+//   even_bf16, odd_bf16      the lower or upper half of each such word, widened
+//   max, min                 `b` where either is NaN
+#pragma once
+
+#define RTP_INLINE static inline __attribute__((always_inline))
+
+#if defined(RTP_ISA_avx512) || defined(RTP_ISA_avx512bf16)
+#include "vec_avx512.h"
+#elif defined(RTP_ISA_avx2)
+#include "vec_avx2.h"
+#else
+#include "vec_portable.h"
+#endif
+
+namespace rtp::RTP_ISA_NAMESPACE {
+
+// 2^x for x <= 200: relative error below 2e-7, 2^0 is exactly 1, 0 below -160, infinity above 128,
+// NaN of NaN.
+RTP_INLINE VecF exp2(VecF x) {
+  x = max(set1(-200.0f), x);
+  const VecF n = round_nearest(x);
+  const VecF f = x - n;
+  VecF p = set1(1.32647273e-3f);
+  p = fma(p, f, set1(9.67151299e-3f));
+  p = fma(p, f, set1(5.55073358e-2f));
+  p = fma(p, f, set1(2.40222424e-1f));
+  p = fma(p, f, set1(6.93147004e-1f));
+  p = fma(p, f, set1(1.0f));
+  return scale2(p, n);
+}
+
+}  // namespace rtp::RTP_ISA_NAMESPACE

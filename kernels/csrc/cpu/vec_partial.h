@@ -1,0 +1,28 @@
+// The first lanes of a register, where the level has no masks: through the stack.
+#pragma once
+
+#include "types.h"
+
+namespace rtp::RTP_ISA_NAMESPACE {
+
+template <typename T>
+RTP_INLINE VecF load_first(const T* source, int count) {
+  T lanes[kLanes] = {};
+  __builtin_memcpy(lanes, source, count * sizeof(T));
+  return load(lanes);
+}
+
+template <typename T>
+RTP_INLINE void store_first(T* target, VecF v, int count) {
+  T lanes[kLanes];
+  store(lanes, v);
+  __builtin_memcpy(target, lanes, count * sizeof(T));
+}
+
+RTP_INLINE VecF load_words(const void* source, int count) {
+  float words[kLanes] = {};
+  __builtin_memcpy(words, source, count * sizeof(float));
+  return load(words);
+}
+
+}  // namespace rtp::RTP_ISA_NAMESPACE

@@ -1,0 +1,108 @@
+"""The one doorway to tensor kernels: what models compute with.
+
+Each op runs compiled or as plain torch (see `dispatch`) with the same meaning. With the compiled
+kernels a row of a result is a function of that row's inputs alone, bit for bit, whatever else is
+in the batch and however many threads work. Types are bfloat16 or float32, one for all floating
+operands of a call; a wrong type raises TypeError, a wrong shape or layout ValueError.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from rtp_serve.ops.dispatch import ops_for
+from rtp_serve.ops.gemm import PackedWeight, embedding, linear, pack_weight
+
+__all__ = [
+    "PackedWeight",
+    "add_rms_norm",
+    "embedding",
+    "linear",
+    "pack_weight",
+    "paged_attention",
+    "rms_norm",
+    "rotary",
+    "silu_and_mul",
+    "write_kv",
+]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight along the last dimension, d: a new contiguous tensor of x's shape.
+
+    x is [n, d] or [n, heads, d]; its rows may lie apart. weight is [d].
+    """
+    out: Tensor = ops_for(x).rms_norm(x, weight, eps)
+    return out
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`residual` += x in place, then its norm as a new tensor. Both are [n, d]."""
+    out: Tensor = ops_for(x).add_rms_norm(x, residual, weight, eps)
+    return out
+
+
+def rotary(
+    query: Tensor, key: Tensor, positions: Tensor, cos_sin: Tensor, sections: Sequence[int] = ()
+) -> None:
+    """Turns query and key [n, heads, d] in place by their positions, halves against each other.
+
+    `positions` is int64, [n], or [3, n] (time, height, width): then row i drives `sections[i]` of
+    the d/2 frequencies, in order. `cos_sin` is [max_positions, d], float32: cosines, then sines.
+    """
+    ops_for(query).rotary(query, key, positions, cos_sin, sections)
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """silu of the first half of the columns times the second half: [n, 2 d] gives [n, d]."""
+    out: Tensor = ops_for(gate_up).silu_and_mul(gate_up)
+    return out
+
+
+def write_kv(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
+) -> None:
+    """Puts key and value [n, num_kv_heads, d] into their slots of the paged cache.
+
+    The caches are [num_blocks, num_kv_heads, block_size, d]; `slots` is [n], int64, -1 for a token
+    that is not written.
+    """
+    ops_for(key).write_kv(key, value, key_cache, value_cache, slots)
+
+
+def paged_attention(  # noqa: PLR0913
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    query_start_loc: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    window: int = 0,
+    ancestor_mask: Tensor | None = None,
+) -> Tensor:
+    """Causal attention of query [n, num_heads, d] over the paged cache; a new tensor of its shape.
+
+    Sequence i has the tokens [query_start_loc[i], query_start_loc[i + 1]) of query, the last of
+    them at position seq_lens[i] - 1; its keys lie in the blocks of block_tables[i], in order. All
+    three are int32, [num_seqs + 1], [num_seqs] and [num_seqs, max_blocks]. Rows of query beyond
+    the last sequence give zeros. Heads share keys in groups of num_heads / num_kv_heads.
+
+    `ancestor_mask` [n], int64, makes a tree of a sequence's tokens: bit j of a token's mask says
+    that it sees the sequence's j-th token of this step (itself or one before it; name itself). It
+    sees all keys before this step, and stands behind the last key it sees. 0 is a causal token.
+
+    `window` > 0 leaves a token that many of the last keys it sees, its own included.
+    """
+    out: Tensor = ops_for(query).paged_attention(
+        query,
+        key_cache,
+        value_cache,
+        block_tables,
+        query_start_loc,
+        seq_lens,
+        scale,
+        window,
+        ancestor_mask,
+    )
+    return out

@@ -1,0 +1,70 @@
+"""The ops by the compiled kernels: allocate the output, hand everything over. CPU only.
+
+Types, shapes and layouts are checked over there, with the operands' names; nothing is copied.
+Tensors go as DLPack capsules: asking each for its `__dlpack__` would take four times as long.
+"""
+
+from collections.abc import Sequence
+
+import torch  # before the kernels: they share the OpenMP library it brings
+from torch import Tensor
+from torch import to_dlpack as dl  # type: ignore[attr-defined]
+
+from rtp_kernels import _C
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    out = torch.empty_like(x)
+    _C.rms_norm(dl(out), dl(x), dl(weight), eps)
+    return out
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    out = torch.empty_like(x)
+    _C.add_rms_norm(dl(out), dl(x), dl(residual), dl(weight), eps)
+    return out
+
+
+def rotary(
+    query: Tensor, key: Tensor, positions: Tensor, cos_sin: Tensor, sections: Sequence[int] = ()
+) -> None:
+    _C.rotary(dl(query), dl(key), dl(positions), dl(cos_sin), sections)
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    out = gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
+    _C.silu_and_mul(dl(out), dl(gate_up))
+    return out
+
+
+def write_kv(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
+) -> None:
+    _C.write_kv(dl(key), dl(value), dl(key_cache), dl(value_cache), dl(slots))
+
+
+def paged_attention(  # noqa: PLR0913
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    query_start_loc: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    window: int = 0,
+    ancestor_mask: Tensor | None = None,
+) -> Tensor:
+    out = torch.empty_like(query)
+    _C.paged_attention(
+        dl(out),
+        dl(query),
+        dl(key_cache),
+        dl(value_cache),
+        dl(block_tables),
+        dl(query_start_loc),
+        dl(seq_lens),
+        scale,
+        window,
+        None if ancestor_mask is None else dl(ancestor_mask),
+    )
+    return out

@@ -1,0 +1,132 @@
+"""Linear layers and embeddings over packed weights. Knows nothing of layers or models.
+
+A row of `linear` has the same bits whatever the number of rows, its place among them and the number
+of threads: each output is one sum over k in ascending order. Packed layout of the compiled kernels,
+the same at every instruction set, zero beyond N and K:
+
+    bfloat16   [ceil(N / 32), ceil(K / 2), 32, 2]    strips of 32 outputs, k in pairs
+    float32    [ceil(N / 32), K, 32]
+
+The torch reference, which also serves other devices, holds the plain [N, K] weight.
+"""
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rtp_serve.ops.dispatch import Backend, backend
+
+if TYPE_CHECKING:
+    from rtp_kernels import _C
+
+STRIP_OUTPUTS = 32
+"""Weight rows that lie side by side in the packed layout."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedWeight:
+    """A weight [N, K] as `linear` and `embedding` read it."""
+
+    data: Tensor
+    """Contiguous, of the weight's dtype; shaped as the module's docstring draws it."""
+
+    bias: Tensor | None
+    """[N], float32."""
+
+    num_rows: int
+    """N, the outputs."""
+
+    num_cols: int
+    """K, the inputs."""
+
+    kernel: "_C.LinearWeight | None" = field(repr=False)
+    """The compiled kernels' view of `data` and `bias`; None where the reference serves."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """bfloat16 or float32."""
+        return self.data.dtype
+
+
+def packed_shape(num_rows: int, num_cols: int, dtype: torch.dtype) -> tuple[int, ...]:
+    """The shape of `PackedWeight.data` in the compiled kernels' layout."""
+    strips = -(-num_rows // STRIP_OUTPUTS)
+    if dtype == torch.bfloat16:
+        return strips, -(-num_cols // 2), STRIP_OUTPUTS, 2
+    return strips, num_cols, STRIP_OUTPUTS
+
+
+def pack_weight(weight: Tensor, bias: Tensor | None = None) -> PackedWeight:
+    """Packs `weight` [N, K], bfloat16 or float32, into new memory; `bias` is [N], of any float."""
+    num_rows, num_cols = weight.shape
+    if bias is not None:
+        assert bias.shape == (num_rows,), f"bias {tuple(bias.shape)} for {num_rows} outputs"
+        bias = bias.float().contiguous()
+    if not weight.is_cpu or backend() is Backend.REFERENCE:
+        return PackedWeight(weight.contiguous(), bias, num_rows, num_cols, kernel=None)
+    kernels = import_module("rtp_kernels._C")
+    data = torch.empty(packed_shape(num_rows, num_cols, weight.dtype), dtype=weight.dtype)
+    kernels.pack_weight(data, weight)
+    return from_packed(data, bias, num_rows, num_cols)
+
+
+def from_packed(data: Tensor, bias: Tensor | None, num_rows: int, num_cols: int) -> PackedWeight:
+    """A weight from memory that already has the packed layout, as from a mapped file; no copy."""
+    kernels = import_module("rtp_kernels._C")
+    kernel = kernels.LinearWeight(data, bias, num_rows, num_cols)
+    return PackedWeight(data, bias, num_rows, num_cols, kernel)
+
+
+def linear(x: Tensor, weight: PackedWeight, out_dtype: torch.dtype | None = None) -> Tensor:
+    """x [M, K] times the weight's transpose, plus its bias: [M, N].
+
+    `x` has the weight's dtype; its rows may lie apart. `out_dtype` is that dtype or float32, which
+    gives the sums unrounded. Raises TypeError for another dtype, ValueError for another shape.
+    """
+    out_dtype = out_dtype or x.dtype
+    _check_operands(x, weight, out_dtype)
+    if weight.kernel is None:
+        return _reference_linear(x, weight, out_dtype)
+    num_rows = x.shape[0]
+    out = torch.empty((num_rows, weight.num_rows), dtype=out_dtype)
+    is_out_f32 = out_dtype == torch.float32
+    weight.kernel.linear(out.data_ptr(), is_out_f32, x.data_ptr(), num_rows, x.stride(0))
+    return out
+
+
+def embedding(token_ids: Tensor, weight: PackedWeight) -> Tensor:
+    """Rows of the unpacked weight: token_ids [n] int64, each in [0, N), give [n, K]."""
+    if weight.kernel is None:
+        return functional.embedding(token_ids, weight.data)
+    out = torch.empty((token_ids.shape[0], weight.num_cols), dtype=weight.dtype)
+    weight.kernel.gather_rows(out, token_ids)
+    return out
+
+
+def _check_operands(x: Tensor, weight: PackedWeight, out_dtype: torch.dtype) -> None:
+    if x.dtype != weight.data.dtype:
+        raise TypeError(f"linear: x must be {weight.dtype} like its weight, got {x.dtype}")
+    if out_dtype not in (x.dtype, torch.float32):
+        raise TypeError(f"linear: out_dtype must be {x.dtype} or torch.float32, got {out_dtype}")
+    if x.device != weight.data.device:
+        raise ValueError(f"linear: x must be on {weight.data.device}, got {x.device}")
+    if x.dim() != 2 or x.shape[1] != weight.num_cols:
+        raise ValueError(f"linear: x must be [*, {weight.num_cols}], got {list(x.shape)}")
+    if x.stride(1) != 1 and weight.num_cols > 1:
+        raise ValueError("linear: the elements of a row of x must lie one after the other")
+
+
+def _reference_linear(x: Tensor, weight: PackedWeight, out_dtype: torch.dtype) -> Tensor:
+    """A single row goes twice: on the CPU torch rounds it in another order than rows of a batch."""
+    rows = x.shape[0]
+    if x.is_cpu and rows == 1:
+        x = x.expand(2, -1)
+    data = weight.data
+    if out_dtype == torch.float32:
+        x, data = x.float(), data.float()
+    bias = weight.bias.to(data.dtype) if weight.bias is not None else None
+    return functional.linear(x, data, bias)[:rows]

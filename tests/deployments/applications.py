@@ -1,0 +1,74 @@
+"""Applications under test on the session's cluster."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+FRONT, BACK = "front", "back"
+"""Custom resources of the head node, where HTTP is served, and of the other node."""
+
+
+@dataclass(frozen=True, slots=True)
+class RaySession:
+    """The cluster of a test session."""
+
+    address: str
+    http_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunningApp:
+    """An application that is ready."""
+
+    name: str
+    url: str
+    handle: DeploymentHandle
+
+    def pids(self, deployment: str) -> list[int]:
+        """The processes of a deployment's replicas."""
+        return pids_titled(f"ray::ServeReplica:{self.name}:{deployment}")
+
+
+def pids_titled(title: str) -> list[int]:
+    """Processes of this machine whose command line starts so."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if (entry / "cmdline").read_bytes().startswith(title.encode()):
+                    found.append(int(entry.name))
+    return found
+
+
+@contextmanager
+def running(session: RaySession, name: str, app: serve.Application) -> Iterator[RunningApp]:
+    """Deploy, and delete in the end whatever happened."""
+    try:
+        handle = serve.run(app, name=name, route_prefix=f"/{name}")
+        yield RunningApp(name, f"{session.http_url}/{name}", handle)
+    finally:
+        serve.delete(name)
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def tiny_engine(model: Path, **scheduler: Any) -> dict[str, Any]:
+    """Engine settings for a test's small model."""
+    return {
+        "model": str(model),
+        "served_model_name": "tiny",
+        "num_threads": 1,
+        "cache": {"num_blocks": 512},
+        "scheduler": scheduler,
+    }

@@ -1,0 +1,222 @@
+"""EngineReplica and ReplicaClient on a cluster; the test's own process plays the ingress."""
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+import ray
+from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
+
+from deployments.args import replica_options
+from deployments.replica_client import ReplicaClient
+from deployments.replicas import EngineReplica
+from deployments.token_stream.listener import TokenListener
+from rtp_serve.clock import WallClock
+from rtp_serve.config.serving import AppConfig
+from rtp_serve.engine.request import FinishReason, Request
+from rtp_serve.errors import EngineDead, InvalidRequest, Overloaded
+from tests.deployments.applications import BACK, FRONT, RaySession, RunningApp, running
+from tests.deployments.stub_engine import POISON_TOKEN, SLOW_STEP_S, SLOW_TOKEN, build_stub_engine
+from tests.factories import make_prompt, make_request, predicted_tokens
+
+pytestmark = pytest.mark.ray
+
+MAX_QUEUED = 220
+
+
+@pytest.fixture(scope="module", params=[FRONT, BACK])
+def replicas(session: RaySession, request: pytest.FixtureRequest) -> Iterator[RunningApp]:
+    """An engine without an ingress: once on this process's node, once on the other."""
+    config = AppConfig(
+        engine={"scheduler": {"max_queued": MAX_QUEUED}},
+        replica={"resources": {request.param: 1}, "health_check_period_s": 0.5},
+    )
+    deployment = serve.deployment(EngineReplica, **replica_options(config))
+    name = f"replica-{request.param}"
+    with running(session, name, deployment.bind(config.engine, build_stub_engine)) as app:
+        yield app
+
+
+class Ingress:
+    """A listener and a client in this process."""
+
+    def __init__(self, app: RunningApp) -> None:
+        self.listener = TokenListener(
+            ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+        )
+        self.client = ReplicaClient(app.handle, self.listener, replica_timeout_s=20.0)
+
+    async def generate(self, request: Request, stop_after: int | None = None) -> list[int]:
+        token_ids: list[int] = []
+        async with aclosing(self.client.generate(request)) as deltas:
+            async for delta in deltas:
+                token_ids += delta.token_ids
+                if stop_after is not None and len(token_ids) >= stop_after:
+                    break
+        return token_ids
+
+    async def figure(self, name: str, **labels: str) -> float:
+        """One of the replica's metrics; 0 while there is no such sample."""
+        text = await self.client.metrics_text()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == f"rtp_serve:{name}" and labels.items() <= sample.labels.items():
+                    return float(sample.value)
+        return 0.0
+
+    async def until_opened(self) -> None:
+        """A replica has taken a request."""
+        while not self.listener._channels:
+            await asyncio.sleep(0.005)
+
+    async def until_idle(self) -> None:
+        """Nothing runs or waits, and no KV block is held."""
+        for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_ratio"):
+            while await self.figure(name) != 0:
+                await asyncio.sleep(0.02)
+
+
+def as_ingress(app: RunningApp, scenario: Callable[[Ingress], Coroutine[Any, Any, None]]) -> None:
+    async def play() -> None:
+        async with asyncio.timeout(60), _listening(app) as ingress:
+            await scenario(ingress)
+
+    asyncio.run(play())
+
+
+@asynccontextmanager
+async def _listening(app: RunningApp) -> AsyncIterator[Ingress]:
+    ingress = Ingress(app)
+    await ingress.listener.start()
+    try:
+        yield ingress
+    finally:
+        await ingress.listener.close()
+
+
+def test_tcp_is_opened_for_a_replica_of_another_node_alone(replicas: RunningApp):
+    async def scenario(ingress: Ingress) -> None:
+        request = make_request("r", make_prompt(40), max_tokens=20, ignore_eos=True)
+        assert await ingress.generate(request) == predicted_tokens(request)
+        is_remote = replicas.name.endswith(BACK)
+        assert (ingress.listener.address.tcp_host is not None) == is_remote
+
+    as_ingress(replicas, scenario)
+
+
+def test_200_requests_of_which_a_third_leaves_midway_answer_as_if_alone(replicas: RunningApp):
+    rng = random.Random(1)
+
+    async def scenario(ingress: Ingress) -> None:
+        async def one(index: int) -> None:
+            prompt = make_prompt(rng.randint(1, 120), index % 50)
+            num_tokens = rng.randint(2, 60)
+            request = make_request(f"r{index}", prompt, max_tokens=num_tokens, ignore_eos=True)
+            stop_after = rng.randint(1, num_tokens) if index % 3 == 0 else None
+            expected = predicted_tokens(request)
+            assert await ingress.generate(request, stop_after) == expected[:stop_after]
+
+        await asyncio.gather(*(one(index) for index in range(200)))
+        await ingress.until_idle()
+        assert not ingress.client._calls
+
+    as_ingress(replicas, scenario)
+
+
+def test_leaving_before_the_first_token_aborts_too(replicas: RunningApp):
+    async def scenario(ingress: Ingress) -> None:
+        num_aborted = await ingress.figure("request_success_total", finished_reason="abort")
+        request = make_request("r", (SLOW_TOKEN, 5), max_tokens=400, ignore_eos=True)
+        reading = asyncio.create_task(ingress.generate(request))
+        await ingress.until_opened()
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        while num_aborted == await ingress.figure("request_success_total", finished_reason="abort"):
+            await asyncio.sleep(0.02)
+        await ingress.until_idle()
+
+    as_ingress(replicas, scenario)
+
+
+def test_a_long_step_keeps_nobody_waiting_who_does_not_need_the_engine(replicas: RunningApp):
+    """Health checks, figures and new calls are answered during a step of seconds."""
+
+    async def scenario(ingress: Ingress) -> None:
+        clock = WallClock()
+        slow = make_request("slow", (SLOW_TOKEN, 5), max_tokens=2, ignore_eos=True)
+        generating = asyncio.create_task(ingress.generate(slow))
+        await ingress.until_opened()
+        num_answers, slowest_s = 0, 0.0
+        while not generating.done():
+            started_s = clock.monotonic()
+            await ingress.client.check_health()
+            with pytest.raises(InvalidRequest, match="token ids must be"):
+                await ingress.generate(make_request(f"bad{num_answers}", (10**6,)))
+            slowest_s = max(slowest_s, clock.monotonic() - started_s)
+            num_answers += 1
+        assert await generating == predicted_tokens(slow)
+        assert num_answers >= 5
+        assert slowest_s < SLOW_STEP_S / 2
+
+    as_ingress(replicas, scenario)
+
+
+def test_more_than_may_wait_are_refused_and_the_others_served(replicas: RunningApp):
+    async def scenario(ingress: Ingress) -> None:
+        slow = make_request("slow", (SLOW_TOKEN, 5), max_tokens=2, ignore_eos=True)
+        first = asyncio.create_task(ingress.generate(slow))
+        await ingress.until_opened()
+        requests = [make_request(f"r{i}", (5, 6, i), max_tokens=2) for i in range(MAX_QUEUED + 30)]
+        answers = await asyncio.gather(
+            *(ingress.generate(request) for request in requests), return_exceptions=True
+        )
+        refused = [answer for answer in answers if isinstance(answer, Overloaded)]
+        assert len(refused) == 30
+        for request, answer in zip(requests, answers, strict=True):
+            assert isinstance(answer, Overloaded) or answer == predicted_tokens(request)
+        await first
+
+    as_ingress(replicas, scenario)
+
+
+async def until_served(ingress: Ingress) -> None:
+    """A replica answers again; until then requests fail as those of a dead engine."""
+    request = make_request("again", (5, 6), max_tokens=5, ignore_eos=True)
+    while True:
+        try:
+            assert await ingress.generate(request) == predicted_tokens(request)
+            return
+        except EngineDead:
+            await asyncio.sleep(0.1)
+
+
+def test_a_failed_engine_ends_its_streams_with_an_error_and_is_replaced(replicas: RunningApp):
+    async def scenario(ingress: Ingress) -> None:
+        request = make_request("r", (POISON_TOKEN, 6), max_tokens=5)
+        deltas = [delta async for delta in ingress.client.generate(request)]
+        assert [delta.finish_reason for delta in deltas] == [FinishReason.ERROR]
+        assert deltas[0].error
+        await until_served(ingress)
+
+    as_ingress(replicas, scenario)
+
+
+def test_a_killed_replica_fails_its_streams_at_once_and_is_replaced(replicas: RunningApp):
+    async def scenario(ingress: Ingress) -> None:
+        request = make_request("r", (5, 6), max_tokens=500, ignore_eos=True)
+        async with aclosing(ingress.client.generate(request)) as deltas:
+            await anext(deltas)
+            (victim,) = replicas.pids("EngineReplica")
+            os.kill(victim, signal.SIGKILL)
+            with pytest.raises(EngineDead):
+                async for _ in deltas:
+                    pass
+        await until_served(ingress)
+
+    as_ingress(replicas, scenario)
