@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rtp_serve.engine.sampling_params import SamplingParams
     from rtp_serve.llm import LLM
 
-# Compute threads wait by sleeping. Spinning ones take the core from whoever they wait for as soon as
-# two processes share it. OpenMP reads this when torch loads it, so it is set before anything else.
+# Compute threads wait by sleeping: where processes share a core, a spinning thread takes it from
+# whoever it waits for. OpenMP reads this when torch loads, so it is set before anything else.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __all__ = ["LLM", "EngineConfig", "SamplingParams"]

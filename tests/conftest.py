@@ -6,6 +6,8 @@ import sys
 import numpy as np
 import pytest
 
+import rtp_serve  # noqa: F401  # before torch: it tells OpenMP's threads how to wait
+
 
 @pytest.fixture(autouse=True)
 def _fixed_seeds() -> None:
