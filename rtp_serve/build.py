@@ -29,16 +29,18 @@ def build_core(
     """
     directory = resolve(config.model, config.revision)
     loaded = load_runner(directory, config)
+    namespace = _namespace(directory, loaded)
     model = ServedModel(
         name=config.model_name,
         max_model_len=loaded.capacity.max_model_len,
         vocab_size=loaded.model.vocab_size,
         eos_token_ids=loaded.model.eos_token_ids,
+        fingerprint=f"fp_{namespace.hex()[:16]}",
     )
     cache = KVCacheManager(
         BlockPool(loaded.capacity.num_blocks),
         config.cache.block_size,
-        _namespace(directory, loaded),
+        namespace,
         config.cache.enable_prefix_caching,
     )
     return EngineCore(

@@ -27,9 +27,6 @@ class ServingContext:
     rng: random.Random = field(default_factory=random.SystemRandom)
     """Draws ids, and seeds for requests that bring none."""
 
-    fingerprint: str | None = None
-    """What `system_fingerprint` reports: equal values promise equal seeded outputs."""
-
     async def model(self, asked_for: str | None = None) -> ServedModel:
         """The served model. Raises ModelNotFound if the client asked for another."""
         model = await self.engine.served_model()
@@ -68,7 +65,7 @@ class ServingContext:
             "object": kind,
             "created": int(self.clock.wall()),
             "model": model.name,
-            "system_fingerprint": self.fingerprint,
+            "system_fingerprint": model.fingerprint or None,
         }
 
     def _seed(self, asked_for: int | None) -> int:

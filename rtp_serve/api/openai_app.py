@@ -35,7 +35,6 @@ def build_app(
     chat_template: ChatTemplate,
     config: ApiConfig | None = None,
     clock: Clock | None = None,
-    fingerprint: str | None = None,
 ) -> Starlette:
     """The ASGI application for one served model. Starts nothing and asks the engine nothing yet."""
     config = config or ApiConfig()
@@ -45,7 +44,6 @@ def build_app(
         chat_template=chat_template,
         clock=clock or WallClock(),
         limits=config.limits,
-        fingerprint=fingerprint,
     )
     metrics = HttpMetrics()
     table = _route_table(context, config, metrics)

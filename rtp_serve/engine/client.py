@@ -19,6 +19,8 @@ class ServedModel:
 
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    fingerprint: str = ""
+    """Digest of model, KV format and numerics plan: equal values promise equal seeded outputs."""
 
 
 class EngineClient(Protocol):

@@ -9,7 +9,9 @@ from rtp_serve.engine.request import FinishReason, Request, SequenceDelta, Token
 from rtp_serve.errors import EngineDead
 from rtp_serve.text.tokenizer import Tokenizer
 
-MODEL = ServedModel(name="tiny", max_model_len=256, vocab_size=261, eos_token_ids=(259,))
+MODEL = ServedModel(
+    name="tiny", max_model_len=256, vocab_size=261, eos_token_ids=(259,), fingerprint="fp_test"
+)
 
 
 @dataclass

@@ -250,3 +250,7 @@ def test_python_callers_get_the_same_answer_whole_and_streamed():
 
     whole, chunks = asyncio.run(both())
     assert whole["choices"][0]["message"]["content"] == chat_text(chunks) == "Hello there."
+
+
+def test_the_answer_names_the_arithmetic_that_made_it():
+    assert ask(make_engine("Hi"))["system_fingerprint"] == "fp_test"
