@@ -2,12 +2,13 @@
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 FRONT, BACK = "front", "back"
@@ -31,19 +32,10 @@ class RunningApp:
     handle: DeploymentHandle
 
     def pids(self, deployment: str) -> list[int]:
-        """The processes of a deployment's replicas."""
-        return pids_titled(f"ray::ServeReplica:{self.name}:{deployment}")
-
-
-def pids_titled(title: str) -> list[int]:
-    """Processes of this machine whose command line starts so."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):
-                if (entry / "cmdline").read_bytes().startswith(title.encode()):
-                    found.append(int(entry.name))
-    return found
+        """The processes of a deployment's replicas, as Serve knows them."""
+        details = _get_global_client().get_serve_details()
+        replicas = details["applications"][self.name]["deployments"][deployment]["replicas"]
+        return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
 
 
 @contextmanager
