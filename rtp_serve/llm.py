@@ -18,6 +18,7 @@ from rtp_serve.config.parse import parse_config
 from rtp_serve.engine.request import FinishReason, Request, SequenceDelta, TokenLogprobs
 from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.errors import InvalidRequest, RtpServeError
+from rtp_serve.interrupt import deferred_interrupt
 from rtp_serve.loader.hub import resolve
 from rtp_serve.text.chat_template import ChatTemplate
 from rtp_serve.text.stream import TextStream
@@ -50,6 +51,8 @@ class RequestOutput:
     completions: tuple[Completion, ...]
     num_cached_tokens: int
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    error: str = ""
+    """What went wrong, where a completion's finish_reason is ERROR."""
 
     @property
     def text(self) -> str:
@@ -58,7 +61,7 @@ class RequestOutput:
 
 
 class LLM:
-    """A loaded model. Not thread-safe; one call at a time."""
+    """A loaded model, for one thread. Calls may be made while a stream is open; both go on."""
 
     def __init__(self, model: str = EngineConfig().model, **options: Any) -> None:
         """`options` are EngineConfig's fields, sub-configurations as mappings.
@@ -71,6 +74,7 @@ class LLM:
         self._template = ChatTemplate.from_directory(directory)
         self._core = build_core(config)
         self._num_requests = 0
+        self._collectors: dict[str, _Collector] = {}
 
     @property
     def max_model_len(self) -> int:
@@ -92,15 +96,13 @@ class LLM:
         requests = [self._request(prompt, sampling) for prompt in _as_list(prompts)]
         for request in requests:
             self._core.validate(request)
-        collectors = {request.request_id: _Collector(self, request) for request in requests}
+        collectors = [self._start(request) for request in requests]
         try:
-            for request in requests:
-                self._core.add_request(request)
             self._run(collectors, use_tqdm)
         finally:
             for request in requests:
-                self._core.abort(request.request_id)
-        return [collectors[request.request_id].output() for request in requests]
+                self._end(request)
+        return [collector.output() for collector in collectors]
 
     def chat(
         self,
@@ -118,16 +120,23 @@ class LLM:
     def stream(
         self, prompt: Prompt, sampling: SamplingParams | None = None
     ) -> Generator[str, None, None]:
-        """The text of one sequence, piece by piece; closing the iterator aborts."""
+        """The text of one sequence, piece by piece; closing the iterator aborts.
+
+        `sampling.n` above 1 raises InvalidRequest: one stream cannot tell sequences apart.
+        """
         request = self._request(prompt, sampling)
-        collector = _Collector(self, request)
-        self._core.add_request(request)
+        if request.sampling.n > 1:
+            raise InvalidRequest(f"n must be 1 in a stream, got {request.sampling.n}", "n")
+        collector = self._start(request)
         try:
             while not collector.is_finished:
-                for delta in self._core.step():
-                    yield collector.take(delta)
+                self._step()
+                yield from collector.drain()
+            yield from collector.drain()  # what came while another call was stepping
+            if collector.error:
+                raise RtpServeError(collector.error)
         finally:
-            self._core.abort(request.request_id)
+            self._end(request)
 
     def stream_chat(
         self, messages: Sequence[Message], sampling: SamplingParams | None = None
@@ -147,26 +156,39 @@ class LLM:
         self._num_requests += 1
         return Request(f"llm-{self._num_requests}", tuple(token_ids), params, seed)
 
-    def _run(self, collectors: dict[str, "_Collector"], use_tqdm: bool | None) -> None:
-        unfinished = set(collectors)
+    def _start(self, request: Request) -> "_Collector":
+        self._core.add_request(request)
+        self._collectors[request.request_id] = collector = _Collector(self.tokenizer, request)
+        return collector
+
+    def _end(self, request: Request) -> None:
+        del self._collectors[request.request_id]
+        self._core.abort(request.request_id)
+
+    def _step(self) -> None:
+        """Whole or not at all: an interrupted one would leave blocks and books half written."""
+        with deferred_interrupt():
+            for delta in self._core.step():
+                collector = self._collectors[delta.request_id]
+                collector.take(delta)
+                if collector.is_finished:
+                    self._core.abort(delta.request_id)
+
+    def _run(self, collectors: list["_Collector"], use_tqdm: bool | None) -> None:
         disable = None if use_tqdm is None else not use_tqdm
-        with tqdm(total=len(unfinished), unit="prompt", disable=disable) as bar:
-            while unfinished:
-                for delta in self._core.step():
-                    if delta.request_id not in unfinished:
-                        continue
-                    collector = collectors[delta.request_id]
-                    collector.take(delta)
-                    if collector.is_finished:
-                        unfinished.discard(delta.request_id)
-                        bar.update()
-                        self._core.abort(delta.request_id)
+        num_finished = 0
+        with tqdm(total=len(collectors), unit="prompt", disable=disable) as bar:
+            while num_finished < len(collectors):
+                self._step()
+                now_finished = sum(collector.is_finished for collector in collectors)
+                bar.update(now_finished - num_finished)
+                num_finished = now_finished
 
 
 class _Collector:
     """Gathers one request's deltas into its output, and ends sequences at stop strings."""
 
-    def __init__(self, llm: LLM, request: Request) -> None:
+    def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
         sampling = request.sampling
         self._request = request
         self._completions = [
@@ -174,7 +196,7 @@ class _Collector:
         ]
         self._streams = [
             TextStream(
-                llm.tokenizer,
+                tokenizer,
                 stop=sampling.stop,
                 include_stop=sampling.include_stop,
                 min_tokens=sampling.min_tokens,
@@ -183,19 +205,19 @@ class _Collector:
             for _ in range(sampling.n)
         ]
         self._open = set(range(sampling.n))
+        self._pieces: list[str] = []
         self._num_cached_tokens = 0
+        self.error = ""
         self._prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
 
     @property
     def is_finished(self) -> bool:
         return not self._open
 
-    def take(self, delta: SequenceDelta) -> str:
-        """Add a delta; returns the text it made stable."""
+    def take(self, delta: SequenceDelta) -> None:
+        """Add a delta. What comes for a sequence that has ended is ignored."""
         if delta.index not in self._open:
-            return ""
-        if delta.finish_reason is FinishReason.ERROR:
-            raise RtpServeError(delta.error)
+            return
         text = self._streams[delta.index].push(delta.token_ids, delta.finish_reason)
         so_far = self._completions[delta.index]
         reason = FinishReason.STOP if text.stop is not None else delta.finish_reason
@@ -206,12 +228,17 @@ class _Collector:
             logprobs=so_far.logprobs + delta.logprobs,
             finish_reason=reason or so_far.finish_reason,
         )
-        if delta.prompt_logprobs:
-            self._prompt_logprobs = delta.prompt_logprobs
+        self._pieces.append(text.text)
+        self._prompt_logprobs = delta.prompt_logprobs or self._prompt_logprobs
         self._num_cached_tokens = max(self._num_cached_tokens, delta.num_cached_tokens)
+        self.error = delta.error or self.error
         if reason is not None:
             self._open.discard(delta.index)
-        return text.text
+
+    def drain(self) -> list[str]:
+        """The text of each delta since the last call; empty where it is still held back."""
+        pieces, self._pieces = self._pieces, []
+        return pieces
 
     def output(self) -> RequestOutput:
         return RequestOutput(
@@ -219,6 +246,7 @@ class _Collector:
             tuple(self._completions),
             self._num_cached_tokens,
             self._prompt_logprobs,
+            self.error,
         )
 
 

@@ -1,5 +1,8 @@
 """The offline façade on the real model."""
 
+import signal
+from typing import Any
+
 import pytest
 
 from rtp_serve import LLM, SamplingParams
@@ -94,6 +97,32 @@ def test_a_wrong_prompt_runs_nothing(llm: LLM):
     assert not llm._core.has_work
 
 
+def test_an_interrupted_call_leaves_the_model_whole(llm: LLM, monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C within a step whose prompt blocks the next call would find in the prefix cache."""
+    prompt = "Before the interrupt there was a prompt of a few blocks. " * 4
+    forward = llm._core._executor._runner._model.forward
+
+    def interrupted(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return forward(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm._core._executor._runner._model, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(prompt, GREEDY)
+    llm._core.check_invariants()
+    (output,) = llm.generate(prompt, GREEDY)
+    llm._core._cache.pool.clear_cache()
+    assert output.text == llm.generate(prompt, GREEDY)[0].text
+    assert output.num_cached_tokens > 0, "the step was finished before the interrupt"
+
+
+def test_a_stream_is_of_one_sequence(llm: LLM):
+    with pytest.raises(InvalidRequest, match="n must be 1 in a stream, got 2"):
+        next(llm.stream("One, two, three,", SamplingParams(n=2)))
+    assert not llm._core.has_work
+
+
 def test_several_conversations_at_once(llm: LLM):
     conversations = [[{"role": "user", "content": text}] for text in ("What is 2+2?", "Say hi.")]
     outputs = llm.chat(conversations, GREEDY)
@@ -105,3 +134,13 @@ def test_wrong_options_start_nothing():
         LLM("smollm2-135m-instruct", max_model_length=5)
     with pytest.raises(ModelNotFound, match="smollm2-135m-instruct"):
         LLM("smollm2-135m-instrukt")
+
+
+def test_calls_while_a_stream_is_open_mix_nothing_up(llm: LLM):
+    expected = llm.generate("One, two, three,", GREEDY)[0].text
+    stream = llm.stream("One, two, three,", GREEDY)
+    pieces = [next(stream)]
+    assert "4" in chat(llm, "What is 2+2?")
+    other = list(llm.stream("One, two, three,", GREEDY))
+    pieces += stream
+    assert "".join(pieces) == "".join(other) == expected
