@@ -49,6 +49,9 @@ class AsyncEngine:
         self._death: BaseException | None = None
         self._sinks: dict[str, DeltaSink] = {}
         self._unfinished: dict[str, set[int]] = {}
+        # Ids whose abort is in the inbox: deltas of theirs are of the request that was aborted,
+        # even if the id is in use again.
+        self._aborting: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="rtp-serve-engine", daemon=True)
         self._thread.start()
 
@@ -63,6 +66,12 @@ class AsyncEngine:
         `sink` gets the request's deltas until each of its sequences has a finish reason.
         """
         self._core.validate(request)
+        if request.sampling.n > self._max_queued:
+            raise InvalidRequest(
+                f"n must be at most {self._max_queued}, the sequences that may wait here, "
+                f"got {request.sampling.n}",
+                "n",
+            )
         with self._changed:
             self._raise_if_dead()
             num_waiting = self._core.stats.num_waiting + self._num_arriving
@@ -81,6 +90,7 @@ class AsyncEngine:
         with self._changed:
             if self._sinks.pop(request_id, None) is not None:
                 self._unfinished.pop(request_id, None)
+                self._aborting.add(request_id)
                 self._inbox.append(lambda: self._core.abort(request_id))
                 self._changed.notify()
 
@@ -155,6 +165,7 @@ class AsyncEngine:
                 return False
             arrived = list(self._inbox)
             self._inbox.clear()
+            self._aborting.clear()
         for action in arrived:
             action()
         return True
@@ -164,7 +175,7 @@ class AsyncEngine:
         with self._changed:
             for delta in deltas:
                 sink = self._sinks.get(delta.request_id)
-                if sink is None:
+                if sink is None or delta.request_id in self._aborting:
                     continue
                 by_sink.setdefault(id(sink), (sink, []))[1].append(delta)
                 if delta.finish_reason is not None:

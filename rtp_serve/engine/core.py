@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rtp_serve.clock import Clock
 from rtp_serve.engine.client import ServedModel
 from rtp_serve.engine.executor import Executor
-from rtp_serve.engine.output import SchedulerOutput
+from rtp_serve.engine.output import ModelOutput, SchedulerOutput
 from rtp_serve.engine.recorder import EngineRecorder
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.engine.scheduler import Scheduler, SchedulerCounters
@@ -84,8 +84,17 @@ class EngineCore:
                 "prompt",
             )
         vocab_size = self.model.vocab_size
-        if not (min(request.prompt_token_ids) >= 0 and max(request.prompt_token_ids) < vocab_size):
-            raise InvalidRequest(f"prompt token ids must be from 0 to {vocab_size - 1}", "prompt")
+        kinds = set(map(type, request.prompt_token_ids))
+        if kinds != {int}:
+            named = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise InvalidRequest(f"prompt token ids must be integers, got {named}", "prompt")
+        low, high = min(request.prompt_token_ids), max(request.prompt_token_ids)
+        if low < 0 or high >= vocab_size:
+            raise InvalidRequest(
+                f"prompt token ids must be from 0 to {vocab_size - 1}, "
+                f"got {low if low < 0 else high}",
+                "prompt",
+            )
         request.sampling.check_vocabulary(vocab_size)
 
     def add_request(self, request: Request) -> None:
@@ -131,12 +140,20 @@ class EngineCore:
             if self._seqs[new.seq_id].first_scheduled_s is None:
                 self._recorder.scheduled(self._seqs[new.seq_id], started_s)
         assert scheduled.seq_ids, "there is work but no sequence fits into a step"
-        output = self._executor.submit(scheduled).result()
+        output = self._execute(scheduled)
         deltas = self._scheduler.update(scheduled, output)
         self._record(deltas)
         if logger.isEnabledFor(logging.DEBUG):
             self._debug(scheduled, self._clock.monotonic() - started_s)
         return deltas
+
+    def _execute(self, scheduled: SchedulerOutput) -> ModelOutput:
+        try:
+            return self._executor.submit(scheduled).result()
+        except BaseException:
+            # Blocks are findable from the moment they are scheduled: these may hold anything.
+            self._cache.pool.clear_cache()
+            raise
 
     def _record(self, deltas: list[SequenceDelta]) -> None:
         now_s = self._clock.monotonic()

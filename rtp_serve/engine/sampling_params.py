@@ -1,6 +1,5 @@
 """How the tokens of a request are chosen, as the engine sees it: token ids, no text."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,21 +95,34 @@ class SamplingParams:
             count = getattr(self, name)
             if count is not None:
                 _in_range(name, count, 0, MAX_LOGPROBS)
+        for name in ("include_stop", "ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                message = f"{name} must be true or false, got {getattr(self, name)!r}"
+                raise InvalidRequest(message, name)
         self._check_collections()
 
     def _check_collections(self) -> None:
-        _at_most("stop", len(self.stop), MAX_STOP)
-        _at_most("stop_token_ids", len(self.stop_token_ids), MAX_LOGIT_BIAS)
-        _at_most("logit_bias", len(self.logit_bias), MAX_LOGIT_BIAS)
-        _at_most("bad_words", len(self.bad_words), MAX_BAD_WORDS)
-        if any(not text for text in self.stop):
-            raise InvalidRequest("stop: a stop string must not be empty", "stop")
-        if any(not word for word in self.bad_words):
-            raise InvalidRequest("bad_words: a bad word must not be empty", "bad_words")
-        for token_id, bias in self.logit_bias.items():
-            if not -100.0 <= bias <= 100.0:
+        _is_list("stop", self.stop, MAX_STOP)
+        _is_list("stop_token_ids", self.stop_token_ids, MAX_LOGIT_BIAS)
+        _is_list("bad_words", self.bad_words, MAX_BAD_WORDS)
+        for text in self.stop:
+            if not (isinstance(text, str) and text):
+                raise InvalidRequest(f"stop must hold non-empty strings, got {text!r}", "stop")
+        for word in self.bad_words:
+            if not (isinstance(word, tuple | list) and word):
                 raise InvalidRequest(
-                    f"logit_bias[{token_id}] must be from -100 to 100, got {bias}", "logit_bias"
+                    f"bad_words must hold non-empty lists of token ids, got {word!r}", "bad_words"
+                )
+        if not isinstance(self.logit_bias, Mapping):
+            raise InvalidRequest(
+                f"logit_bias must map token ids to numbers, got {self.logit_bias!r}", "logit_bias"
+            )
+        _at_most("logit_bias", len(self.logit_bias), MAX_LOGIT_BIAS)
+        for token_id, bias in self.logit_bias.items():
+            if not (isinstance(bias, int | float) and -100.0 <= bias <= 100.0):
+                raise InvalidRequest(
+                    f"logit_bias[{token_id}] must be a number from -100 to 100, got {bias!r}",
+                    "logit_bias",
                 )
 
     def check_vocabulary(self, vocab_size: int) -> None:
@@ -122,9 +134,11 @@ class SamplingParams:
         }
         for name, token_ids in groups.items():
             for token_id in token_ids:
-                if not 0 <= token_id < vocab_size:
+                if type(token_id) is not int or not 0 <= token_id < vocab_size:
                     raise InvalidRequest(
-                        f"{name}: token id {token_id} is not from 0 to {vocab_size - 1}", name
+                        f"{name}: token ids must be integers from 0 to {vocab_size - 1}, "
+                        f"got {token_id!r}",
+                        name,
                     )
 
     @property
@@ -139,11 +153,18 @@ class SamplingParams:
 def _in_range(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
     """Integer bounds ask for an integer, float bounds for any number."""
     kinds = int if isinstance(low, int) else int | float
-    is_number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    # No comparison with a NaN holds.
     if not is_number or not low <= value <= high or (open_low and value == low):
         noun = "an integer" if kinds is int else "a number"
         bound = "above" if open_low else "from"
         raise InvalidRequest(f"{name} must be {noun} {bound} {low} to {high}, got {value!r}", name)
+
+
+def _is_list(name: str, value: Any, limit: int) -> None:
+    if not isinstance(value, tuple | list):
+        raise InvalidRequest(f"{name} must be a list, got {value!r}", name)
+    _at_most(name, len(value), limit)
 
 
 def _at_most(name: str, count: int, limit: int) -> None:

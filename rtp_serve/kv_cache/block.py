@@ -13,8 +13,11 @@ _DIGEST_SIZE = 32
 
 
 def root_hash(namespace: bytes, salt: str) -> BlockHash:
-    """The parent of every first block: what computes (namespace) and who may share (salt)."""
-    return BlockHash(_digest(b"root", namespace, salt.encode()))
+    """The parent of every first block: what computes (namespace) and who may share (salt).
+
+    Any string is a salt, a lone surrogate (valid in JSON) included.
+    """
+    return BlockHash(_digest(b"root", namespace, salt.encode("utf-8", "surrogatepass")))
 
 
 def chain_hash(parent: BlockHash, token_ids: Sequence[int], extras: bytes = b"") -> BlockHash:

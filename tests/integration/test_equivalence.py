@@ -30,6 +30,7 @@ SAMPLINGS: list[dict[str, Any]] = [
     {"temperature": 0.8, "top_p": 0.9},
     {"temperature": 1.2, "top_k": 20, "min_p": 0.02, "presence_penalty": 0.5},
     {"temperature": 0.7, "n": 3},
+    {"temperature": 1.5, "min_tokens": 10, "logit_bias": {2: 8.0}, "bad_words": ((5, 6), (7,))},
 ]
 
 VARIANTS: dict[str, dict[str, Any]] = {

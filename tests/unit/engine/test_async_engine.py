@@ -100,6 +100,29 @@ def test_a_full_queue_is_refused_and_nothing_is_kept():
     engine.shutdown()
 
 
+def test_more_sequences_than_may_ever_wait_are_refused_for_good():
+    engine = AsyncEngine(make_core(), max_queued=2)
+    with pytest.raises(InvalidRequest, match=r"n must be at most 2, .* got 3"):
+        engine.submit(make_request(n=3), RecordingSink())
+    engine.shutdown()
+
+
+def test_an_id_used_again_hears_nothing_of_the_request_that_was_aborted():
+    worker = GatedWorker()
+    engine = AsyncEngine(make_core(worker=worker), max_queued=10)
+    engine.submit(make_request("a", make_prompt(5, 1), max_tokens=1), RecordingSink())
+    assert worker.entered.wait(10)
+    engine.abort("a")
+    sink = RecordingSink().expect(1)
+    request = make_request("a", make_prompt(5, 2), max_tokens=3, ignore_eos=True)
+    engine.submit(request, sink)
+    worker.gate.set()
+    assert sink.finished.wait(10)
+    token_ids = [token for batch in sink.batches for delta in batch for token in delta.token_ids]
+    assert token_ids == predicted_tokens(request)
+    engine.shutdown()
+
+
 def test_a_wrong_request_is_refused_where_it_is_made():
     engine = AsyncEngine(make_core(), max_queued=2)
     with pytest.raises(InvalidRequest):

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from rtp_serve.clock import VirtualClock
+from rtp_serve.engine.output import SchedulerOutput
 from rtp_serve.engine.request import FinishReason
 from rtp_serve.errors import ContextLengthExceeded, InvalidRequest
 from rtp_serve.observability.metrics import PrometheusSink
@@ -209,9 +210,14 @@ def test_the_context_limit_ends_a_sequence_with_length():
         ((), {}, "prompt"),
         ((VOCAB_SIZE,), {}, "prompt"),
         ((-1,), {}, "prompt"),
+        ((1, 2.5), {}, "prompt"),
+        ((1, "a"), {}, "prompt"),
         ((1,), {"logit_bias": {VOCAB_SIZE: 1.0}}, "logit_bias"),
         ((1,), {"stop_token_ids": (VOCAB_SIZE,)}, "stop_token_ids"),
         ((1,), {"bad_words": ((1, VOCAB_SIZE),)}, "bad_words"),
+        ((1,), {"logit_bias": {1.5: 1.0}}, "logit_bias"),
+        ((1,), {"stop_token_ids": (1.5,)}, "stop_token_ids"),
+        ((1,), {"bad_words": (("a",),)}, "bad_words"),
     ],
 )
 def test_what_the_model_cannot_run_is_refused_by_name(
@@ -247,6 +253,28 @@ def test_a_sequence_that_cannot_be_computed_ends_alone(broken_at: int):
     assert (last.finish_reason, last.error) == (FinishReason.ERROR, "broken")
     tokens = [t for d in deltas if d.request_id == "healthy" for t in d.token_ids]
     assert tokens == predicted_tokens(healthy)
+
+
+class FailingWorker(MemoryWorker):
+    """Fails once, with its memory not yet written."""
+
+    has_failed = False
+
+    def _write_all(self, scheduled: SchedulerOutput) -> None:
+        if not self.has_failed:
+            self.has_failed = True
+            raise RuntimeError("injected failure")
+        super()._write_all(scheduled)
+
+
+def test_what_a_failed_step_did_not_write_is_not_hit_later():
+    core = make_core(worker=FailingWorker(64))
+    request = make_request("a", make_prompt(48))
+    core.add_request(request)
+    with pytest.raises(RuntimeError):
+        core.step()
+    core.abort("a")
+    assert run_to_end(core, [request])["a"] == [predicted_tokens(request)]
 
 
 def test_a_request_id_in_use_is_refused():

@@ -15,6 +15,9 @@ from rtp_serve.errors import InvalidRequest
         ("max_tokens", 0), ("min_tokens", -1), ("seed", 1 << 64), ("logprobs", 21),
         ("prompt_logprobs", -1), ("stop", ("",)), ("stop", ("a",) * 17), ("bad_words", ((),)),
         ("logit_bias", {1: 101.0}), ("logit_bias", {1: math.nan}), ("temperature", "hot"),
+        ("logit_bias", {1: "much"}), ("logit_bias", [1]), ("stop", "word"), ("stop", (1,)),
+        ("stop_token_ids", 5), ("bad_words", ("word",)), ("ignore_eos", "no"),
+        ("n", 10**400), ("seed", 10**400), ("temperature", math.inf), ("min_p", math.nan),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_by_name(field: str, value: object):

@@ -107,6 +107,11 @@ def test_a_salt_separates_equal_tokens():
     assert make_chain(1, "a") != make_chain(1, "b")
 
 
+def test_any_string_is_a_salt():
+    """JSON can bring a lone surrogate, which UTF-8 proper has not."""
+    assert make_chain(1, "\ud800") != make_chain(1, "\ud801")
+
+
 def test_hash_input_is_framed():
     parent = root_hash(b"test", "")
     assert chain_hash(parent, [1], b"\x02\x00\x00\x00") != chain_hash(parent, [1, 2])
