@@ -113,10 +113,13 @@ def _first_problem(error: ValidationError, body: object) -> InvalidRequest:
         return InvalidRequest(f"{path} {message}, got {detail['ctx']['tag']!r}"[:500], path)
     if detail["type"] == "union_tag_not_found":
         return InvalidRequest(f"{path}.role: this field is required", f"{path}.role")
+    if detail["type"] == "too_short":
+        return InvalidRequest(f"{path} must not be empty", path)
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if not path:
         return InvalidRequest(message)
-    return InvalidRequest(f"{path} {message}, got {_short(detail['input'])}", path)
+    got = "" if ", got " in message else f", got {_short(detail['input'])}"
+    return InvalidRequest(f"{path} {message}{got}", path)
 
 
 def _path(location: tuple[int | str, ...], body: object) -> str:

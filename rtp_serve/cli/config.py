@@ -38,6 +38,9 @@ def _changed_settings(config: BaseModel, prefix: str) -> Iterator[str]:
         value = getattr(config, name)
         if isinstance(value, BaseModel):
             yield from _changed_settings(value, f"{prefix}{name}.")
+        elif value and isinstance(value, tuple) and isinstance(value[0], BaseModel):
+            for index, entry in enumerate(value):
+                yield from _changed_settings(entry, f"{prefix}{name}[{index}].")
         else:
             meaning = type(config).model_fields[name].description or ""
             first_sentence = meaning.split(". ")[0].split("; ")[0].rstrip(".")

@@ -87,8 +87,8 @@ def config_check(file: Annotated[str, typer.Argument(help="A file as for `serve 
 
 def main() -> None:
     """Entry point: our own errors are one line on stderr and exit code 1."""
-    configure_logging()
     try:
+        configure_logging()
         app()
     except RtpServeError as error:
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)

@@ -1,7 +1,7 @@
 """What a checkpoint's config.json says, in our words."""
 
 import json
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,7 +92,8 @@ class ModelConfig:
     """Type the weights are stored in (float16 checkpoints are computed in float32)."""
 
     eos_token_ids: tuple[int, ...] = ()
-    """Tokens that end a sequence, from config.json and generation_config.json."""
+    """Tokens that end a sequence, from config.json and generation_config.json; all in the
+    vocabulary."""
 
 
 def read_model_config(directory: Path) -> ModelConfig:
@@ -105,7 +106,7 @@ def read_model_config(directory: Path) -> ModelConfig:
 
 def parse_model_config(raw: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
     """The mapping of a Hugging Face config.json → ModelConfig."""
-    architecture = _architecture(raw)
+    architecture, vocab_size = _architecture(raw), _positive(raw, "vocab_size")
     is_qwen2, is_biased = architecture == "Qwen2ForCausalLM", bool(raw.get("attention_bias"))
     _refuse_unsupported(raw)
     hidden_size, num_heads = _positive(raw, "hidden_size"), _positive(raw, "num_attention_heads")
@@ -121,7 +122,7 @@ def parse_model_config(raw: dict[str, Any], generation: dict[str, Any]) -> Model
     rope = _rope(raw)
     return ModelConfig(
         architecture=architecture,
-        vocab_size=_positive(raw, "vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=_positive(raw, "intermediate_size"),
         num_layers=_positive(raw, "num_hidden_layers"),
@@ -136,12 +137,12 @@ def parse_model_config(raw: dict[str, Any], generation: dict[str, Any]) -> Model
         qk_norm=architecture == "Qwen3ForCausalLM",
         rope=rope,
         dtype=_dtype(raw),
-        eos_token_ids=_eos_token_ids(raw, generation),
+        eos_token_ids=_eos_token_ids(raw, generation, vocab_size),
     )
 
 
 def _architecture(raw: dict[str, Any]) -> str:
-    named = raw.get("architectures") or []
+    named = _list(raw, "architectures")
     for architecture in named:
         if architecture in _ARCHITECTURES:
             return str(architecture)
@@ -158,10 +159,10 @@ def _refuse_unsupported(raw: dict[str, Any]) -> None:
         raise CheckpointError("config.json: mlp_bias true is not supported")
     if raw.get("use_sliding_window"):
         raise CheckpointError("config.json: use_sliding_window true is not supported")
-    layer_types = set(raw.get("layer_types") or ()) - {"full_attention"}
-    if layer_types:
+    other_types = [kind for kind in _list(raw, "layer_types") if kind != "full_attention"]
+    if other_types:
         raise CheckpointError(
-            f"config.json: layer_types {sorted(layer_types)}; supported: 'full_attention'"
+            f"config.json: layer_types {other_types[0]!r}; supported: 'full_attention'"
         )
     if raw.get("quantization_config"):
         raise CheckpointError("config.json: quantization_config is not supported yet")
@@ -186,7 +187,7 @@ def _rope(raw: dict[str, Any]) -> RopeConfig:
         low_freq_factor=_number(parameters, "low_freq_factor", 1.0),
         high_freq_factor=_number(parameters, "high_freq_factor", 4.0),
         original_max_len=_positive(parameters, "original_max_position_embeddings", 8192),
-        mrope_sections=tuple(parameters.get("mrope_section", ())),
+        mrope_sections=tuple(_list(parameters, "mrope_section")),
     )
     if rope.high_freq_factor <= rope.low_freq_factor:
         raise CheckpointError(
@@ -206,12 +207,15 @@ def _dtype(raw: dict[str, Any]) -> Literal["bfloat16", "float32"]:
     return "bfloat16" if raw.get("dtype", raw.get("torch_dtype")) == "bfloat16" else "float32"
 
 
-def _eos_token_ids(raw: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
+def _eos_token_ids(
+    raw: dict[str, Any], generation: dict[str, Any], vocab_size: int
+) -> tuple[int, ...]:
+    """Of both files. What is no id of the vocabulary cannot be sampled, and is left out."""
     found: list[int] = []
     for source in (generation, raw):
         value = source.get("eos_token_id")
         for token_id in value if isinstance(value, list) else [value]:
-            if isinstance(token_id, int) and token_id not in found:
+            if type(token_id) is int and 0 <= token_id < vocab_size and token_id not in found:
                 found.append(token_id)
     return tuple(found)
 
@@ -225,13 +229,23 @@ def _positive(raw: dict[str, Any], key: str, default: int | None = None) -> int:
     return value
 
 
+def _list(raw: dict[str, Any], key: str) -> list[Any]:
+    """A missing key or null is an empty list."""
+    value = raw.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise CheckpointError(f"config.json: {key} must be a list, got {value!r}")
+    return value
+
+
 def _number(raw: dict[str, Any], key: str, default: float) -> float:
     """A finite number above 0; a missing key or null is the default."""
     value = raw.get(key)
     if value is None:
         return default
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):
+    if not (number and 0 < value <= sys.float_info.max):
         raise CheckpointError(f"config.json: {key} must be a number above 0, got {value!r}")
     return float(value)
 

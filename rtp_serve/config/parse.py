@@ -9,6 +9,15 @@ from rtp_serve.errors import ConfigError
 
 T = TypeVar("T", bound=BaseModel)
 
+_PLAIN_WORDS = {
+    "dict_type": "expected a mapping",
+    "model_type": "expected a mapping",
+    "list_type": "expected a list",
+    "tuple_type": "expected a list",
+    "too_short": "must not be empty",
+}
+"""Instead of pydantic's own, which speak of Python."""
+
 
 def parse_config(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
     """Validate `values` into `cls`. Raises ConfigError naming every wrong field and its value."""
@@ -25,7 +34,7 @@ def explain(error: ValidationError) -> str:
 
 def _clause(detail: Any) -> str:
     field = ".".join(str(part) for part in detail["loc"])
-    message = detail["msg"].removeprefix("Value error, ")
+    message = _PLAIN_WORDS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
     got = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
     return f"{field}: {message}{got}" if field else f"{message}{got}"
 
@@ -37,7 +46,7 @@ def read_yaml(path: str) -> dict[str, Any]:
             values = yaml.safe_load(file)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping at the top, got {type(values).__name__}")

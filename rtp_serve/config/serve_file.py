@@ -1,15 +1,17 @@
 """A YAML file for `serve run`, read before anything starts. Ray itself ignores unknown keys."""
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rtp_serve.config.base import Config
 from rtp_serve.config.exposure import require_keys_beyond_loopback
 from rtp_serve.config.parse import parse_config, read_yaml
 from rtp_serve.config.serving import AppConfig
+from rtp_serve.errors import did_you_mean
 
-_OUR_BUILDERS = "deployments."
+_OUR_PACKAGE = "deployments."
+_TOPOLOGIES = ("deployments.aggregated:app",)
 
 
 class HttpOptions(Config):
@@ -52,7 +54,7 @@ class ApplicationEntry(Config):
     import_path: str = ""
     """`package.module:builder`."""
 
-    route_prefix: str | None = "/"
+    route_prefix: str | None = Field(default="/", pattern="^/")
     """Where it is mounted."""
 
     args: dict[str, Any] = Field(default_factory=dict)
@@ -79,9 +81,16 @@ class ApplicationEntry(Config):
     external_scaler_enabled: bool = False
     """Serve's."""
 
+    @field_validator("import_path")
+    @classmethod
+    def _check_import_path(cls, path: str) -> str:
+        if path.startswith(_OUR_PACKAGE) and path not in _TOPOLOGIES:
+            raise ValueError(f"no such topology{did_you_mean(path, _TOPOLOGIES)}")
+        return path
+
     @property
     def is_ours(self) -> bool:
-        return self.import_path.startswith(_OUR_BUILDERS)
+        return self.import_path in _TOPOLOGIES
 
     @property
     def config(self) -> AppConfig:
@@ -99,7 +108,7 @@ class ServeFile(Config):
     http_options: HttpOptions = HttpOptions()
     """Where HTTP is served."""
 
-    proxy_location: str = "EveryNode"
+    proxy_location: Literal["Disabled", "HeadOnly", "EveryNode"] = "EveryNode"
     """On which nodes HTTP is served."""
 
     grpc_options: dict[str, Any] = Field(default_factory=dict)

@@ -30,7 +30,7 @@ def error_of(path: str, body: Any, **app: Any) -> dict[str, Any]:
 
 CHAT_MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": None}, "messages", "required"),
-    ({"messages": []}, "messages", "at least 1"),
+    ({"messages": []}, "messages", "must not be empty"),
     ({"messages": "Hi"}, "messages", "list"),
     ({"messages": ["Hi"]}, "messages[0]", "Hi"),
     ({"messages": [{"content": "Hi"}]}, "messages[0].role", "required"),

@@ -112,6 +112,12 @@ def test_end_tokens_of_both_files_are_joined():
     assert parse({"eos_token_id": [7, 8]}, eos_token_id=8).eos_token_ids == (7, 8)
 
 
+@pytest.mark.parametrize("value", [128256, -1, True, [128256, 7], "7"])
+def test_an_end_token_outside_the_vocabulary_is_none(value: Any):
+    config = parse({"eos_token_id": value}, eos_token_id=7)
+    assert config.eos_token_ids == (7,)
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -125,7 +131,10 @@ def test_end_tokens_of_both_files_are_joined():
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'; supported: 'silu'"),
         ({"mlp_bias": True}, "mlp_bias true is not supported"),
         ({"use_sliding_window": True}, "use_sliding_window true is not supported"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, r"\['sliding_attention'\]"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types 'sliding_attention'",
+        ),
         ({"quantization_config": {"bits": 4}}, "quantization_config is not supported"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor must be a number above 0"),
@@ -133,6 +142,10 @@ def test_end_tokens_of_both_files_are_joined():
         ({"rope_scaling": ..., "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_theta": "big"}, "rope_theta must be a number above 0, got 'big'"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number above 0, got nan"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps must be a number above 0, got 1000"),
+        ({"architectures": 5}, "architectures must be a list, got 5"),
+        ({"layer_types": 5}, "layer_types must be a list, got 5"),
+        ({"rope_scaling": {"mrope_section": 5}}, "mrope_section must be a list, got 5"),
     ],
     ids=str,
 )

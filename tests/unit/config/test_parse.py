@@ -17,6 +17,22 @@ def test_an_unknown_key_is_named_with_a_suggestion():
         parse_config(EngineConfig, {"scheduler": {"max_num_seq": 3}})
 
 
+def test_every_unknown_key_is_named_beside_what_else_is_wrong():
+    values = {"modle": "x", "scheduler": {"max_num_seq": 3, "max_queue": 4}, "num_threads": 0}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(EngineConfig, values)
+    message = str(caught.value)
+    assert "scheduler: unknown key 'max_num_seq' in SchedulerConfig" in message
+    assert "did you mean 'max_queued'?" in message
+    assert "unknown key 'modle' in EngineConfig; did you mean 'model'?" in message
+    assert "num_threads" in message
+
+
+def test_braces_in_a_wrong_value_are_repeated_as_they_are():
+    with pytest.raises(ConfigError, match=r"not a size: '\{x\}'"):
+        parse_config(CacheConfig, {"memory": "{x}"})
+
+
 def test_every_wrong_field_is_named_with_its_value():
     with pytest.raises(ConfigError) as caught:
         parse_config(EngineConfig, {"scheduler": {"max_num_seqs": 0}, "dtype": "int3"})
@@ -66,6 +82,13 @@ def test_a_bad_file_is_one_clear_error(tmp_path: Path, content: str, message: st
     path = tmp_path / "x.yaml"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message):
+        read_yaml(str(path))
+
+
+def test_a_file_that_is_not_text_is_one_clear_error(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not YAML"):
         read_yaml(str(path))
 
 
