@@ -50,16 +50,19 @@ class OwnCluster:
         variables |= {name: os.environ[name] for name in _ACCESS_VARIABLES if name in os.environ}
         return " ".join(f"{name}={value}" for name, value in variables.items())
 
-    def end_processes(self) -> None:
-        """After `ray.shutdown()`: until no process of the cluster is left."""
-        for signal_number in (signal.SIGTERM, signal.SIGKILL):
-            for pid in self._processes():
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal_number)
-            for _ in range(int(_EXIT_TIMEOUT_S / _POLL_S)):
-                if not self._processes():
-                    return
-                threading.Event().wait(_POLL_S)
+    def end_processes(self, hurry: threading.Event) -> None:
+        """After `ray.shutdown()`: until no process of the cluster is left; at once in a hurry."""
+        self._end_with(signal.SIGTERM, hurry)
+        self._end_with(signal.SIGKILL, threading.Event())
+
+    def _end_with(self, number: signal.Signals, hurry: threading.Event) -> None:
+        """Signal all processes, and wait until they are gone or `hurry` is set."""
+        for pid in self._processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        for _ in range(int(_EXIT_TIMEOUT_S / _POLL_S)):
+            if not self._processes() or hurry.wait(_POLL_S):
+                return
 
     def _processes(self) -> list[int]:
         """Processes that have inherited our mark, this one excepted."""

@@ -15,6 +15,10 @@ _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Silences a warning: actors without GPUs keep CUDA_VISIBLE_DEVICES.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A call that comes after our shutdown must fail, not start another Ray.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    # Two replicas' steps look alike to Ray, which would show one replica's.
+    "RAY_DEDUP_LOGS": "0",
     # Ray's own is 15: anything else on the machine would come before the engine.
     "RAY_worker_niceness": "0",
 }

@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from deployments.coalesce import CoalescingClient
 from deployments.exposure import check_exposure
 from deployments.replica_client import ReplicaClient
+from deployments.request_id import WithoutRequestId
 from deployments.token_stream.listener import TokenListener
 from rtp_serve.api.chat import ChatService
 from rtp_serve.api.completion import CompletionService
@@ -65,9 +66,11 @@ class Ingress:
 
     async def __serve_build_asgi_app__(self) -> Starlette:
         context = self._context
-        return build_app(
+        app = build_app(
             context.engine, context.tokenizer, context.chat_template, self._config.api, WallClock()
         )
+        app.add_middleware(WithoutRequestId)
+        return app
 
     async def chat(self, body: Json, tenant: str = "") -> Json:
         return await answer(self._chat, body, tenant)

@@ -50,7 +50,7 @@ def launch(path: str, directory: Path | None, signals: StopSignals) -> None:
             _bounded(rollout.stop_serve, signals.came_again)
         ray.shutdown()
         if cluster is not None:
-            cluster.end_processes()
+            cluster.end_processes(signals.came_again)
 
 
 def _start_ray(cluster: OwnCluster | None, rollout: Rollout, file: ServeFile) -> Prefetch:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM of the launcher."""
+"""SIGINT, SIGTERM and SIGHUP (a terminal that was closed) of the launcher."""
 
 import signal
 import threading
@@ -16,6 +16,8 @@ class StopSignals:
     def install(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # what nohup has ignored stays so
+            signal.signal(signal.SIGHUP, self._on_signal)
 
     def wait(self) -> None:
         """Until KeyboardInterrupt."""

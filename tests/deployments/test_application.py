@@ -76,6 +76,13 @@ def test_a_chat_is_answered(served: RunningApp):
     assert answer["usage"]["completion_tokens"] == 8
 
 
+@pytest.mark.parametrize("given", [{}, {"x-request-id": "trace-1"}])
+def test_an_answer_has_one_request_id(served: RunningApp, given: dict[str, str]):
+    answer = httpx.get(f"{served.url}/health", headers=given, timeout=10)
+    (request_id,) = answer.headers.get_list("x-request-id")
+    assert request_id == given.get("x-request-id", request_id) != ""
+
+
 def test_a_stream_has_the_text_of_the_whole_answer(served: RunningApp):
     whole = chat(served, max_tokens=30).json()["choices"][0]["message"]["content"]
     body = {"messages": HELLO, "stream": True, **ENDLESS, "max_tokens": 30}

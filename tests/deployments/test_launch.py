@@ -207,12 +207,34 @@ def test_ctrl_c_takes_everything_down_with_little_shared_memory(tmp_path: Path, 
 
 
 @pytest.mark.ray
-def test_ctrl_c_while_starting_takes_everything_down(tmp_path: Path, tiny_model: Path):
+def test_a_second_ctrl_c_ends_streams_and_takes_everything_down(tmp_path: Path, tiny_model: Path):
+    config = write_config(tmp_path, tiny_model)
+    port = yaml.safe_load(config.read_text())["http_options"]["port"]
+    with nothing_left():
+        launch = Launch(config)
+        launch.wait_until_ready()
+        url = f"http://127.0.0.1:{port}/v1/completions"
+        body = {"prompt": "a", "max_tokens": 400, "ignore_eos": True, "stream": True, "n": 16}
+        with httpx.stream("POST", url, json=body, timeout=30) as response:
+            next(response.iter_lines())
+            launch.process.send_signal(signal.SIGINT)
+            assert launch.process.stdout is not None
+            while "once more" not in launch.process.stdout.readline():
+                pass
+            assert launch.stop(signal.SIGINT) == 0, launch.output
+        assert "SIGTERM handler" not in launch.output, "a second Ray was started"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_starting_takes_everything_down(
+    tmp_path: Path, tiny_model: Path, number: signal.Signals
+):
     with nothing_left():
         launch = Launch(write_config(tmp_path, tiny_model))
         assert launch.process.stdout is not None
         assert "starting Ray" in launch.process.stdout.readline()
-        assert launch.stop(signal.SIGINT, to_group=True) == 0, launch.output
+        assert launch.stop(number, to_group=True) == 0, launch.output
 
 
 @pytest.mark.ray

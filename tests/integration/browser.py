@@ -50,7 +50,10 @@ def open_browser(profile: Path, *flags: str) -> Iterator[webdriver.Chrome]:
 def serve_in_thread(app: ASGIApp) -> Iterator[str]:
     """Serve `app` on a free loopback port; yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        config = uvicorn.Config(
+            app, log_level="warning", lifespan="off", timeout_graceful_shutdown=2
+        )
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

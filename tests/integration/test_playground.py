@@ -118,6 +118,16 @@ def test_stopping_ends_the_engines_work_and_keeps_the_text(browser: Chrome):
         page.wait(lambda: not engine.open_ids)
 
 
+def test_leaving_the_page_ends_the_engines_work(browser: Chrome):
+    engine = make_engine("Once upon a time", stall_after=4)
+    with playground(browser, engine) as page:
+        page.wait_for_model()
+        page.say("Tell")
+        page.wait(lambda: page.one(".assistant .text").text == "Once")
+        browser.get("about:blank")
+        page.wait(lambda: not engine.open_ids)
+
+
 def test_the_key_is_asked_for_when_the_server_wants_one(browser: Chrome):
     engine = make_engine()
     with playground(browser, engine, auth=KEY) as page:
