@@ -225,12 +225,22 @@ def test_a_second_ctrl_c_ends_streams_and_takes_everything_down(tmp_path: Path, 
         assert "SIGTERM handler" not in launch.output, "a second Ray was started"
 
 
+@contextlib.contextmanager
+def heard_by_children(number: signal.Signals) -> Iterator[None]:
+    """A test run under nohup ignores SIGHUP, and so would what it starts."""
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_starting_takes_everything_down(
     tmp_path: Path, tiny_model: Path, number: signal.Signals
 ):
-    with nothing_left():
+    with nothing_left(), heard_by_children(number):
         launch = Launch(write_config(tmp_path, tiny_model))
         assert launch.process.stdout is not None
         assert "starting Ray" in launch.process.stdout.readline()
