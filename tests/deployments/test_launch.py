@@ -77,7 +77,11 @@ class Launch:
 
     def wait(self) -> int:
         """The exit code."""
-        rest, _ = self.process.communicate(timeout=60)
+        try:
+            rest, _ = self.process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.terminate()
+            raise
         self.output += rest
         return self.process.returncode
 
