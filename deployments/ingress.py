@@ -45,7 +45,9 @@ class Ingress:
     They are as trusted as the cluster: no key is asked for.
     """
 
-    async def __init__(self, replicas: DeploymentHandle, config: AppConfig) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, replicas: DeploymentHandle, config: AppConfig
+    ) -> None:
         configure_logging()
         self._config = config
         self._listener = TokenListener(
