@@ -7,9 +7,9 @@ instruction set than the CPU's fastest; a name the CPU does not have raises Valu
 import os
 
 from rtp_kernels import _C
-from rtp_kernels._C import isa, set_isa, supported_isas
+from rtp_kernels._C import isa, num_threads, set_isa, set_num_threads, supported_isas
 
-__all__ = ["_C", "isa", "set_isa", "supported_isas"]
+__all__ = ["_C", "isa", "num_threads", "set_isa", "set_num_threads", "supported_isas"]
 
 if "RTP_SERVE_ISA" in os.environ:
     set_isa(os.environ["RTP_SERVE_ISA"])

@@ -4,6 +4,7 @@
 
 #include "bindings.h"
 #include "isa.h"
+#include "team.h"
 
 namespace rtp {
 
@@ -13,10 +14,16 @@ void bind_isa(nanobind::module_& module) {
   module.def("set_isa", &set_isa, nanobind::arg("name"));
 }
 
+void bind_team(nanobind::module_& module) {
+  module.def("num_threads", &num_threads);
+  module.def("set_num_threads", &set_num_threads, nanobind::arg("count"));
+}
+
 }  // namespace rtp
 
 NB_MODULE(_C, module) {
   rtp::bind_isa(module);
+  rtp::bind_team(module);
   rtp::bind_elementwise(module);
   rtp::bind_gemm(module);
   rtp::bind_paged(module);

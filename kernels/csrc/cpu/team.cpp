@@ -1,0 +1,141 @@
+#include "team.h"
+
+#include <chrono>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace rtp {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kMaxThreads = 512;
+
+// A barrier inside a step comes every few microseconds to some hundreds: the others are near.
+constexpr auto kBarrierSpin = std::chrono::microseconds(50);
+
+// The next step comes after some Python: not worth a core.
+constexpr auto kIdleSpin = std::chrono::microseconds(20);
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Returns when `word` is no longer `old`.
+void wait_while(const std::atomic<int>& word, int old, Clock::duration spin) {
+  const auto end = Clock::now() + spin;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (word.load(std::memory_order_acquire) != old) return;
+      pause();
+    }
+  } while (Clock::now() < end);
+  while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
+}
+
+}  // namespace
+
+// Every thread takes part in every call.
+class Team {
+ public:
+  explicit Team(int size) : size_(size) {
+    for (int index = 1; index < size; ++index)
+      threads_.emplace_back([this, index] { work(index); });
+  }
+
+  ~Team() {
+    function_ = nullptr;
+    start();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  int size() const { return size_; }
+
+  void run(TeamFunction function, void* context) {
+    function_ = function;
+    context_ = context;
+    num_working_.store(size_ - 1, std::memory_order_relaxed);
+    start();
+    Member caller(this, 0, size_);
+    function(context, caller);
+    for (int left; (left = num_working_.load(std::memory_order_acquire)) != 0;) {
+      wait_while(num_working_, left, kBarrierSpin);
+    }
+  }
+
+  void barrier() {
+    const int round = round_.load(std::memory_order_relaxed);
+    if (num_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+      num_arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      round_.notify_all();
+    } else {
+      wait_while(round_, round, kBarrierSpin);
+    }
+  }
+
+ private:
+  void start() {
+    call_.fetch_add(1, std::memory_order_release);
+    call_.notify_all();
+  }
+
+  void work(int index) {
+    for (int call = 0;; ++call) {
+      wait_while(call_, call, kIdleSpin);
+      if (!function_) return;
+      Member member(this, index, size_);
+      function_(context_, member);
+      num_working_.fetch_sub(1, std::memory_order_acq_rel);
+      num_working_.notify_one();
+    }
+  }
+
+  const int size_;
+  TeamFunction function_ = nullptr;
+  void* context_ = nullptr;
+  std::vector<std::thread> threads_;
+  // Each on a cache line of its own.
+  alignas(64) std::atomic<int> call_{0};
+  alignas(64) std::atomic<int> num_working_{0};
+  alignas(64) std::atomic<int> num_arrived_{0};
+  alignas(64) std::atomic<int> round_{0};
+};
+
+namespace {
+
+struct ThreadTeam {
+  int size = 1;
+  std::unique_ptr<Team> team;  // started by the first call that needs it
+};
+
+thread_local ThreadTeam own;
+
+}  // namespace
+
+void Member::wait_for_others() { team_->barrier(); }
+
+int num_threads() { return own.size; }
+
+void set_num_threads(int count) {
+  if (count < 1 || count > kMaxThreads) {
+    throw std::invalid_argument("num_threads must be from 1 to " + std::to_string(kMaxThreads) +
+                                ", got " + std::to_string(count));
+  }
+  if (count != own.size) own.team.reset();
+  own.size = count;
+}
+
+void run_team(TeamFunction function, void* context) {
+  if (!own.team) own.team = std::make_unique<Team>(own.size);
+  own.team->run(function, context);
+}
+
+}  // namespace rtp
