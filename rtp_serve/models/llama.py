@@ -1,15 +1,18 @@
 """The dense Llama family: Llama, Qwen2 (biased qkv) and Qwen3 (normed q and k heads).
 
-A layer works on a pair: `x`, the last block's output, and `residual`, the stream it is still to be
-added to. Adding and norming are one operation, so the sum is made at the next norm.
+The residual stream is one tensor, to which every half of a layer adds what it makes of it. Layers
+whose linears are all packed ones run together, in one call of the kernels; others op by op.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from rtp_serve import ops
 from rtp_serve.config.model import ModelConfig
 from rtp_serve.kv_cache.tensors import KVCacheTensors
-from rtp_serve.models.layers.attention import Attention, AttentionMetadata, HeadShape
+from rtp_serve.models.layers.attention import Attention
 from rtp_serve.models.layers.embedding import TokenEmbedding
 from rtp_serve.models.layers.linear import Linear, PackedLinear
 from rtp_serve.models.layers.mlp import GatedMLP
@@ -23,14 +26,17 @@ class DecoderLayer:
     """Attention and MLP, each behind a norm."""
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, path: str, rotary: RotaryEmbedding
+        self, config: ModelConfig, weights: Weights, index: int, rotary: RotaryEmbedding
     ) -> None:
+        path = f"layers.{index}"
+
         def norm(name: str) -> RMSNorm:
             return RMSNorm(weights.vector(f"{path}.{name}"), config.rms_norm_eps)
 
+        self._index = index
         self.input_norm = norm("input_norm")
         self.attention = Attention(
-            HeadShape(config.num_heads, config.num_kv_heads, config.head_dim),
+            ops.HeadShape(config.num_heads, config.num_kv_heads, config.head_dim),
             weights.linear(f"{path}.attention.qkv_proj"),
             weights.linear(f"{path}.attention.o_proj"),
             rotary,
@@ -42,18 +48,18 @@ class DecoderLayer:
             weights.linear(f"{path}.mlp.gate_up_proj"), weights.linear(f"{path}.mlp.down_proj")
         )
 
-    def __call__(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        positions: Tensor,
-        kv: tuple[Tensor, Tensor],
-        metadata: AttentionMetadata,
-    ) -> Tensor:
-        """The MLP's output [num_tokens, hidden_size]; everything before it is in `residual`."""
-        normed = self.input_norm.add(x, residual)
-        attended = self.attention(normed, positions, kv, metadata)
-        return self.mlp(self.mlp_norm.add(attended, residual))
+    def __call__(self, residual: Tensor, inputs: ModelInputs, cache: KVCacheTensors) -> None:
+        """Add to `residual` [num_tokens, hidden_size] in place, op by op."""
+        kv = cache.layer(self._index)
+        normed = self.input_norm(residual)
+        residual += self.attention(normed, inputs.positions, kv, inputs.attention)
+        residual += self.mlp(self.mlp_norm(residual))
+
+    def sublayers(self) -> tuple[ops.Sublayer, ...]:
+        """The layer as kernels; empty where it must be computed op by op."""
+        attention = self.attention.sublayer(self.input_norm, self._index)
+        mlp = self.mlp.sublayer(self.mlp_norm)
+        return (attention, mlp) if attention is not None and mlp is not None else ()
 
 
 class DenseDecoder:
@@ -68,11 +74,11 @@ class DenseDecoder:
         head = embedding if config.tie_word_embeddings else weights.matrix("lm_head")
         self.embedding = TokenEmbedding(embedding)
         self.layers = [
-            DecoderLayer(config, weights, f"layers.{index}", rotary)
-            for index in range(config.num_layers)
+            DecoderLayer(config, weights, index, rotary) for index in range(config.num_layers)
         ]
         self.norm = RMSNorm(norm_weight, config.rms_norm_eps)
         self.lm_head: Linear = PackedLinear(head, out_dtype=torch.float32)
+        self._sublayers = [layer.sublayers() for layer in self.layers]
 
     @staticmethod
     def weight_specs(config: ModelConfig) -> tuple[WeightSpec, ...]:
@@ -90,14 +96,34 @@ class DenseDecoder:
         self, inputs: ModelInputs, cache: KVCacheTensors, taps: tuple[int, ...] = ()
     ) -> HiddenStates:
         """Compute the step's tokens and write their KV. `taps` are layers to report."""
-        x = self.embedding(inputs.token_ids, inputs.embeds, inputs.is_embedded)
-        residual = torch.zeros_like(x)
+        residual = self.embedding(inputs.token_ids, inputs.embeds, inputs.is_embedded)
         tapped: dict[int, Tensor] = {}
-        for index, layer in enumerate(self.layers):
-            x = layer(x, residual, inputs.positions, cache.layer(index), inputs.attention)
-            if index in taps:
-                tapped[index] = x + residual
-        return HiddenStates(x + residual, tuple(tapped[index] for index in taps))
+        done = 0
+        for index in sorted(taps):
+            self._run_layers(range(done, index + 1), residual, inputs, cache)
+            tapped[index] = residual.clone()
+            done = index + 1
+        self._run_layers(range(done, len(self.layers)), residual, inputs, cache)
+        return HiddenStates(residual, tuple(tapped[index] for index in taps))
+
+    def _run_layers(
+        self, indices: Sequence[int], residual: Tensor, inputs: ModelInputs, cache: KVCacheTensors
+    ) -> None:
+        """Layers that are kernels run as many at a time as follow each other."""
+        pending: list[ops.Sublayer] = []
+
+        def run_pending() -> None:
+            if pending:
+                ops.run_sublayers(pending, residual, inputs.positions, cache.data, inputs.attention)
+                pending.clear()
+
+        for index in indices:
+            if self._sublayers[index]:
+                pending += self._sublayers[index]
+            else:
+                run_pending()
+                self.layers[index](residual, inputs, cache)
+        run_pending()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Rows of `HiddenStates.last` [n, hidden_size] → [n, vocab_size], fp32."""
@@ -113,6 +139,7 @@ class DenseDecoder:
         """Put another linear, of the same shape, in its place."""
         owner, name = self._locate(path)
         setattr(owner, name, linear)
+        self._sublayers = [layer.sublayers() for layer in self.layers]
 
     def _locate(self, path: str) -> tuple[object, str]:
         """The object that holds the linear at `path`, and its name there. Raises KeyError."""

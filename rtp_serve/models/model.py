@@ -8,9 +8,9 @@ from torch import Tensor
 
 from rtp_serve.config.model import ModelConfig
 from rtp_serve.kv_cache.tensors import KVCacheTensors
-from rtp_serve.models.layers.attention import AttentionMetadata
 from rtp_serve.models.layers.linear import Linear
 from rtp_serve.models.weights import Weights, WeightSpec
+from rtp_serve.ops import AttentionMetadata
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,18 +10,36 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rtp_serve.ops.dispatch import ops_for
+from rtp_serve.ops.dispatch import ops_for, set_num_threads
 from rtp_serve.ops.gemm import PackedWeight, embedding, linear, pack_weight
+from rtp_serve.ops.metadata import AttentionMetadata
+from rtp_serve.ops.sublayers import (
+    HeadShape,
+    Norm,
+    Rope,
+    Sublayer,
+    attention_sublayer,
+    mlp_sublayer,
+    run_sublayers,
+)
 
 __all__ = [
+    "AttentionMetadata",
+    "HeadShape",
+    "Norm",
     "PackedWeight",
-    "add_rms_norm",
+    "Rope",
+    "Sublayer",
+    "attention_sublayer",
     "embedding",
     "linear",
+    "mlp_sublayer",
     "pack_weight",
     "paged_attention",
     "rms_norm",
     "rotary",
+    "run_sublayers",
+    "set_num_threads",
     "silu_and_mul",
     "write_kv",
 ]
@@ -33,12 +51,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x is [n, d] or [n, heads, d]; its rows may lie apart. weight is [d].
     """
     out: Tensor = ops_for(x).rms_norm(x, weight, eps)
-    return out
-
-
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`residual` += x in place, then its norm as a new tensor. Both are [n, d]."""
-    out: Tensor = ops_for(x).add_rms_norm(x, residual, weight, eps)
     return out
 
 

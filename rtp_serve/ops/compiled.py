@@ -19,12 +19,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    out = torch.empty_like(x)
-    _C.add_rms_norm(dl(out), dl(x), dl(residual), dl(weight), eps)
-    return out
-
-
 def rotary(
     query: Tensor, key: Tensor, positions: Tensor, cos_sin: Tensor, sections: Sequence[int] = ()
 ) -> None:

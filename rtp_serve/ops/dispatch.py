@@ -62,3 +62,9 @@ def ops_for(tensor: torch.Tensor) -> ModuleType:
     """The module whose functions serve `tensor`."""
     compiled = compiled_ops() if tensor.is_cpu else None
     return compiled or reference
+
+
+def set_num_threads(count: int) -> None:
+    """How many threads compute the calling thread's ops; torch's own are set in torch."""
+    if compiled_ops() is not None:
+        import_module("rtp_kernels").set_num_threads(count)

@@ -15,11 +15,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * inverse_rms * weight.float()).to(x.dtype)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    residual.copy_(residual.float() + x.float())
-    return rms_norm(residual, weight, eps)
-
-
 def rotary(
     query: Tensor, key: Tensor, positions: Tensor, cos_sin: Tensor, sections: Sequence[int] = ()
 ) -> None:

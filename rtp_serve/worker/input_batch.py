@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from rtp_serve.engine.output import Int32Array, SchedulerOutput
-from rtp_serve.models.layers.attention import AttentionMetadata
 from rtp_serve.models.model import ModelInputs
+from rtp_serve.ops import AttentionMetadata
 from rtp_serve.worker.sequence_table import IntArray, SequenceTable
 
 

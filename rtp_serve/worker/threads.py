@@ -6,12 +6,15 @@ from pathlib import Path
 
 import torch
 
+from rtp_serve import ops
+
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def use_compute_threads(limit: int | None = None) -> int:
-    """Set torch's thread count for the calling thread: the cores it may use, at most `limit`."""
+    """Threads of the kernels and torch for the calling thread: its cores, at most `limit`."""
     num_threads = min(available_cores(), limit or available_cores())
+    ops.set_num_threads(num_threads)
     if torch.get_num_threads() != num_threads:
         torch.set_num_threads(num_threads)
     return num_threads

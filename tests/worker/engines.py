@@ -10,8 +10,8 @@ from rtp_serve.config.engine import CacheConfig, EngineConfig, SchedulerConfig
 from rtp_serve.config.model import ModelConfig
 from rtp_serve.kv_cache.spec import KVCacheSpec, KVFormat
 from rtp_serve.kv_cache.tensors import KVCacheTensors
-from rtp_serve.models.layers.attention import AttentionMetadata
 from rtp_serve.models.model import ModelInputs
+from rtp_serve.ops import AttentionMetadata
 from rtp_serve.worker.loading import load_runner
 from rtp_serve.worker.model_runner import ModelRunner
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "isa.h"
+#include "team.h"
 #include "types.h"
 
 namespace rtp {
@@ -16,4 +17,4 @@ struct SiluAndMul {
 
 }  // namespace rtp
 
-RTP_PER_ISA(void silu_and_mul(const SiluAndMul& op);)
+RTP_PER_ISA(void silu_and_mul(const SiluAndMul& op, const Member& member);)

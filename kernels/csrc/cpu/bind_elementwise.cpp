@@ -11,6 +11,9 @@
 namespace rtp {
 namespace {
 
+// Below this many elements a second thread costs more than it saves.
+constexpr int64_t kParallelElements = 1 << 15;
+
 void py_rms_norm(const CpuArray& out_, const CpuArray& x_, const CpuArray& weight_, float eps) {
   const Array x("rms_norm", "x", x_), weight("rms_norm", "weight", weight_);
   const Array out("rms_norm", "out", out_);
@@ -35,27 +38,8 @@ void py_rms_norm(const CpuArray& out_, const CpuArray& x_, const CpuArray& weigh
   op.weight = weight.like(x).shape({op.d}).contiguous().data();
   op.eps = eps;
   const nb::gil_scoped_release release;
-  RTP_DISPATCH(rms_norm)(op);
-}
-
-void py_add_rms_norm(const CpuArray& out_, const CpuArray& x_, const CpuArray& residual_,
-                     const CpuArray& weight_, float eps) {
-  const char* name = "add_rms_norm";
-  const Array x(name, "x", x_), weight(name, "weight", weight_);
-  const Array residual(name, "residual", residual_), out(name, "out", out_);
-  AddRmsNorm op{};
-  op.dtype = x.floating().shape({kAny, kAny}).contiguous(1).dtype();
-  op.n = x.size(0);
-  op.d = x.size(1);
-  op.out = out.like(x).shape({op.n, op.d}).contiguous().data();
-  op.x = x.data();
-  op.residual = residual.like(x).shape({op.n, op.d}).contiguous(1).data();
-  op.weight = weight.like(x).shape({op.d}).contiguous().data();
-  op.x_stride = x.stride(0);
-  op.residual_stride = residual.stride(0);
-  op.eps = eps;
-  const nb::gil_scoped_release release;
-  RTP_DISPATCH(add_rms_norm)(op);
+  run_team(op.outer * op.inner * op.d > kParallelElements,
+           [&](const Member& member) { RTP_DISPATCH(rms_norm)(op, member); });
 }
 
 void py_silu_and_mul(const CpuArray& out_, const CpuArray& gate_up_) {
@@ -72,7 +56,8 @@ void py_silu_and_mul(const CpuArray& out_, const CpuArray& gate_up_) {
   op.gate_up = gate_up.data();
   op.gate_up_stride = gate_up.stride(0);
   const nb::gil_scoped_release release;
-  RTP_DISPATCH(silu_and_mul)(op);
+  run_team(op.n * op.d > kParallelElements / 2,
+           [&](const Member& member) { RTP_DISPATCH(silu_and_mul)(op, member); });
 }
 
 // One row of positions drives every frequency; three drive what `sections` gives each.
@@ -136,7 +121,8 @@ void py_rotary(const CpuArray& query_, const CpuArray& key_, const CpuArray& pos
   op.key_stride = key.stride(0);
   op.cos_sin_stride = cos_sin.stride(0);
   const nb::gil_scoped_release release;
-  RTP_DISPATCH(rotary)(op);
+  run_team(op.n * (op.query_heads + op.key_heads) * op.head_dim > kParallelElements,
+           [&](const Member& member) { RTP_DISPATCH(rotary)(op, member); });
 }
 
 }  // namespace
@@ -144,8 +130,6 @@ void py_rotary(const CpuArray& query_, const CpuArray& key_, const CpuArray& pos
 void bind_elementwise(nb::module_& module) {
   const auto array = [](const char* name) { return nb::arg(name).noconvert(); };
   module.def("rms_norm", &py_rms_norm, array("out"), array("x"), array("weight"), nb::arg("eps"));
-  module.def("add_rms_norm", &py_add_rms_norm, array("out"), array("x"), array("residual"),
-             array("weight"), nb::arg("eps"));
   module.def("rotary", &py_rotary, array("query"), array("key"), array("positions"),
              array("cos_sin"), nb::arg("sections"));
   module.def("silu_and_mul", &py_silu_and_mul, array("out"), array("gate_up"));

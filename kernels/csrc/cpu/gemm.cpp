@@ -1,8 +1,8 @@
 #include "gemm.h"
 
-#include <omp.h>
-
+#include "activation_row.h"
 #include "gemm_step.h"
+#include "norm_row.h"
 #include "scratch.h"
 
 namespace rtp::RTP_ISA_NAMESPACE {
@@ -10,9 +10,6 @@ namespace {
 
 constexpr int kTileOutputs = 2 * kLanes;
 static_assert(kStripOutputs % kTileOutputs == 0);
-
-// Below this many products a second thread costs more than it saves.
-constexpr int64_t kParallelProducts = 1 << 17;
 
 // Rows of x that stay in the second-level cache while the weights pass by.
 constexpr int64_t kBlockBytes = 384 << 10;
@@ -46,6 +43,7 @@ struct Tile {
   void* out;
   DType out_dtype;
   int64_t out_stride;
+  bool adds;
   int64_t outputs;  // how many of them exist
 };
 
@@ -55,11 +53,12 @@ RTP_INLINE VecF load_bias(const float* bias, int64_t count) {
 }
 
 template <typename Out>
-RTP_INLINE void store_outputs(Out* out, VecF sums, int64_t count) {
+RTP_INLINE void store_outputs(Out* out, VecF sums, int64_t count, bool adds) {
   if (count >= kLanes) {
-    store(out, sums);
+    store(out, adds ? load(out) + rounded<Out>(sums) : sums);
   } else if (count > 0) {
-    store_first(out, sums, static_cast<int>(count));
+    const int lanes = static_cast<int>(count);
+    store_first(out, adds ? load_first(out, lanes) + rounded<Out>(sums) : sums, lanes);
   }
 }
 
@@ -74,7 +73,7 @@ RTP_INLINE void store_tile(const Tile<T>& tile, const Sums<kRows, kStrips>& sums
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; ++row) {
       const VecF total = tile.bias ? sums[row][i] + bias : sums[row][i];
-      store_outputs(out + row * tile.out_stride, total, count);
+      store_outputs(out + row * tile.out_stride, total, count, tile.adds);
     }
   }
 }
@@ -113,7 +112,7 @@ void multiply_rows(const Tile<T>& tile, int64_t rows) {
   }
 }
 
-// To the next whole register, so that an odd k ends in a zero.
+// As operands, to the next whole register, so that an odd k ends in a zero.
 template <typename T>
 void copy_row(float* to, const T* from, int64_t k) {
   int64_t i = 0;
@@ -121,10 +120,23 @@ void copy_row(float* to, const T* from, int64_t k) {
   if (i < k) store(to + i, load_first(from + i, static_cast<int>(k - i)));
 }
 
+void copy_row(bf16* to, const bf16* from, int64_t k) { __builtin_memcpy(to, from, k * sizeof(bf16)); }
+
 template <typename T>
-void copy_row(bf16* to, const T* from, int64_t k) {
-  __builtin_memcpy(to, from, k * sizeof(bf16));
-  to[k] = bf16{0};
+void prepare_row(const Linear& op, Operand<T>* to, const T* from) {
+  const int64_t k = op.weight.k;
+  switch (op.prologue) {
+    case Prologue::kNone:
+      copy_row(to, from, k);
+      break;
+    case Prologue::kRmsNorm:
+      norm_row(to, from, static_cast<const T*>(op.norm_weight), k, op.eps);
+      break;
+    case Prologue::kSiluAndMul:
+      gate_row<T>(to, from, from + k, k);
+      break;
+  }
+  if (k % kDepth<T>) to[k] = Operand<T>{};
 }
 
 // The product as a grid of work: blocks of rows × strips of outputs, block by block.
@@ -149,12 +161,12 @@ struct Grid {
     blocks = most(ceil_div(op.m, cached_rows), threads > 1 ? for_threads : 1);
   }
 
-  const X* copy_rows(int64_t first, int64_t last) const {
+  const X* prepare_rows(int64_t first, int64_t last) const {
     X* rows = reinterpret_cast<X*>(
         thread_scratch((last - first) * x_stride * static_cast<int64_t>(sizeof(X)) / 4));
     for (int64_t row = first; row < last; ++row) {
       const T* source = static_cast<const T*>(op.x) + row * op.x_stride;
-      copy_row(rows + (row - first) * x_stride, source, op.weight.k);
+      prepare_row(op, rows + (row - first) * x_stride, source);
     }
     return rows;
   }
@@ -170,6 +182,7 @@ struct Grid {
     tile.k = op.weight.k;
     tile.out_dtype = op.out_dtype;
     tile.out_stride = op.out_stride;
+    tile.adds = op.adds;
     tile.ahead_step = kStripOutputs * kDepth<T> * static_cast<int64_t>(sizeof(T)) / tiles;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t row = part(rows, i, tiles);
@@ -195,13 +208,12 @@ struct Grid {
     return static_cast<char*>(op.out) + (row * op.out_stride + column) * size;
   }
 
-  void share(int64_t thread, int64_t threads) const {
-    const int64_t units = blocks * strips;
-    const int64_t end = part(units, thread + 1, threads);
-    for (int64_t unit = part(units, thread, threads); unit < end;) {
+  void run(const Member& member) const {
+    const int64_t end = member.end(blocks * strips);
+    for (int64_t unit = member.begin(blocks * strips); unit < end;) {
       const int64_t block = unit / strips;
       const int64_t first = part(op.m, block, blocks), last = part(op.m, block + 1, blocks);
-      const X* x = copy_rows(first, last);
+      const X* x = prepare_rows(first, last);
       const int64_t block_end = least(end, (block + 1) * strips);
       while (unit < block_end) {
         const int64_t index = unit % strips;
@@ -217,19 +229,15 @@ struct Grid {
   }
 };
 
-template <typename T>
-void run(const Linear& op) {
-  const bool is_parallel = op.m * op.weight.n * op.weight.k > kParallelProducts;
-  const Grid<T> grid(op, is_parallel ? omp_get_max_threads() : 1);
-#pragma omp parallel if (is_parallel)
-  grid.share(omp_get_thread_num(), omp_get_num_threads());
-}
-
 }  // namespace
 
-void linear(const Linear& op) {
+void linear(const Linear& op, const Member& member) {
   if (op.m == 0) return;
-  op.weight.dtype == DType::kBf16 ? run<bf16>(op) : run<float>(op);
+  if (op.weight.dtype == DType::kBf16) {
+    Grid<bf16>(op, member.size()).run(member);
+  } else {
+    Grid<float>(op, member.size()).run(member);
+  }
 }
 
 }  // namespace rtp::RTP_ISA_NAMESPACE

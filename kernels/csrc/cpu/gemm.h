@@ -11,6 +11,7 @@
 #pragma once
 
 #include "isa.h"
+#include "team.h"
 #include "types.h"
 
 namespace rtp {
@@ -23,16 +24,29 @@ struct PackedMatrix {
   int64_t n, k;  // outputs, inputs
 };
 
+// What becomes of a row of x before it meets the weights. It is rounded to x's type, so that the
+// same in two steps gives the same bits.
+enum class Prologue { kNone, kRmsNorm, kSiluAndMul };
+
+struct Projection {
+  PackedMatrix weight;
+  const float* bias;  // [n] or null
+};
+
 struct Linear {
   PackedMatrix weight;
   const float* bias;  // [n] or null
-  const void* x;      // [m, k], the weight's type
+  const void* x;      // [m, k], or [m, 2 k] under kSiluAndMul; the weight's type
   void* out;          // [m, n]
   DType out_dtype;    // the weight's, or f32: the sums as they are
   int64_t m;
   int64_t x_stride, out_stride;
+  Prologue prologue = Prologue::kNone;
+  const void* norm_weight = nullptr;  // [k], under kRmsNorm
+  float eps = 0;
+  bool adds = false;  // the result, rounded to out's type, is added to what `out` holds
 };
 
 }  // namespace rtp
 
-RTP_PER_ISA(void linear(const Linear& op);)
+RTP_PER_ISA(void linear(const Linear& op, const Member& member);)

@@ -6,9 +6,6 @@
 namespace rtp {
 namespace {
 
-// Below this many elements a second thread costs more than it saves.
-constexpr int64_t kParallelElements = 1 << 16;
-
 template <typename T>
 constexpr int64_t kDepth = 1;
 template <>
@@ -39,13 +36,13 @@ void unpack_row(T* row, const T* strip, int64_t k) {
 }
 
 template <typename T>
-void pack_as(T* out, const T* weight, int64_t stride, int64_t n, int64_t k) {
+void pack_as(T* out, const T* weight, int64_t stride, int64_t n, int64_t k,
+             const Member& member) {
   const int64_t strips = (n + kStripOutputs - 1) / kStripOutputs;
   const int64_t elements = strip_elements<T>(k);
   // Columns of k go in blocks: their part of the strip stays in the first-level cache.
   constexpr int64_t kBlock = 128;
-#pragma omp parallel for if (n * k > kParallelElements)
-  for (int64_t index = 0; index < strips; ++index) {
+  for (int64_t index = member.begin(strips); index < member.end(strips); ++index) {
     T* strip = out + index * elements;
     const int64_t rows = std::min<int64_t>(kStripOutputs, n - index * kStripOutputs);
     if (rows < kStripOutputs || k % kDepth<T>) std::memset(strip, 0, elements * sizeof(T));
@@ -60,10 +57,10 @@ void pack_as(T* out, const T* weight, int64_t stride, int64_t n, int64_t k) {
 }
 
 template <typename T>
-void gather_as(T* out, const int64_t* ids, int64_t count, const T* packed, int64_t k) {
+void gather_as(T* out, const int64_t* ids, int64_t count, const T* packed, int64_t k,
+               const Member& member) {
   const int64_t elements = strip_elements<T>(k);
-#pragma omp parallel for if (count * k > kParallelElements)
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = member.begin(count); i < member.end(count); ++i) {
     const T* strip = packed + ids[i] / kStripOutputs * elements;
     unpack_row(out + i * k, strip + ids[i] % kStripOutputs * kDepth<T>, k);
   }
@@ -71,20 +68,24 @@ void gather_as(T* out, const int64_t* ids, int64_t count, const T* packed, int64
 
 }  // namespace
 
-void pack(void* out, const void* weight, int64_t stride, DType dtype, int64_t n, int64_t k) {
+void pack(void* out, const void* weight, int64_t stride, DType dtype, int64_t n, int64_t k,
+          const Member& member) {
   if (dtype == DType::kBf16) {
-    pack_as(static_cast<bf16*>(out), static_cast<const bf16*>(weight), stride, n, k);
+    pack_as(static_cast<bf16*>(out), static_cast<const bf16*>(weight), stride, n, k, member);
   } else {
-    pack_as(static_cast<float*>(out), static_cast<const float*>(weight), stride, n, k);
+    pack_as(static_cast<float*>(out), static_cast<const float*>(weight), stride, n, k, member);
   }
 }
 
-void gather_rows(void* out, const int64_t* ids, int64_t count, const PackedMatrix& weight) {
+void gather_rows(void* out, const int64_t* ids, int64_t count, const PackedMatrix& weight,
+                 const Member& member) {
+  const int64_t k = weight.k;
   if (weight.dtype == DType::kBf16) {
-    gather_as(static_cast<bf16*>(out), ids, count, static_cast<const bf16*>(weight.data), weight.k);
+    gather_as(static_cast<bf16*>(out), ids, count, static_cast<const bf16*>(weight.data), k,
+              member);
   } else {
-    gather_as(static_cast<float*>(out), ids, count, static_cast<const float*>(weight.data),
-              weight.k);
+    gather_as(static_cast<float*>(out), ids, count, static_cast<const float*>(weight.data), k,
+              member);
   }
 }
 

@@ -6,9 +6,11 @@
 namespace rtp {
 
 // `weight` is [n, k] with rows `stride` apart; `out` has the layout's size.
-void pack(void* out, const void* weight, int64_t stride, DType dtype, int64_t n, int64_t k);
+void pack(void* out, const void* weight, int64_t stride, DType dtype, int64_t n, int64_t k,
+          const Member& member);
 
 // out[i] = row ids[i] of the unpacked weight; out is [count, k]. Each id is in [0, n).
-void gather_rows(void* out, const int64_t* ids, int64_t count, const PackedMatrix& weight);
+void gather_rows(void* out, const int64_t* ids, int64_t count, const PackedMatrix& weight,
+                 const Member& member);
 
 }  // namespace rtp

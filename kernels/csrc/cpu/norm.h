@@ -1,7 +1,8 @@
-// RMS normalisation, with or without the residual sum before it.
+// RMS normalisation.
 #pragma once
 
 #include "isa.h"
+#include "team.h"
 #include "types.h"
 
 namespace rtp {
@@ -17,17 +18,6 @@ struct RmsNorm {
   float eps;
 };
 
-struct AddRmsNorm {
-  DType dtype;
-  void* out;           // [n, d]
-  const void* x;       // [n, d]
-  void* residual;      // [n, d], becomes residual + x, rounded to its type
-  const void* weight;  // [d]
-  int64_t n, d;
-  int64_t x_stride, residual_stride;
-  float eps;
-};
-
 }  // namespace rtp
 
-RTP_PER_ISA(void rms_norm(const RmsNorm& op); void add_rms_norm(const AddRmsNorm& op);)
+RTP_PER_ISA(void rms_norm(const RmsNorm& op, const Member& member);)

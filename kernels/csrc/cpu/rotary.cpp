@@ -1,11 +1,9 @@
 #include "rotary.h"
 
-#include "vec.h"
+#include "norm_row.h"
 
 namespace rtp::RTP_ISA_NAMESPACE {
 namespace {
-
-constexpr int64_t kParallelElements = 1 << 15;
 
 struct Turned {
   VecF low, high;
@@ -50,26 +48,30 @@ const float* angles_of(const Rotary& op, int64_t token, float* mixed) {
 }
 
 template <typename T>
-void run(const Rotary& op) {
-  const int64_t elements = op.n * (op.query_heads + op.key_heads) * op.head_dim;
+void turn_heads(const Rotary& op, T* heads, int64_t count, const void* norm, const float* angles) {
   const int64_t half = op.head_dim / 2;
-#pragma omp parallel for if (elements > kParallelElements)
-  for (int64_t token = 0; token < op.n; ++token) {
-    float mixed[Rotary::kMaxHeadDim];
-    const float* cosines = angles_of(op, token, mixed);
+  for (T* head = heads; head < heads + count * op.head_dim; head += op.head_dim) {
+    if (norm) norm_row(head, head, static_cast<const T*>(norm), op.head_dim, op.eps);
+    turn_head(head, angles, angles + half, half);
+  }
+}
+
+template <typename T>
+void run(const Rotary& op, const Member& member) {
+  float mixed[Rotary::kMaxHeadDim];
+  for (int64_t token = member.begin(op.n); token < member.end(op.n); ++token) {
+    const float* angles = angles_of(op, token, mixed);
     T* query = static_cast<T*>(op.query) + token * op.query_stride;
-    for (int64_t head = 0; head < op.query_heads; ++head) {
-      turn_head(query + head * op.head_dim, cosines, cosines + half, half);
-    }
     T* key = static_cast<T*>(op.key) + token * op.key_stride;
-    for (int64_t head = 0; head < op.key_heads; ++head) {
-      turn_head(key + head * op.head_dim, cosines, cosines + half, half);
-    }
+    turn_heads(op, query, op.query_heads, op.query_norm, angles);
+    turn_heads(op, key, op.key_heads, op.key_norm, angles);
   }
 }
 
 }  // namespace
 
-void rotary(const Rotary& op) { op.dtype == DType::kBf16 ? run<bf16>(op) : run<float>(op); }
+void rotary(const Rotary& op, const Member& member) {
+  op.dtype == DType::kBf16 ? run<bf16>(op, member) : run<float>(op, member);
+}
 
 }  // namespace rtp::RTP_ISA_NAMESPACE

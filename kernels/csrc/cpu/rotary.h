@@ -2,6 +2,7 @@
 #pragma once
 
 #include "isa.h"
+#include "team.h"
 #include "types.h"
 
 namespace rtp {
@@ -18,8 +19,12 @@ struct Rotary {
   int64_t query_stride, key_stride, positions_stride, cos_sin_stride;
   // Frequencies driven by each row of positions; all by the first where there is one row.
   int64_t sections[3];
+  // [head_dim] each, or null: heads are RMS-normalised before they turn.
+  const void* query_norm;
+  const void* key_norm;
+  float eps;
 };
 
 }  // namespace rtp
 
-RTP_PER_ISA(void rotary(const Rotary& op);)
+RTP_PER_ISA(void rotary(const Rotary& op, const Member& member);)

@@ -8,9 +8,11 @@
 //   load_words               `count` <= kLanes times four bytes of anything, as a float's bits
 //   even_bf16, odd_bf16      the lower or upper half of each such word, widened
 //   max, min                 `b` where either is NaN
+//   round_to_bf16            as a float
 #pragma once
 
 #define RTP_INLINE static inline __attribute__((always_inline))
+#define RTP_MEMBER inline __attribute__((always_inline))
 
 #if defined(RTP_ISA_avx512) || defined(RTP_ISA_avx512bf16)
 #include "vec_avx512.h"
@@ -21,6 +23,22 @@
 #endif
 
 namespace rtp::RTP_ISA_NAMESPACE {
+
+template <typename T>
+RTP_INLINE VecF rounded(VecF v) {
+  if constexpr (sizeof(T) == sizeof(float)) return v;
+  return round_to_bf16(v);
+}
+
+// Rounded to T, which `target` may hold as floats.
+template <typename T, typename Out>
+RTP_INLINE void store_as(Out* target, VecF v) {
+  store(target, sizeof(Out) == sizeof(T) ? v : rounded<T>(v));
+}
+template <typename T, typename Out>
+RTP_INLINE void store_first_as(Out* target, VecF v, int count) {
+  store_first(target, sizeof(Out) == sizeof(T) ? v : rounded<T>(v), count);
+}
 
 // 2^x for x <= 200: relative error below 2e-7, 2^0 is exactly 1, 0 below -160, infinity above 128,
 // NaN of NaN.

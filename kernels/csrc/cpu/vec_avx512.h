@@ -32,6 +32,8 @@ RTP_INLINE __m256i narrow(VecF v) {
 #endif
 }
 
+RTP_INLINE VecF round_to_bf16(VecF v) { return widen(narrow(v)); }
+
 RTP_INLINE VecF load(const float* source) { return _mm512_loadu_ps(source); }
 RTP_INLINE VecF load(const bf16* source) {
   return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));

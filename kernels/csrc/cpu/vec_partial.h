@@ -1,9 +1,15 @@
-// The first lanes of a register, where the level has no masks: through the stack.
+// What a level without masks does through the stack: the first lanes of a register, and rounding.
 #pragma once
 
 #include "types.h"
 
 namespace rtp::RTP_ISA_NAMESPACE {
+
+RTP_INLINE VecF round_to_bf16(VecF v) {
+  bf16 lanes[kLanes];
+  store(lanes, v);
+  return load(lanes);
+}
 
 template <typename T>
 RTP_INLINE VecF load_first(const T* source, int count) {

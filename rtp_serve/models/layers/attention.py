@@ -1,41 +1,11 @@
 """Causal self-attention over paged keys and values."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from rtp_serve import ops
-from rtp_serve.models.layers.linear import Linear
+from rtp_serve.models.layers.linear import Linear, PackedLinear
 from rtp_serve.models.layers.norm import RMSNorm
 from rtp_serve.models.layers.rotary import RotaryEmbedding
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionMetadata:
-    """Which tokens belong to which sequence and where their KV lies. All on the model's device."""
-
-    # [num_tokens], int64: slot each token's KV is written to; -1 is not written
-    slots: Tensor
-    # [num_seqs, max_blocks], int32: block ids in order; rows are padded with the null block
-    block_tables: Tensor
-    # [num_seqs + 1], int32: a sequence's tokens are [start[i], start[i + 1])
-    query_start_loc: Tensor
-    # [num_seqs], int32: KV length with this step's tokens
-    seq_lens: Tensor
-    # 0 attends to everything before; otherwise to this many last tokens
-    window: int = 0
-    # [num_tokens], int64: bit j says that the token sees token j of its sequence's step, itself
-    # among them (a tree of draft tokens); 0, or None for all, is causal
-    ancestor_mask: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class HeadShape:
-    """How the fused qkv output splits into heads."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
 
 
 class Attention:
@@ -43,7 +13,7 @@ class Attention:
 
     def __init__(
         self,
-        heads: HeadShape,
+        heads: ops.HeadShape,
         qkv_proj: Linear,
         o_proj: Linear,
         rotary: RotaryEmbedding,
@@ -56,10 +26,13 @@ class Attention:
         self._rotary = rotary
         self._q_norm = q_norm
         self._k_norm = k_norm
-        self._scale = heads.head_dim**-0.5
 
     def __call__(
-        self, x: Tensor, positions: Tensor, kv: tuple[Tensor, Tensor], metadata: AttentionMetadata
+        self,
+        x: Tensor,
+        positions: Tensor,
+        kv: tuple[Tensor, Tensor],
+        metadata: ops.AttentionMetadata,
     ) -> Tensor:
         """x [num_tokens, hidden_size] → the same shape.
 
@@ -78,11 +51,23 @@ class Attention:
             metadata.block_tables,
             metadata.query_start_loc,
             metadata.seq_lens,
-            self._scale,
+            self._heads.scale,
             window=metadata.window,
             ancestor_mask=metadata.ancestor_mask,
         )
         return self.o_proj(attended.view(x.shape[0], -1))
+
+    def sublayer(self, norm: RMSNorm, layer: int) -> ops.Sublayer | None:
+        """Norm, attention and residual sum as one kernel; None where single ops must do it."""
+        qkv, o = self.qkv_proj, self.o_proj
+        if not (isinstance(qkv, PackedLinear) and isinstance(o, PackedLinear)):
+            return None
+        head_norms = None
+        if self._q_norm is not None and self._k_norm is not None:
+            head_norms = (self._q_norm.spec, self._k_norm.spec)
+        return ops.attention_sublayer(
+            layer, self._heads, norm.spec, qkv.weight, o.weight, self._rotary.rope, head_norms
+        )
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[num_tokens, all heads · head_dim] → three views [num_tokens, heads, head_dim]."""

@@ -21,8 +21,8 @@ class PackedLinear:
 
     def __init__(self, weight: ops.PackedWeight, out_dtype: torch.dtype | None = None) -> None:
         """`out_dtype` of None keeps x's dtype."""
-        self._weight = weight
+        self.weight = weight
         self._out_dtype = out_dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self._weight, out_dtype=self._out_dtype)
+        return ops.linear(x, self.weight, out_dtype=self._out_dtype)

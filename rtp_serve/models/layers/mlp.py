@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from rtp_serve import ops
-from rtp_serve.models.layers.linear import Linear
+from rtp_serve.models.layers.linear import Linear, PackedLinear
+from rtp_serve.models.layers.norm import RMSNorm
 
 
 class GatedMLP:
@@ -16,3 +17,10 @@ class GatedMLP:
     def __call__(self, x: Tensor) -> Tensor:
         """x [num_tokens, hidden_size] → the same shape."""
         return self.down_proj(ops.silu_and_mul(self.gate_up_proj(x)))
+
+    def sublayer(self, norm: RMSNorm) -> ops.Sublayer | None:
+        """Norm, MLP and residual sum as one kernel; None where single ops must do it."""
+        gate_up, down = self.gate_up_proj, self.down_proj
+        if not (isinstance(gate_up, PackedLinear) and isinstance(down, PackedLinear)):
+            return None
+        return ops.mlp_sublayer(norm.spec, gate_up.weight, down.weight)

@@ -15,16 +15,16 @@ class RotaryEmbedding:
     def __init__(
         self, config: RopeConfig, head_dim: int, max_positions: int, device: torch.device
     ) -> None:
-        self._sections = config.mrope_sections
-        self._cos_sin = cos_sin_table(config, head_dim, max_positions).to(device)
+        cos_sin = cos_sin_table(config, head_dim, max_positions).to(device)
+        self.rope = ops.Rope(cos_sin, config.mrope_sections)
 
     def __call__(self, query: Tensor, key: Tensor, positions: Tensor) -> None:
         """Turn query and key [num_tokens, heads, head_dim] in place.
 
         positions [num_tokens], or [3, num_tokens] (time, height, width) under M-RoPE.
         """
-        sections = self._sections if positions.dim() == 2 else ()
-        ops.rotary(query, key, positions, self._cos_sin, sections=sections)
+        sections = self.rope.sections if positions.dim() == 2 else ()
+        ops.rotary(query, key, positions, self.rope.cos_sin, sections=sections)
 
 
 def cos_sin_table(config: RopeConfig, head_dim: int, max_positions: int) -> Tensor:

@@ -1,0 +1,29 @@
+// A packed weight as Python holds it: checked and bound once, not a call.
+#pragma once
+
+#include "array.h"
+#include "gemm.h"
+
+namespace rtp {
+
+// Keeps the memory of its arrays.
+class LinearWeight {
+ public:
+  LinearWeight(const CpuArray& packed, const CpuArray& bias, int64_t n, int64_t k);
+
+  const Projection& projection() const { return projection_; }
+
+  // By address: exporting x and out by DLPack takes longer than a small product. The caller has
+  // checked them: x is [m, k] of the weight's type, out is [m, n] and contiguous, of that type or
+  // f32.
+  void linear(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t m, int64_t x_stride) const;
+
+  // out[i] = row ids[i] of the unpacked weight.
+  void gather_rows(const CpuArray& out, const CpuArray& ids) const;
+
+ private:
+  CpuArray packed_array_, bias_array_;
+  Projection projection_{};
+};
+
+}  // namespace rtp

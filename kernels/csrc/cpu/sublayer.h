@@ -1,0 +1,105 @@
+// The two halves of a decoder layer, each adding to the residual stream what it makes of it. A
+// step runs all of them in one call of the team:
+//
+//   attention   residual += o(attend(rope(qkv(norm(residual)))))    and writes keys and values
+//   gated MLP   residual += down(silu_and_mul(gate_up(norm(residual))))
+//
+// The same in single ops gives the same bits.
+#pragma once
+
+#include "attention.h"
+#include "gemm.h"
+#include "rotary.h"
+
+namespace rtp {
+
+// What the sublayers of one step share.
+struct Step {
+  DType dtype;
+  void* residual;  // [num_tokens, hidden_size]
+  int64_t num_tokens, hidden_size;
+
+  const int64_t* positions;  // [num_tokens], or [3, num_tokens] with rows positions_stride apart
+  int64_t num_position_rows, positions_stride;
+  int64_t last_position;  // the largest; none is negative
+
+  const int64_t* slots;  // [num_tokens]
+  char* kv_cache;        // [num_layers, 2, num_blocks, num_kv_heads, kBlockTokens, head_dim]
+  int64_t num_layers, num_blocks;
+
+  AttentionGeometry geometry;
+  const int32_t* block_tables;  // [num_seqs, max_blocks]; rows block_tables_stride apart
+  int64_t block_tables_stride;
+  const AttentionPlan* plan;
+
+  char* workspace;  // of the bytes that the greediest sublayer asks for
+};
+
+struct Norm {
+  const void* weight;  // [k], or null for none
+  float eps;
+};
+
+class Sublayer {
+ public:
+  virtual ~Sublayer() = default;
+
+  // Whether the step's arrays are those it was made for: throws std::invalid_argument.
+  virtual void check(const Step& step) const = 0;
+
+  // Of the workspace, for so many tokens.
+  virtual int64_t workspace_bytes(int64_t num_tokens) const = 0;
+
+  // One member's share. All members have to be done before the next sublayer starts.
+  virtual void run(const Step& step, const Member& member) const = 0;
+};
+
+class AttentionSublayer final : public Sublayer {
+ public:
+  struct Parts {
+    DType dtype;
+    Norm norm;
+    Projection qkv, o;
+    Norm query_norm, key_norm;  // of heads
+    int64_t num_heads, num_kv_heads, head_dim;
+    const float* cos_sin;  // [max_positions, head_dim]
+    int64_t max_positions, cos_sin_stride;
+    int64_t sections[3];  // of frequencies, where there are three rows of positions
+    int64_t layer;        // of the cache
+    float scale;
+  };
+
+  explicit AttentionSublayer(const Parts& parts) : parts_(parts) {}
+
+  void check(const Step& step) const override;
+  int64_t workspace_bytes(int64_t num_tokens) const override;
+  void run(const Step& step, const Member& member) const override;
+
+ private:
+  Rotary rotary(const Step& step, char* query, char* key) const;
+  PagedAttention attention(const Step& step, const char* query, char* out) const;
+  char* cache(const Step& step, int64_t index) const;
+  int64_t qkv_columns() const { return (parts_.num_heads + 2 * parts_.num_kv_heads) * parts_.head_dim; }
+
+  Parts parts_;
+};
+
+class MlpSublayer final : public Sublayer {
+ public:
+  struct Parts {
+    DType dtype;
+    Norm norm;
+    Projection gate_up, down;
+  };
+
+  explicit MlpSublayer(const Parts& parts) : parts_(parts) {}
+
+  void check(const Step& step) const override;
+  int64_t workspace_bytes(int64_t num_tokens) const override;
+  void run(const Step& step, const Member& member) const override;
+
+ private:
+  Parts parts_;
+};
+
+}  // namespace rtp

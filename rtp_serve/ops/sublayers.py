@@ -1,0 +1,126 @@
+"""The halves of a decoder layer as compiled kernels, so that a run of them is one call.
+
+A call per op leaves threads asleep and the interpreter at work some hundred times a step. A
+sublayer is bound once to its weights; `run_sublayers` then takes a whole model's through one step.
+It gives the same bits as the single ops. The reference has none: the makers here return None
+wherever the compiled kernels do not serve the weights, and the caller computes op by op.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch import to_dlpack as dl  # type: ignore[attr-defined]
+
+from rtp_serve.ops.gemm import PackedWeight
+from rtp_serve.ops.metadata import AttentionMetadata
+
+if TYPE_CHECKING:
+    from rtp_kernels._C import Sublayer
+else:
+    Sublayer = Any
+
+
+@dataclass(frozen=True, slots=True)
+class HeadShape:
+    """How the columns of a fused qkv projection split into heads: queries, keys, values."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    @property
+    def scale(self) -> float:
+        """What scores are multiplied by."""
+        return float(self.head_dim**-0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """An RMS norm's weight [size], of the model's dtype."""
+
+    weight: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Angles of every position: cos_sin [max_positions, head_dim], fp32: cosines, then sines.
+
+    `sections` says how many frequencies each of three rows of positions drives; else empty.
+    """
+
+    cos_sin: Tensor
+    sections: Sequence[int] = ()
+
+
+def attention_sublayer(
+    layer: int,
+    heads: HeadShape,
+    norm: Norm,
+    qkv: PackedWeight,
+    o: PackedWeight,
+    rope: Rope,
+    head_norms: tuple[Norm, Norm] | None = None,
+) -> Sublayer | None:
+    """residual += o(attend(rope(qkv(norm(residual))))), writing the layer's keys and values.
+
+    `head_norms` are of query and key heads, before they turn.
+    """
+    if qkv.kernel is None or o.kernel is None:
+        return None
+    query_norm, key_norm = (norm.weight for norm in head_norms) if head_norms else (None, None)
+    kernels = import_module("rtp_kernels._C")
+    sublayer: Sublayer = kernels.attention_sublayer(
+        norm.weight,
+        norm.eps,
+        qkv.kernel,
+        o.kernel,
+        query_norm,
+        key_norm,
+        rope.cos_sin,
+        list(rope.sections),
+        (heads.num_heads, heads.num_kv_heads, heads.head_dim),
+        heads.scale,
+        layer,
+    )
+    return sublayer
+
+
+def mlp_sublayer(norm: Norm, gate_up: PackedWeight, down: PackedWeight) -> Sublayer | None:
+    """residual += down(silu_and_mul(gate_up(norm(residual))))."""
+    if gate_up.kernel is None or down.kernel is None:
+        return None
+    kernels = import_module("rtp_kernels._C")
+    sublayer: Sublayer = kernels.mlp_sublayer(norm.weight, norm.eps, gate_up.kernel, down.kernel)
+    return sublayer
+
+
+def run_sublayers(
+    sublayers: Sequence[Sublayer],
+    residual: Tensor,
+    positions: Tensor,
+    kv_cache: Tensor,
+    metadata: AttentionMetadata,
+) -> None:
+    """Run them in order, adding to `residual` [num_tokens, hidden_size] in place.
+
+    positions [num_tokens], or [3, num_tokens] under M-RoPE, int64; kv_cache [num_layers, 2,
+    num_blocks, num_kv_heads, block_size, head_dim], of residual's dtype. Raises TypeError or
+    ValueError before anything is computed.
+    """
+    mask = metadata.ancestor_mask
+    import_module("rtp_kernels._C").run_sublayers(
+        sublayers,
+        dl(residual),
+        dl(positions),
+        dl(kv_cache),
+        dl(metadata.slots),
+        dl(metadata.block_tables),
+        dl(metadata.query_start_loc),
+        dl(metadata.seq_lens),
+        metadata.window,
+        None if mask is None else dl(mask),
+    )
