@@ -63,8 +63,7 @@ class Team {
     context_ = context;
     num_working_.store(size_ - 1, std::memory_order_relaxed);
     start();
-    Member caller(this, 0, size_);
-    function(context, caller);
+    function(context, Member(this, 0, size_));
     for (int left; (left = num_working_.load(std::memory_order_acquire)) != 0;) {
       wait_while(num_working_, left, kBarrierSpin);
     }
@@ -91,8 +90,7 @@ class Team {
     for (int call = 0;; ++call) {
       wait_while(call_, call, kIdleSpin);
       if (!function_) return;
-      Member member(this, index, size_);
-      function_(context_, member);
+      function_(context_, Member(this, index, size_));
       num_working_.fetch_sub(1, std::memory_order_acq_rel);
       num_working_.notify_one();
     }
@@ -120,7 +118,7 @@ thread_local ThreadTeam own;
 
 }  // namespace
 
-void Member::wait_for_others() { team_->barrier(); }
+void Member::wait_for_others() const { team_->barrier(); }
 
 int num_threads() { return own.size; }
 
@@ -133,7 +131,7 @@ void set_num_threads(int count) {
   own.size = count;
 }
 
-void run_team(TeamFunction function, void* context) {
+void call_team(TeamFunction function, void* context) {
   if (!own.team) own.team = std::make_unique<Team>(own.size);
   own.team->run(function, context);
 }

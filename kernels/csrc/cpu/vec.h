@@ -8,6 +8,7 @@
 //   load_words               `count` <= kLanes times four bytes of anything, as a float's bits
 //   even_bf16, odd_bf16      the lower or upper half of each such word, widened
 //   max, min                 `b` where either is NaN
+//   any_above                whether a > b in any lane
 #pragma once
 
 #define RTP_INLINE static inline __attribute__((always_inline))
