@@ -1,8 +1,14 @@
 """The format of the KV cache: what one block is and how many fit. No memory here.
 
-Device layout, one pair of tensors a layer, so that one head of one block is contiguous:
+Device layout, one pair of tensors a layer, so that one head of one block is a contiguous tile:
 
     key, value   [num_blocks, num_kv_heads, block_size, head_dim]
+
+Inside a tile the torch ops keep this order; the compiled ones, which take block_size 16 only, have
+the order in which attention reads (a register is 16 tokens of keys, or columns of values):
+
+    key     bfloat16 [head_dim / 2, 16, 2]   float32 [head_dim, 16]
+    value   bfloat16 [8, head_dim, 2]        float32 [16, head_dim]
 
 Canonical layout of one block, in which tiers and transfers hold it whatever the device does:
 

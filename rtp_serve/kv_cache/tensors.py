@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rtp_serve import ops
 from rtp_serve.kv_cache.spec import KVCacheSpec, KVFormat
 
 _DTYPES = {KVFormat.BF16: torch.bfloat16, KVFormat.FP32: torch.float32}
@@ -34,7 +35,10 @@ class KVCacheTensors:
         self._layers = [(layer[0], layer[1]) for layer in self._data]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Key and value of a layer, each [num_blocks, num_kv_heads, block_size, head_dim]."""
+        """Key and value of a layer, each [num_blocks, num_kv_heads, block_size, head_dim].
+
+        Read and written by ops alone: what lies inside a head's tile is theirs.
+        """
         return self._layers[index]
 
     def export_blocks(self, block_ids: Sequence[int]) -> Tensor:
@@ -42,7 +46,7 @@ class KVCacheTensors:
 
         [len(block_ids), num_layers, 2, num_kv_heads, block_size, head_dim].
         """
-        return self._data[:, :, self._index(block_ids)].movedim(2, 0).contiguous()
+        return ops.gather_kv(self._data, self._index(block_ids))
 
     def import_blocks(self, block_ids: Sequence[int], data: Tensor) -> None:
         """Fill blocks from what `export_blocks` gave, here or elsewhere."""
@@ -52,7 +56,7 @@ class KVCacheTensors:
                 f"data must be {list(expected)} {self._data.dtype}, "
                 f"got {list(data.shape)} {data.dtype}"
             )
-        self._data[:, :, self._index(block_ids)] = data.to(self._data.device).movedim(0, 2)
+        ops.scatter_kv(data.to(self._data.device), self._data, self._index(block_ids))
 
     def copy_block(self, source: int, target: int) -> None:
         """Make block `target` hold what `source` holds."""

@@ -32,6 +32,7 @@ __all__ = [
     "Sublayer",
     "attention_sublayer",
     "embedding",
+    "gather_kv",
     "linear",
     "mlp_sublayer",
     "pack_weight",
@@ -40,6 +41,7 @@ __all__ = [
     "rotary",
     "run_sublayers",
     "set_num_threads",
+    "scatter_kv",
     "silu_and_mul",
     "write_kv",
 ]
@@ -76,10 +78,25 @@ def write_kv(
 ) -> None:
     """Puts key and value [n, num_kv_heads, d] into their slots of the paged cache.
 
-    The caches are [num_blocks, num_kv_heads, block_size, d]; `slots` is [n], int64, -1 for a token
-    that is not written.
+    The caches are [num_blocks, num_kv_heads, 16, d] in the device layout (`kv_cache/spec.py`), d
+    even; `slots` is [n], int64, block * 16 + offset, -1 for a token that is not written.
     """
     ops_for(key).write_kv(key, value, key_cache, value_cache, slots)
+
+
+def gather_kv(cache: Tensor, block_ids: Tensor) -> Tensor:
+    """Blocks of a cache in the canonical layout, exactly: a new tensor.
+
+    cache [num_layers, 2 (key, value), num_blocks, num_kv_heads, 16, d] is in the device layout,
+    `block_ids` is [n], int64; the result is [n, num_layers, 2, num_kv_heads, 16, d].
+    """
+    out: Tensor = ops_for(cache).gather_kv(cache, block_ids)
+    return out
+
+
+def scatter_kv(data: Tensor, cache: Tensor, block_ids: Tensor) -> None:
+    """Fills blocks of a cache with what `gather_kv` gave, of this cache or another."""
+    ops_for(cache).scatter_kv(data, cache, block_ids)
 
 
 def paged_attention(  # noqa: PLR0913
@@ -94,6 +111,8 @@ def paged_attention(  # noqa: PLR0913
     ancestor_mask: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of query [n, num_heads, d] over the paged cache; a new tensor of its shape.
+
+    The caches are those of `write_kv`.
 
     Sequence i has the tokens [query_start_loc[i], query_start_loc[i + 1]) of query, the last of
     them at position seq_lens[i] - 1; its keys lie in the blocks of block_tables[i], in order. All

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch import to_dlpack as dl  # type: ignore[attr-defined]
 
 from rtp_kernels import _C
+from rtp_serve.ops import kv_layout
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -35,6 +36,18 @@ def write_kv(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
 ) -> None:
     _C.write_kv(dl(key), dl(value), dl(key_cache), dl(value_cache), dl(slots))
+
+
+def gather_kv(cache: Tensor, block_ids: Tensor) -> Tensor:
+    tiles = cache[:, :, block_ids].movedim(2, 0)
+    rows = (kv_layout.key_rows(tiles[:, :, 0]), kv_layout.value_rows(tiles[:, :, 1]))
+    return torch.stack(rows, dim=2)
+
+
+def scatter_kv(data: Tensor, cache: Tensor, block_ids: Tensor) -> None:
+    rows = data.movedim(0, 2)
+    cache[:, 0, block_ids] = kv_layout.key_tiles(rows[:, 0])
+    cache[:, 1, block_ids] = kv_layout.value_tiles(rows[:, 1])
 
 
 def paged_attention(  # noqa: PLR0913

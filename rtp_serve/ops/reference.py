@@ -46,6 +46,14 @@ def write_kv(
     value_cache[blocks, :, offsets] = value[used]
 
 
+def gather_kv(cache: Tensor, block_ids: Tensor) -> Tensor:
+    return cache[:, :, block_ids].movedim(2, 0).contiguous()
+
+
+def scatter_kv(data: Tensor, cache: Tensor, block_ids: Tensor) -> None:
+    cache[:, :, block_ids] = data.movedim(0, 2)
+
+
 def paged_attention(  # noqa: PLR0913
     query: Tensor,
     key_cache: Tensor,

@@ -7,7 +7,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from rtp_serve.ops import compiled, reference
+from rtp_serve.ops import compiled, kv_layout, reference
+
+BLOCK_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,11 @@ class Heads:
     num_heads: int = 6
     num_kv_heads: int = 2
     head_dim: int = 64
-    block_size: int = 16
 
 
 @dataclass(frozen=True)
 class PagedBatch:
-    """The operands of one paged_attention call."""
+    """The operands of one paged_attention call, with the caches in plain order."""
 
     query: Tensor
     key_cache: Tensor
@@ -34,10 +35,14 @@ class PagedBatch:
     ancestor_mask: Tensor | None = None
 
     def attend(self, ops: ModuleType = compiled) -> Tensor:
+        key_cache, value_cache = self.key_cache, self.value_cache
+        if ops is compiled:
+            key_cache = kv_layout.key_tiles(key_cache)
+            value_cache = kv_layout.value_tiles(value_cache)
         return ops.paged_attention(
             self.query,
-            self.key_cache,
-            self.value_cache,
+            key_cache,
+            value_cache,
             self.block_tables,
             self.query_start_loc,
             self.seq_lens,
@@ -80,18 +85,18 @@ def make_batch(
     Blocks are dealt at random; block 0 stays free.
     """
     generator = torch.Generator().manual_seed(seed)
-    counts = [-(-len(tokens) // heads.block_size) for tokens, _ in sequences]
+    counts = [-(-len(tokens) // BLOCK_SIZE) for tokens, _ in sequences]
     order = torch.randperm(sum(counts), generator=generator) + 1
     dtype = sequences[0][0].key.dtype if sequences else torch.float32
-    shape = (sum(counts) + 1, heads.num_kv_heads, heads.block_size, heads.head_dim)
+    shape = (sum(counts) + 1, heads.num_kv_heads, BLOCK_SIZE, heads.head_dim)
     key_cache = torch.full(shape, float("nan"), dtype=dtype)
     value_cache = key_cache.clone()
     block_tables = torch.zeros(len(sequences), max(counts, default=0) + 1, dtype=torch.int32)
     for row, ((tokens, _), blocks) in enumerate(zip(sequences, order.split(counts), strict=True)):
         block_tables[row, : len(blocks)] = blocks
         positions = torch.arange(len(tokens))
-        slots = blocks[positions // heads.block_size] * heads.block_size
-        slots += positions % heads.block_size
+        slots = blocks[positions // BLOCK_SIZE] * BLOCK_SIZE
+        slots += positions % BLOCK_SIZE
         reference.write_kv(tokens.key, tokens.value, key_cache, value_cache, slots)
     queries = [tokens.query[len(tokens) - count :] for tokens, count in sequences]
     starts = torch.tensor([0, *(count for _, count in sequences)]).cumsum(0)

@@ -15,13 +15,16 @@ DTYPES = [torch.bfloat16, torch.float32]
 @contextmanager
 def using(isa: str | None = None, num_threads: int = 1) -> Iterator[None]:
     isa_before, threads_before = rtp_kernels.isa(), torch.get_num_threads()
+    team_before = rtp_kernels.num_threads()
     rtp_kernels.set_isa(isa or isa_before)
     torch.set_num_threads(num_threads)
+    rtp_kernels.set_num_threads(num_threads)
     try:
         yield
     finally:
         rtp_kernels.set_isa(isa_before)
         torch.set_num_threads(threads_before)
+        rtp_kernels.set_num_threads(team_before)
 
 
 def bits(tensor: Tensor) -> Tensor:

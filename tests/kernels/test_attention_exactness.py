@@ -11,7 +11,7 @@ from tests.kernels.levels import DTYPES, ISAS, bits, using
 
 pytestmark = [pytest.mark.parametrize("isa", ISAS), pytest.mark.parametrize("dtype", DTYPES)]
 
-SHAPES = [Heads(9, 3, 64), Heads(4, 4, 32), Heads(16, 2, 128), Heads(5, 1, 20, block_size=4)]
+SHAPES = [Heads(9, 3, 64), Heads(4, 4, 32), Heads(16, 2, 128), Heads(5, 1, 20), Heads(8, 1, 80)]
 LENGTH = 590
 # Around the bounds of tiles (64), partitions (256) and pairs of keys.
 POSITIONS = [0, 1, 2, 5, 62, 63, 64, 65, 127, 128, 254, 255, 256, 257, 319, 320, 511, 512, 513, 589]

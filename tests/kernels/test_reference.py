@@ -11,7 +11,7 @@ from tests.kernels.levels import random
 
 
 def test_attention_is_torchs_own_over_the_unpaged_keys():
-    heads = Heads(9, 3, 32, block_size=4)
+    heads = Heads(9, 3, 32)
     tokens = make_tokens(heads, 45, torch.float32)
     query, key, value = (
         part.transpose(0, 1)[None] for part in (tokens.query, tokens.key, tokens.value)

@@ -1,8 +1,7 @@
 #include "attention.h"
 
-#include "attention_pack.h"
 #include "attention_rows.h"
-#include "attention_units.h"
+#include "attention_tile.h"
 #include "scratch.h"
 
 namespace rtp::RTP_ISA_NAMESPACE {
@@ -10,24 +9,41 @@ namespace {
 
 constexpr float kLog2E = 1.44269504f;
 
+// More rows than this are worth a copy of the tile where that is widened.
+constexpr int32_t kFewRows = 2 * kBlockRows;
+
+// What products read the cache with, and copies of its tiles.
+template <typename Element_, typename Units_, typename Copied_>
+struct Arithmetic {
+  using Element = Element_;
+  using Units = Units_;
+  using Copied = Copied_;
+};
+
 // One thread's passage over a query tile's keys.
-template <typename Units>
+template <typename A>
 class TileRun {
-  using Element = typename Units::Element;
+  using Element = typename A::Element;
+  using Units = typename A::Units;
+  using Copied = typename A::Copied;
   using Weight = typename Units::Weight;
+
+  // Elements of a query in a word.
+  static constexpr int kQueryElements = Units::kElements / Units::kOperands;
 
  public:
   TileRun(const PagedAttention& op, const AttentionWork& work, const QueryTile& tile)
       : op_(op),
+        step_(op.geometry),
         tile_(tile),
-        group_(static_cast<int32_t>(op.num_heads / op.num_kv_heads)),
+        group_(static_cast<int32_t>(step_.num_heads / step_.num_kv_heads)),
         rows_(tile.num_tokens * group_),
-        units_(static_cast<int32_t>(op.head_dim / Units::kElements)),
-        columns_(padded(op.head_dim)),
-        context_(static_cast<int32_t>(context_of(op, tile.seq))),
+        columns_(padded(step_.head_dim)),
+        context_(context_of(step_, tile.seq)),
         scale_(op.scale * kLog2E),
-        partials_(tile.partials < 0 ? nullptr : work.partials + tile.partials) {
-    for (int32_t t = 0; t < tile.num_tokens && op.ancestor_mask; ++t) has_tree_ |= mask(t) != 0;
+        partials_(tile.partials < 0 ? nullptr : work.partials + tile.partials),
+        source_(op, tile.seq, tile.kv_head) {
+    for (int32_t t = 0; t < tile.num_tokens && step_.ancestor_mask; ++t) has_tree_ |= mask(t) != 0;
     last_key_ = context_ + (has_tree_ ? 0 : tile.first_token + tile.num_tokens);
   }
 
@@ -36,7 +52,7 @@ class TileRun {
     load_queries();
     for (int32_t p = span.partition_begin; p < span.partition_end; ++p) attend_partition(p);
     if (partials_) return;
-    for (int32_t row = 0; row < rows_; ++row) total(row).write(out(row), op_.head_dim);
+    for (int32_t row = 0; row < rows_; ++row) total(row).write(out(row), step_.head_dim);
   }
 
   // Of a tile whose partitions were computed by several spans.
@@ -49,39 +65,39 @@ class TileRun {
         const PartialRow next = partial(p, row);
         merged.merge(next.data, next.maximum(), next.sum());
       }
-      merged.write(out(row), op_.head_dim);
+      merged.write(out(row), step_.head_dim);
     }
   }
 
  private:
   int64_t mask(int32_t token) const {
-    return op_.ancestor_mask[op_.query_start_loc[tile_.seq] + tile_.first_token + token];
+    return step_.ancestor_mask[step_.query_start_loc[tile_.seq] + tile_.first_token + token];
   }
   KeyRange range_of(int32_t token) const {
-    return visible_keys(op_, tile_.seq, tile_.first_token + token);
+    return visible_keys(step_, tile_.seq, tile_.first_token + token);
   }
   int64_t token_of(int32_t row) const {
-    return op_.query_start_loc[tile_.seq] + tile_.first_token + row / group_;
+    return step_.query_start_loc[tile_.seq] + tile_.first_token + row / group_;
   }
   int64_t head_of(int32_t row) const { return tile_.kv_head * group_ + row % group_; }
   Element* out(int32_t row) const {
-    const int64_t offset = (token_of(row) * op_.num_heads + head_of(row)) * op_.head_dim;
+    const int64_t offset = (token_of(row) * step_.num_heads + head_of(row)) * step_.head_dim;
     return static_cast<Element*>(op_.out) + offset;
   }
   PartialRow total(int32_t row) const {
-    return {totals_ + row * partial_floats(op_.head_dim), columns_};
+    return {totals_ + row * partial_floats(step_.head_dim), columns_};
   }
   PartialRow partial(int32_t partition, int32_t row) const {
     const int64_t index = int64_t{partition - tile_.partition_begin} * rows_ + row;
-    return {partials_ + index * partial_floats(op_.head_dim), columns_};
+    return {partials_ + index * partial_floats(step_.head_dim), columns_};
   }
 
   void allocate() {
     constexpr int64_t kState = sizeof(OnlineSoftmax) / sizeof(float);
     constexpr int64_t kRange = sizeof(KeyRange) / sizeof(float);
-    const int64_t packed = kTileKeys * columns_, block = kBlockRows * kTileKeys;
-    const int64_t per_row[] = {columns_, columns_, partial_floats(op_.head_dim), kState, kRange};
-    int64_t floats = 2 * packed + 2 * block;
+    const int64_t copied = source_.copied_words(), block = kBlockRows * kTileKeys;
+    const int64_t per_row[] = {columns_, columns_, partial_floats(step_.head_dim), kState};
+    int64_t floats = 2 * copied + 2 * block + aligned(tile_.num_tokens * kRange);
     for (const int64_t size : per_row) floats += aligned(rows_ * size);
     float* next = thread_scratch(floats);
     const auto take = [&](int64_t size) {
@@ -89,29 +105,34 @@ class TileRun {
       next += aligned(size);
       return taken;
     };
-    keys_ = take(packed);
-    values_ = take(packed);
+    float* const keys = take(copied);
+    copies_ = source_.copies_in(keys, take(copied));
     scores_ = take(block);
     weights_ = reinterpret_cast<Weight*>(take(block));
     queries_ = take(rows_ * columns_);
     accumulators_ = take(rows_ * columns_);
-    totals_ = take(rows_ * partial_floats(op_.head_dim));
+    totals_ = take(rows_ * partial_floats(step_.head_dim));
     states_ = reinterpret_cast<OnlineSoftmax*>(take(rows_ * kState));
-    ranges_ = reinterpret_cast<KeyRange*>(take(rows_ * kRange));
+    ranges_ = reinterpret_cast<KeyRange*>(take(tile_.num_tokens * kRange));
   }
 
   // A whole number of cache lines.
   static int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
 
   void load_queries() {
+    for (int32_t token = 0; token < tile_.num_tokens; ++token) ranges_[token] = range_of(token);
+    const int64_t words = step_.head_dim / kQueryElements;
     for (int32_t row = 0; row < rows_; ++row) {
-      ranges_[row] = range_of(row / group_);
       const Element* query = static_cast<const Element*>(op_.query) +
-                             token_of(row) * op_.query_stride + head_of(row) * op_.head_dim;
+                             token_of(row) * op_.query_stride + head_of(row) * step_.head_dim;
       float* target = queries_ + row * columns_;
-      for (int32_t u = 0; u < units_; u += kLanes) {
-        const int count = units_ - u < kLanes ? units_ - u : kLanes;
-        store(target + u, Units::load_units(query + u * Units::kElements, count));
+      for (int64_t i = 0; i < words; i += kLanes) {
+        const int count = static_cast<int>(words - i < kLanes ? words - i : kLanes);
+        if constexpr (kQueryElements == 1) {
+          store(target + i, count == kLanes ? load(query + i) : load_first(query + i, count));
+        } else {
+          store(target + i, load_words(query + i * kQueryElements, count));
+        }
       }
     }
   }
@@ -125,15 +146,13 @@ class TileRun {
     }
     for (int32_t key = first; key < first + kPartitionKeys; key += kTileKeys) {
       if (has_tree_ && key + kTileKeys > context_) {
-        for (int32_t token = 0; token < tile_.num_tokens; ++token) {
-          attend_tile(key, token * group_, group_, token);
-        }
+        attend_tree_tile(key);
       } else {
-        attend_tile(key, 0, rows_, 0);
+        attend_tile(key);
       }
     }
     for (int32_t row = 0; row < rows_; ++row) {
-      if (!ranges_[row].within(first, kPartitionKeys).is_empty()) finish(partition, row);
+      if (!ranges_[row / group_].within(first, kPartitionKeys).is_empty()) finish(partition, row);
     }
   }
 
@@ -141,173 +160,271 @@ class TileRun {
     const float* accumulators = accumulators_ + row * columns_;
     const float maximum = states_[row].maximum, sum = states_[row].sum();
     if (partials_) return partial(partition, row).assign(accumulators, maximum, sum);
-    if (ranges_[row].begin / kPartitionKeys == partition) {
+    if (ranges_[row / group_].begin / kPartitionKeys == partition) {
       return total(row).assign(accumulators, maximum, sum);
     }
     total(row).merge(accumulators, maximum, sum);
   }
 
-  // Keys [first, first + kTileKeys) and the rows [row, row + count) that see any of them. `token`
-  // says whose keys they are where a tree of tokens makes the rows' keys differ.
-  void attend_tile(int32_t first, int32_t row, int32_t count, int32_t token) {
-    KeyRange seen{kTileKeys, 0};
-    int32_t begin = row + count, end = row;
-    for (int32_t r = row; r < row + count; ++r) {
-      const KeyRange range = ranges_[r].within(first, kTileKeys);
+  // Keys of one tile, and rows of which at least the first and the last see some of them.
+  struct Part {
+    int32_t first;       // key
+    KeyRange seen;       // by any row, counted from `first`
+    int32_t begin, end;  // rows
+
+    bool is_empty() const { return begin >= end; }
+  };
+
+  // Blocks of a tile that hold these of its keys.
+  static KeyRange blocks_of(KeyRange seen) {
+    return {seen.begin / kBlockTokens, (seen.end + kBlockTokens - 1) / kBlockTokens};
+  }
+
+  // Of the rows of tokens [token, token + count).
+  Part part_of(int32_t first, int32_t token, int32_t count) const {
+    Part part{first, {kTileKeys, 0}, rows_, 0};
+    for (int32_t t = token; t < token + count; ++t) {
+      const KeyRange range = ranges_[t].within(first, kTileKeys);
       if (range.is_empty()) continue;
-      seen = {range.begin < seen.begin ? range.begin : seen.begin,
-              range.end > seen.end ? range.end : seen.end};
-      begin = r < begin ? r : begin;
-      end = r + 1;
+      part.seen = part.seen.joined(range);
+      part.begin = t * group_ < part.begin ? t * group_ : part.begin;
+      part.end = (t + 1) * group_;
     }
-    if (seen.is_empty()) return;
-    pack(first, {first + seen.begin, first + seen.end}, token);
-    for (int32_t r = begin; r < end; r += kBlockRows) {
-      attend_block(first, r, end - r < kBlockRows ? end - r : kBlockRows);
+    return part;
+  }
+
+  void attend_tile(int32_t first) {
+    const Part part = part_of(first, 0, tile_.num_tokens);
+    if (part.is_empty()) return;
+    const KeyRange blocks = blocks_of(part.seen);
+    TileWords tile, next;
+    source_.find(first, blocks.begin, blocks.end, tile);
+    const bool has_next = find_next(first + kTileKeys, next);
+    if (columns_ != step_.head_dim || (source_.kIsWidened && part.end - part.begin > kFewRows)) {
+      source_.copy(tile, blocks.begin, blocks.end, copies_);
+      attend_rows<Copied>(part, copies_, has_next ? &next : nullptr);
+    } else {
+      attend_rows<Units>(part, tile, has_next ? &next : nullptr);
     }
   }
 
-  // Keys `keys` of the tile at `first`, and a request for the tile after it.
-  void pack(int32_t first, KeyRange keys, int32_t token) {
-    const int64_t head_size = op_.block_size * op_.head_dim;
-    const KeyMap map{op_.block_tables + tile_.seq * op_.block_tables_stride, op_.block_size,
-                     op_.num_kv_heads * head_size, tile_.kv_head * head_size, op_.head_dim};
-    const int32_t following = first + kTileKeys, stop = following + kTileKeys;
-    TileOffsets offsets, next;
-    if (has_tree_ && keys.end > context_ && mask(token) != 0) {
-      map.find(first, keys.begin, context_, offsets);
-      find_ancestors(map, first, keys, token, offsets);
-    } else {
-      map.find(first, keys.begin, keys.end, offsets);
+  // The tile at key `first`, if it is worth asking for in advance.
+  bool find_next(int32_t first, TileWords& next) const {
+    if (first >= last_key_) return false;
+    const int32_t keys = last_key_ - first;
+    const int32_t blocks = (keys + kBlockTokens - 1) / kBlockTokens;
+    source_.find(first, 0, blocks < kTileBlocks ? blocks : kTileBlocks, next);
+    return true;
+  }
+
+  // A tile with tokens of this step, of which each sees its own selection.
+  void attend_tree_tile(int32_t first) {
+    const Part all = part_of(first, 0, tile_.num_tokens);
+    if (all.is_empty()) return;
+    const KeyRange before = KeyRange{first + all.seen.begin, context_}.within(first, kTileKeys);
+    if (!before.is_empty()) {
+      const KeyRange blocks = blocks_of(before);
+      TileWords tile;
+      source_.find(first, blocks.begin, blocks.end, tile);
+      source_.copy(tile, blocks.begin, blocks.end, copies_);
     }
-    map.find(following, following, stop < last_key_ ? stop : last_key_, next);
-    pack_keys<Units>(static_cast<const Element*>(op_.key_cache), offsets, next, op_.head_dim,
-                     keys_);
-    pack_values<Units>(static_cast<const Element*>(op_.value_cache), offsets, next, op_.head_dim,
-                       values_);
+    for (int32_t token = 0; token < tile_.num_tokens; ++token) {
+      const Part part = part_of(first, token, 1);
+      if (part.is_empty()) continue;
+      copy_ancestors(token, part);
+      attend_rows<Copied>(part, copies_, nullptr);
+    }
   }
 
   // The i-th token of this step that `token` sees is the key of index context + i.
-  void find_ancestors(const KeyMap& map, int32_t first, KeyRange keys, int32_t token,
-                      TileOffsets& offsets) const {
-    int32_t index = context_;
-    for (auto bits = static_cast<uint64_t>(mask(token)); bits; bits &= bits - 1, ++index) {
-      if (index < keys.begin || index >= keys.end) continue;
-      offsets.of[index - first] = map.row(context_ + __builtin_ctzll(bits));
+  void copy_ancestors(int32_t token, const Part& part) const {
+    const auto copy = [&](int32_t index, int32_t ancestor) {
+      const int32_t key = index - part.first;
+      if (key < part.seen.begin || key >= part.seen.end) return;
+      source_.copy_token(context_ + ancestor, key, copies_);
+    };
+    auto bits = static_cast<uint64_t>(mask(token));
+    if (bits == 0) {
+      for (int32_t t = 0; t <= tile_.first_token + token; ++t) copy(context_ + t, t);
+    }
+    for (int32_t index = context_; bits; bits &= bits - 1, ++index) {
+      copy(index, __builtin_ctzll(bits));
     }
   }
 
-  void attend_block(int32_t first, int32_t row, int32_t count) {
-    mac<Units>(
-        count,
-        {queries_ + row * columns_, keys_, scores_, columns_, kTileKeys, kTileKeys, 0, units_},
-        kTileKeys, false);
+  // The rows of `part`, in blocks. Fetches `next`, if any, meanwhile.
+  template <typename TileUnits>
+  void attend_rows(const Part& part, const TileWords& tile, const TileWords* next) {
+    const int32_t rows = part.end - part.begin;
+    const int32_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+    for (int32_t i = 0; i < blocks; ++i) {
+      const int32_t row = part.begin + rows * i / blocks;
+      const int32_t count = part.begin + rows * (i + 1) / blocks - row;
+      if (!TileUnits::kReadsAhead && next) source_.fetch(*next, i, blocks);
+      const TileWords& ahead = next && i == 0 ? *next : tile;
+      attend_block<TileUnits>(part.first, row, count, tile, ahead);
+    }
+  }
+
+  template <typename TileUnits>
+  void attend_block(int32_t first, int32_t row, int32_t count, const TileWords& tile,
+                    const TileWords& ahead) {
     KeyRange ranges[kBlockRows];
-    KeyRange shared{0, kTileKeys / Units::kElements};
+    KeyRange seen{kTileKeys, 0}, shared{0, kTileKeys / TileUnits::kElements};
     for (int32_t r = 0; r < count; ++r) {
-      const KeyRange range = ranges[r] = ranges_[row + r].within(first, kTileKeys);
-      const KeyRange units = whole_units(range);
-      shared = {units.begin > shared.begin ? units.begin : shared.begin,
-                units.end < shared.end ? units.end : shared.end};
-      if (range.is_empty()) continue;
-      weigh(states_[row + r], scores_ + r * kTileKeys, range, scale_, weights_ + r * kTileKeys,
+      const KeyRange range = ranges[r] = ranges_[(row + r) / group_].within(first, kTileKeys);
+      shared = shared.shared(whole_words<TileUnits>(range));
+      if (!range.is_empty()) seen = seen.joined(range);
+    }
+    if (seen.is_empty()) return;
+    const int key_words = static_cast<int>(step_.head_dim) / TileUnits::kElements;
+    const ScoreProduct scores{queries_ + row * columns_, columns_, key_words, tile, ahead, scores_};
+    const KeyRange blocks = blocks_of(seen);
+    multiply<TileUnits>(count, scores, blocks.begin * kBlockTokens, blocks.end * kBlockTokens);
+    for (int32_t r = 0; r < count; ++r) {
+      if (ranges[r].is_empty()) continue;
+      weigh(states_[row + r], scores_ + r * kTileKeys, ranges[r], scale_, weights_ + r * kTileKeys,
             accumulators_ + (row + r) * columns_, columns_);
     }
-    add_values(row, count, ranges, shared);
+    add_values<TileUnits>(row, count, ranges, shared, tile, ahead);
   }
 
-  // Each row's values in ascending order: what lies before the units that all rows of the block
+  // Each row's values in ascending order: what lies before the words that all rows of the block
   // see whole, those, and what lies behind.
-  void add_values(int32_t row, int32_t count, const KeyRange* ranges, KeyRange shared) {
+  template <typename TileUnits>
+  void add_values(int32_t row, int32_t count, const KeyRange* ranges, KeyRange shared,
+                  const TileWords& tile, const TileWords& ahead) {
+    constexpr int kElements = TileUnits::kElements;
     const bool has_shared = !shared.is_empty();
     for (int32_t r = 0; r < count; ++r) {
       if (ranges[r].is_empty()) continue;
-      if (ranges[r].begin % Units::kElements) add_half(row, r, ranges[r].begin, false);
-      if (has_shared) add_units(row, r, 1, {whole_units(ranges[r]).begin, shared.begin});
+      if (ranges[r].begin % kElements) add_half<TileUnits, 1>(row, r, ranges[r].begin, tile);
+      if (!has_shared) continue;
+      add_words<TileUnits>(row, r, 1, {whole_words<TileUnits>(ranges[r]).begin, shared.begin}, tile,
+                           tile);
     }
-    if (has_shared) add_units(row, 0, count, shared);
+    if (has_shared) add_words<TileUnits>(row, 0, count, shared, tile, ahead);
     for (int32_t r = 0; r < count; ++r) {
       if (ranges[r].is_empty()) continue;
-      const KeyRange units = whole_units(ranges[r]);
-      add_units(row, r, 1, {has_shared ? shared.end : units.begin, units.end});
-      if (ranges[r].end % Units::kElements) add_half(row, r, ranges[r].end - 1, true);
+      const KeyRange words = whole_words<TileUnits>(ranges[r]);
+      add_words<TileUnits>(row, r, 1, {has_shared ? shared.end : words.begin, words.end}, tile,
+                           tile);
+      if (ranges[r].end % kElements) add_half<TileUnits, 0>(row, r, ranges[r].end - 1, tile);
     }
   }
 
-  KeyRange whole_units(KeyRange range) const {
-    return {(range.begin + Units::kElements - 1) / Units::kElements, range.end / Units::kElements};
+  template <typename TileUnits>
+  static KeyRange whole_words(KeyRange range) {
+    constexpr int kElements = TileUnits::kElements;
+    return {(range.begin + kElements - 1) / kElements, range.end / kElements};
   }
 
-  MacOperands value_operands(int32_t row, int32_t r, KeyRange units) const {
-    const float* weights = reinterpret_cast<const float*>(weights_ + r * kTileKeys);
-    return {weights,
-            values_,
-            accumulators_ + (row + r) * columns_,
-            kTileKeys / Units::kElements,
-            columns_,
-            columns_,
-            units.begin,
-            units.end};
+  template <typename TileUnits>
+  const float* weights_of(int32_t r) const {
+    return reinterpret_cast<const float*>(weights_) + r * kWeightStride<TileUnits>;
   }
 
-  void add_units(int32_t row, int32_t r, int32_t count, KeyRange units) {
-    if (units.is_empty()) return;
-    mac<Units>(count, value_operands(row, r, units), static_cast<int>(columns_), true);
+  template <typename TileUnits>
+  void add_words(int32_t row, int32_t r, int32_t count, KeyRange words, const TileWords& tile,
+                 const TileWords& ahead) {
+    if (words.is_empty()) return;
+    const ValueProduct values{weights_of<TileUnits>(r),
+                              tile,
+                              ahead,
+                              columns_,
+                              accumulators_ + (row + r) * columns_,
+                              columns_,
+                              words.begin,
+                              words.end};
+    multiply<TileUnits>(count, values, 0, static_cast<int>(columns_));
   }
 
-  // One element of a unit whose other element the row does not see.
-  void add_half(int32_t row, int32_t r, int32_t key, bool even) {
-    if constexpr (Units::kElements == 2) {
-      const MacOperands op = value_operands(row, r, {key / 2, key / 2 + 1});
-      const VecF weight = set1(op.a[op.begin]);
+  // One element of a word whose other element the row does not see.
+  template <typename TileUnits, int kElement>
+  void add_half(int32_t row, int32_t r, int32_t key, const TileWords& tile) {
+    if constexpr (TileUnits::kElements == 2) {
+      constexpr int kValues = kBlockValues<TileUnits>;
+      const int word = key / 2;
+      const float* values = tile.values[word / kValues] + word % kValues * columns_;
+      float* accumulators = accumulators_ + (row + r) * columns_;
+      const int operand = TileUnits::kOperands == 2 ? kElement : 0;
+      const VecF weight = set1(weights_of<TileUnits>(r)[word * TileUnits::kOperands + operand]);
       for (int64_t c = 0; c < columns_; c += kLanes) {
-        const VecF pair = load(op.b + op.begin * op.b_stride + c);
-        const VecF half = even ? Units::keep_even(pair) : Units::keep_odd(pair);
-        store(op.c + c, Units::mac(load(op.c + c), weight, half));
+        const VecF half = TileUnits::template half<kElement>(values + c);
+        store(accumulators + c, TileUnits::mac(load(accumulators + c), weight, half));
       }
     }
   }
 
   const PagedAttention& op_;
+  const AttentionGeometry& step_;
   const QueryTile& tile_;
-  const int32_t group_, rows_, units_;
+  const int32_t group_, rows_;
   const int64_t columns_;
   const int32_t context_;
   const float scale_;
   float* const partials_;
+  const TileSource<Units, Copied> source_;
   bool has_tree_ = false;
   int32_t last_key_;  // of those worth asking for in advance
 
-  float *keys_, *values_, *scores_, *queries_, *accumulators_, *totals_;
+  TileWords copies_;
+  float *scores_, *queries_, *accumulators_, *totals_;
   Weight* weights_;
-  OnlineSoftmax* states_;
-  KeyRange* ranges_;
+  OnlineSoftmax* states_;  // [rows]
+  KeyRange* ranges_;       // [tokens]
 };
 
-template <typename Units>
-void run(const PagedAttention& op, const AttentionWork& work) {
-#pragma omp parallel if (work.is_parallel)
-  {
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < work.num_spans; ++i) {
-      const Span& span = work.spans[i];
-      TileRun<Units>(op, work, work.tiles[span.tile]).attend(span);
-    }
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < work.num_split_tiles; ++i) {
-      TileRun<Units>(op, work, work.tiles[work.split_tiles[i]]).merge();
-    }
+// Rows beyond the last sequence are padding: zero, so that nothing undefined goes on.
+void clear_padding(const PagedAttention& op) {
+  const AttentionGeometry& step = op.geometry;
+  const int64_t used = step.query_start_loc[step.num_seqs];
+  const int64_t row_bytes = step.num_heads * step.head_dim * 4 / word_elements(op.dtype);
+  __builtin_memset(static_cast<char*>(op.out) + used * row_bytes, 0,
+                   (op.num_tokens - used) * row_bytes);
+}
+
+// The next span of this call, or one beyond the last: every member sees exactly one of these, and
+// whoever sees the last of them sets the count back.
+int32_t take_span(const AttentionWork& work, const Member& member) {
+  const int32_t span = __atomic_fetch_add(work.next_span, 1, __ATOMIC_RELAXED);
+  if (span == work.num_spans + member.size() - 1) {
+    __atomic_store_n(work.next_span, 0, __ATOMIC_RELAXED);
+  }
+  return span;
+}
+
+// Whether all spans of a tile are there with this one; then the count is set back.
+bool is_last_span(const AttentionWork& work, int32_t tile) {
+  int32_t* const left = work.spans_left + tile;
+  if (__atomic_sub_fetch(left, 1, __ATOMIC_ACQ_REL) != 0) return false;
+  __atomic_store_n(left, work.tiles[tile].num_spans, __ATOMIC_RELAXED);
+  return true;
+}
+
+template <typename A>
+void run(const PagedAttention& op, const AttentionWork& work, const Member& member) {
+  for (int32_t i; (i = take_span(work, member)) < work.num_spans;) {
+    const Span& span = work.spans[i];
+    const QueryTile& tile = work.tiles[span.tile];
+    TileRun<A> tile_run(op, work, tile);
+    tile_run.attend(span);
+    if (tile.num_spans > 1 && is_last_span(work, span.tile)) tile_run.merge();
   }
 }
 
 }  // namespace
 
-void run_attention(const PagedAttention& op, const AttentionWork& work) {
-  if (op.dtype == DType::kF32) return run<SingleUnits<float>>(op, work);
+void attend(const PagedAttention& op, const AttentionPlan& plan, const Member& member) {
+  if (member.index() == 0) clear_padding(op);
+  const AttentionWork work = plan.work();
+  if (op.dtype == DType::kF32) {
+    return run<Arithmetic<float, FloatUnits, FloatUnits>>(op, work, member);
+  }
 #if defined(RTP_ISA_avx512bf16)
-  run<PairUnits>(op, work);
+  run<Arithmetic<bf16, PairUnits, PairUnits>>(op, work, member);
 #else
-  run<SingleUnits<bf16>>(op, work);
+  run<Arithmetic<bf16, WidenedUnits, CopiedUnits>>(op, work, member);
 #endif
 }
 

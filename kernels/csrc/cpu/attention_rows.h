@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention.h"
-#include "attention_units.h"
+#include "vec.h"
 
 namespace rtp::RTP_ISA_NAMESPACE {
 
@@ -17,18 +17,28 @@ struct KeyRange {
     const int32_t low = begin - first, high = end - first;
     return {low > 0 ? low : 0, high < size ? high : size};
   }
+
+  // The least range with both, and the keys in both.
+  KeyRange joined(KeyRange other) const {
+    return {begin < other.begin ? begin : other.begin, end > other.end ? end : other.end};
+  }
+  KeyRange shared(KeyRange other) const {
+    return {begin > other.begin ? begin : other.begin, end < other.end ? end : other.end};
+  }
 };
 
-RTP_INLINE int64_t context_of(const PagedAttention& op, int32_t seq) {
-  return op.seq_lens[seq] - (op.query_start_loc[seq + 1] - op.query_start_loc[seq]);
+// Keys of a sequence before this step's tokens.
+RTP_INLINE int32_t context_of(const AttentionGeometry& step, int32_t seq) {
+  return step.seq_lens[seq] - (step.query_start_loc[seq + 1] - step.query_start_loc[seq]);
 }
 
 // Of `token`, the sequence's token-th of this step.
-RTP_INLINE KeyRange visible_keys(const PagedAttention& op, int32_t seq, int32_t token) {
-  const int64_t mask = op.ancestor_mask ? op.ancestor_mask[op.query_start_loc[seq] + token] : 0;
+RTP_INLINE KeyRange visible_keys(const AttentionGeometry& step, int32_t seq, int32_t token) {
+  const int64_t mask =
+      step.ancestor_mask ? step.ancestor_mask[step.query_start_loc[seq] + token] : 0;
   const int64_t own = mask ? __builtin_popcountll(mask) : token + 1;
-  const int64_t end = context_of(op, seq) + own;
-  const int64_t begin = op.window > 0 && end > op.window ? end - op.window : 0;
+  const int64_t end = context_of(step, seq) + own;
+  const int64_t begin = step.window > 0 && end > step.window ? end - step.window : 0;
   return {static_cast<int32_t>(begin), static_cast<int32_t>(end)};
 }
 
@@ -53,37 +63,48 @@ struct OnlineSoftmax {
 // accumulators are seldom rescaled. Weights reach 2^kSlack at most; the quotient is the same.
 constexpr float kSlack = 8.0f;
 
-// Turns a tile's scores, times `scale` (> 0) exponents of 2, into weights, zero outside `range`.
+// Turns `count` registers of a tile's scores, times `scale` (> 0) exponents of 2, into weights.
 // Rescales what the state and the accumulators hold when the maximum moves.
 template <typename Weight>
-RTP_INLINE void weigh(OnlineSoftmax& state, float* scores, KeyRange range, float scale,
-                      Weight* weights, float* accumulators, int64_t columns) {
-  constexpr int kVectors = kTileKeys / kLanes;
-  for (int32_t key = 0; key < range.begin; ++key) scores[key] = -__builtin_inff();
-  for (int32_t key = range.end; key < kTileKeys; ++key) scores[key] = -__builtin_inff();
-  VecF exponents[kVectors];
-  VecF largest = exponents[0] = load(scores);
+RTP_INLINE void weigh_registers(OnlineSoftmax& state, const float* scores, int count, float scale,
+                                Weight* weights, float* accumulators, int64_t columns) {
+  VecF largest = load(scores);
 #pragma GCC unroll 8
-  for (int v = 1; v < kVectors; ++v) {
-    exponents[v] = load(scores + v * kLanes);
-    largest = max(largest, exponents[v]);
-  }
-  const float maximum = reduce_max(largest) * scale;
+  for (int v = 1; v < count; ++v) largest = max(largest, load(scores + v * kLanes));
+  const VecF factor = set1(scale);
   VecF sums = load(state.sums);
-  if (maximum > state.maximum + kSlack) {
+  if (any_above(largest * factor, set1(state.maximum + kSlack))) {
+    const float maximum = reduce_max(largest) * scale;
     const VecF decay = exp2(set1(state.maximum - maximum));
     state.maximum = maximum;
     sums = sums * decay;
     scale_row(accumulators, columns, decay);
   }
-  const VecF factor = set1(scale), shift = set1(-state.maximum);
+  const VecF shift = set1(-state.maximum);
 #pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) {
-    const VecF weight = exp2(fma(exponents[v], factor, shift));
+  for (int v = 0; v < count; ++v) {
+    const VecF weight = exp2(fma(load(scores + v * kLanes), factor, shift));
     sums = sums + weight;
     store(weights + v * kLanes, weight);
   }
   store(state.sums, sums);
+}
+
+// The weights of the keys in `range`, zero for others of the same register; no more is written.
+template <typename Weight>
+RTP_INLINE void weigh(OnlineSoftmax& state, float* scores, KeyRange range, float scale,
+                      Weight* weights, float* accumulators, int64_t columns) {
+  if (range.begin == 0 && range.end == kTileKeys) {
+    return weigh_registers(state, scores, kTileKeys / kLanes, scale, weights, accumulators,
+                           columns);
+  }
+  const int32_t first = range.begin / kLanes * kLanes;
+  const int32_t count = (range.end - first + kLanes - 1) / kLanes;
+  for (int32_t key = first; key < range.begin; ++key) scores[key] = -__builtin_inff();
+  for (int32_t key = range.end; key < first + count * kLanes; ++key) {
+    scores[key] = -__builtin_inff();
+  }
+  weigh_registers(state, scores + first, count, scale, weights + first, accumulators, columns);
 }
 
 // A partition's result for a row, or the merger of several: accumulators, maximum, sum.

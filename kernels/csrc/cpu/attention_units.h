@@ -1,89 +1,87 @@
-// The multiply-accumulate of attention. Both of its products (queries by keys, weights by values)
-// are sums over units: a unit is what one lane of mac() takes, one float or two bf16 side by side,
-// held as the bits of a float.
+// The two products of attention, of some rows with one tile: queries by keys, weights by values.
+//
+// Both add up products in ascending order (of dims, of keys) into one accumulator a lane, so a sum
+// does not depend on the rows and columns it is computed beside. The second operand is read as
+// words of four bytes (kv_layout.h); its kinds:
+//
+//   FloatUnits    floats
+//   WidenedUnits  bf16, widened as it is read: the same products as of floats
+//   PairUnits     bf16, pairs multiplied and added by one VDPBF16PS
+//
+//   kElements     of a word
+//   kOperands     registers that a register of words becomes, one after the other
+//   Weight        what the first operand holds; kOperands of its words meet one of the second's
 #pragma once
 
+#include "attention.h"
 #include "vec.h"
 
 namespace rtp::RTP_ISA_NAMESPACE {
 
-// Any element type: a unit is one element, widened to float.
-template <typename T>
-struct SingleUnits {
-  using Element = T;
+struct FloatUnits {
   using Weight = float;
-  static constexpr int kElements = 1;
+  static constexpr int kElements = 1, kOperands = 1;
+  static constexpr bool kReadsAhead = true;
 
+  template <int kOperand>
+  RTP_INLINE VecF operand(const float* words) {
+    return load(words);
+  }
   RTP_INLINE VecF mac(VecF sum, VecF a, VecF b) { return fma(a, b, sum); }
+};
 
-  // kLanes units from `source`, of which `count` <= kLanes are there; the rest is zero.
-  RTP_INLINE VecF load_units(const T* source, int count) {
-    return count == kLanes ? load(source) : load_first(source, count);
+// Out of the cache already.
+struct CopiedUnits : FloatUnits {
+  static constexpr bool kReadsAhead = false;
+};
+
+struct WidenedUnits {
+  using Weight = float;
+  static constexpr int kElements = 2, kOperands = 2;
+  static constexpr bool kReadsAhead = true;
+
+  template <int kOperand>
+  RTP_INLINE VecF operand(const float* words) {
+    return kOperand == 0 ? even_bf16(load(words)) : odd_bf16(load(words));
   }
-
-  // A word of kLanes keys as the rows of its units, `stride` apart.
-  RTP_INLINE void store_word(float* target, int64_t stride, VecF word) {
-    if constexpr (sizeof(T) == 2) {
-      store(target, even_bf16(word));
-      store(target + stride, odd_bf16(word));
-    } else {
-      store(target, word);
-    }
+  // One element of each word.
+  template <int kElement>
+  RTP_INLINE VecF half(const float* words) {
+    return operand<kElement>(words);
   }
-
-  // kLanes units of element c of `even` (and, where units are pairs, of `odd`).
-  RTP_INLINE VecF zip(const T* even, const T*, int count) { return load_units(even, count); }
+  RTP_INLINE VecF mac(VecF sum, VecF a, VecF b) { return fma(a, b, sum); }
 };
 
 #if defined(RTP_ISA_avx512bf16)
 
-// bf16: a unit is two elements, multiplied and added by one VDPBF16PS.
 struct PairUnits {
-  using Element = bf16;
   using Weight = bf16;
-  static constexpr int kElements = 2;
+  static constexpr int kElements = 2, kOperands = 1;
+  static constexpr bool kReadsAhead = true;
 
+  template <int kOperand>
+  RTP_INLINE VecF operand(const float* words) {
+    return load(words);
+  }
+  template <int kElement>
+  RTP_INLINE VecF half(const float* words) {
+    const __m512i kept = _mm512_set1_epi32(kElement == 0 ? 0xffff : static_cast<int>(0xffff0000u));
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(load(words)), kept));
+  }
   RTP_INLINE VecF mac(VecF sum, VecF a, VecF b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(a),
                             (__m512bh)_mm512_castps_si512(b));
-  }
-
-  RTP_INLINE VecF load_units(const bf16* source, int count) { return load_words(source, count); }
-
-  RTP_INLINE void store_word(float* target, int64_t, VecF word) { store(target, word); }
-
-  RTP_INLINE __m512i words(const bf16* source, int count) {
-    return source ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(count), source))
-                  : _mm512_setzero_si512();
-  }
-
-  // Lane c: even[c], odd[c]; a null pointer stands for zeros.
-  RTP_INLINE VecF zip(const bf16* even, const bf16* odd, int count) {
-    const __m512i high = _mm512_slli_epi32(words(odd, count), 16);
-    return _mm512_castsi512_ps(_mm512_or_si512(words(even, count), high));
-  }
-
-  // Zeroes one element of each unit.
-  RTP_INLINE VecF keep_even(VecF units) {
-    return _mm512_castsi512_ps(
-        _mm512_and_si512(_mm512_castps_si512(units), _mm512_set1_epi32(0xffff)));
-  }
-  RTP_INLINE VecF keep_odd(VecF units) {
-    return _mm512_castsi512_ps(
-        _mm512_andnot_si512(_mm512_set1_epi32(0xffff), _mm512_castps_si512(units)));
   }
 };
 
 #endif
 
-// Row r, register v of a block of sums: c[r][v] += a[r][u] * b[u][v] for u in [begin, end),
-// ascending. One accumulator a lane, so a sum does not depend on the block it is computed in.
-struct MacOperands {
-  const float* a;  // units, rows a_stride apart
-  const float* b;  // registers of units, rows b_stride apart
-  float* c;        // sums, rows c_stride apart
-  int64_t a_stride, b_stride, c_stride;
-  int begin, end;
+constexpr int kTileBlocks = kTileKeys / kBlockTokens;
+
+// One head's keys and values of a tile, by blocks.
+struct TileWords {
+  const float* keys[kTileBlocks];    // [words of a token][kBlockTokens]
+  const float* values[kTileBlocks];  // [kBlockTokens / kElements][columns]
 };
 
 #if defined(RTP_ISA_avx512) || defined(RTP_ISA_avx512bf16)
@@ -94,61 +92,163 @@ constexpr int kBlockRows = 6, kBlockVectors = 2;
 constexpr int kBlockRows = 4, kBlockVectors = 1;
 #endif
 
+template <int kRows, int kVectors>
+using Sums = VecF[kRows][kVectors];
+
+// sums[r][v] += a[r * a_stride] * words[v], operand by operand.
+template <typename Units, int kOperand, int kRows, int kVectors>
+RTP_INLINE void add_operands(Sums<kRows, kVectors>& sums, const float* a, int64_t a_stride,
+                             const float* const (&words)[kVectors]) {
+  VecF operands[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    operands[v] = Units::template operand<kOperand>(words[v]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    const VecF factor = set1(a[r * a_stride + kOperand]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = Units::mac(sums[r][v], factor, operands[v]);
+  }
+  if constexpr (kOperand + 1 < Units::kOperands) {
+    add_operands<Units, kOperand + 1, kRows, kVectors>(sums, a, a_stride, words);
+  }
+}
+
+// Queries by the keys of one tile.
+struct ScoreProduct {
+  const float* queries;  // words, rows query_stride apart
+  int64_t query_stride;
+  int key_words;
+  const TileWords& tile;
+  const TileWords& ahead;  // what to fetch meanwhile
+  float* scores;           // rows kTileKeys apart
+};
+
 template <typename Units, int kRows, int kVectors>
-RTP_INLINE void mac_block(const MacOperands& op, int column, bool accumulate) {
-  const float* a = op.a + op.begin;
-  const float* b = op.b + op.begin * op.b_stride + column;
-  float* c = op.c + column;
-  const int64_t a_stride = op.a_stride, b_stride = op.b_stride, c_stride = op.c_stride;
-  const int depth = op.end - op.begin;
-  VecF sums[kRows][kVectors];
+RTP_INLINE void score_block(const ScoreProduct& op, int column) {
+  const float *keys[kVectors], *ahead[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    const int key = column + v * kLanes;
+    keys[v] = op.tile.keys[key / kBlockTokens] + key % kBlockTokens;
+    ahead[v] = op.ahead.keys[key / kBlockTokens] + key % kBlockTokens;
+  }
+  const float* queries = op.queries;
+  const int64_t query_stride = op.query_stride;
+  const int64_t end = int64_t{op.key_words} * kBlockTokens;
+  Sums<kRows, kVectors> sums;
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = set1(0.0f);
+  }
+  for (int64_t word = 0; word < end; word += kBlockTokens, queries += Units::kOperands) {
+    const float* words[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      words[v] = keys[v] + word;
+      if constexpr (Units::kReadsAhead) __builtin_prefetch(ahead[v] + word);
+    }
+    add_operands<Units, 0, kRows, kVectors>(sums, queries, query_stride, words);
+  }
+  float* scores = op.scores + column;
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) store(scores + r * kTileKeys + v * kLanes, sums[r][v]);
+  }
+}
+
+// Weights by the values of one tile, added to the rows' accumulators.
+struct ValueProduct {
+  const float* weights;  // words, rows kWeightStride apart
+  const TileWords& tile;
+  const TileWords& ahead;
+  int64_t columns;      // of the values
+  float* accumulators;  // rows accumulator_stride apart
+  int64_t accumulator_stride;
+  int begin, end;  // rows of the tile's values
+};
+
+template <typename Units>
+constexpr int kWeightStride = kTileKeys * Units::kOperands / Units::kElements;
+
+template <typename Units>
+constexpr int kBlockValues = kBlockTokens / Units::kElements;
+
+template <typename Units, int kRows, int kVectors>
+RTP_INLINE void value_block(const ValueProduct& op, int column) {
+  float* accumulators = op.accumulators + column;
+  const int64_t accumulator_stride = op.accumulator_stride, columns = op.columns;
+  Sums<kRows, kVectors> sums;
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      sums[r][v] = accumulate ? load(c + r * c_stride + v * kLanes) : set1(0.0f);
+      sums[r][v] = load(accumulators + r * accumulator_stride + v * kLanes);
     }
   }
-  for (int u = 0; u < depth; ++u, b += b_stride) {
-    VecF units[kVectors];
+  const float* weights = op.weights + op.begin * Units::kOperands;
+  for (int row = op.begin; row < op.end;) {
+    const int block = row / kBlockValues<Units>, block_end = (block + 1) * kBlockValues<Units>;
+    const int64_t offset = row % kBlockValues<Units> * columns + column;
+    const float* values = op.tile.values[block] + offset;
+    const float* ahead = op.ahead.values[block] + offset;
+    const int stop = block_end < op.end ? block_end : op.end;
+    for (; row < stop; ++row, weights += Units::kOperands) {
+      const float* words[kVectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) units[v] = load(b + v * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const VecF unit = set1(a[r * a_stride + u]);
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = Units::mac(sums[r][v], unit, units[v]);
+      for (int v = 0; v < kVectors; ++v) {
+        words[v] = values + v * kLanes;
+        if constexpr (Units::kReadsAhead) __builtin_prefetch(ahead + v * kLanes);
+      }
+      add_operands<Units, 0, kRows, kVectors>(sums, weights, kWeightStride<Units>, words);
+      values += columns;
+      if constexpr (Units::kReadsAhead) ahead += columns;
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) store(c + r * c_stride + v * kLanes, sums[r][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      store(accumulators + r * accumulator_stride + v * kLanes, sums[r][v]);
+    }
   }
 }
 
-template <typename Units, int kRows>
-void mac_rows(const MacOperands& op, int columns, bool accumulate) {
-  int column = 0;
-  for (; column + kBlockVectors * kLanes <= columns; column += kBlockVectors * kLanes) {
-    mac_block<Units, kRows, kBlockVectors>(op, column, accumulate);
+template <typename Units, int kRows, int kVectors>
+RTP_INLINE void block_of(const ScoreProduct& op, int column) {
+  score_block<Units, kRows, kVectors>(op, column);
+}
+
+template <typename Units, int kRows, int kVectors>
+RTP_INLINE void block_of(const ValueProduct& op, int column) {
+  value_block<Units, kRows, kVectors>(op, column);
+}
+
+template <typename Units, int kRows, typename Product>
+__attribute__((noinline)) void multiply_rows(const Product& op, int begin, int end) {
+  int column = begin;
+  for (; column + kBlockVectors * kLanes <= end; column += kBlockVectors * kLanes) {
+    block_of<Units, kRows, kBlockVectors>(op, column);
   }
   if constexpr (kBlockVectors >= 4) {
-    if (column + 2 * kLanes <= columns) {
-      mac_block<Units, kRows, 2>(op, column, accumulate);
+    if (column + 2 * kLanes <= end) {
+      block_of<Units, kRows, 2>(op, column);
       column += 2 * kLanes;
     }
   }
-  for (; column < columns; column += kLanes) mac_block<Units, kRows, 1>(op, column, accumulate);
+  for (; column < end; column += kLanes) block_of<Units, kRows, 1>(op, column);
 }
 
-// `rows` from 1 to kBlockRows; `columns` a multiple of kLanes. Without `accumulate`, c starts at 0.
-template <typename Units, int kRows = kBlockRows>
-RTP_INLINE void mac(int rows, const MacOperands& op, int columns, bool accumulate) {
+// `rows` from 1 to kBlockRows; columns [begin, end), multiples of kLanes.
+template <typename Units, int kRows = kBlockRows, typename Product>
+RTP_INLINE void multiply(int rows, const Product& op, int begin, int end) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return mac<Units, kRows - 1>(rows, op, columns, accumulate);
+    if (rows < kRows) return multiply<Units, kRows - 1>(rows, op, begin, end);
   }
-  mac_rows<Units, kRows>(op, columns, accumulate);
+  multiply_rows<Units, kRows>(op, begin, end);
 }
 
 }  // namespace rtp::RTP_ISA_NAMESPACE

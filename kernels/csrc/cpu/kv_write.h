@@ -1,20 +1,24 @@
-// New keys and values into their slots of the paged cache. A copy: one build serves every level.
+// New keys and values into their slots of the paged cache. A copy.
 #pragma once
 
-#include <cstdint>
+#include "isa.h"
+#include "kv_layout.h"
+#include "team.h"
 
 namespace rtp {
 
 struct WriteKv {
-  const char* key;    // [n, num_kv_heads, head_dim]; tokens key_stride bytes apart
-  const char* value;  // the same
-  char* key_cache;    // [num_blocks, num_kv_heads, block_size, head_dim]
-  char* value_cache;
-  const int64_t* slots;  // [n]: block * block_size + offset, or -1 for a token to leave out
-  int64_t n, num_kv_heads, block_size;
-  int64_t head_bytes, key_stride, value_stride;
+  DType dtype;
+  const void* key;    // [n, num_kv_heads, head_dim]; tokens key_stride apart
+  const void* value;  // the same, value_stride
+  void* key_cache;    // [num_blocks, num_kv_heads, kBlockTokens, head_dim]: kv_layout.h
+  void* value_cache;
+  const int64_t* slots;  // [n]: block * kBlockTokens + offset, or -1 for a token to leave out
+  int64_t n, num_kv_heads, head_dim;
+  int64_t key_stride, value_stride;
 };
 
-void write_kv(const WriteKv& op);
-
 }  // namespace rtp
+
+// One member's share. Slots differ.
+RTP_PER_ISA(void write_kv(const WriteKv& op, const Member& member);)

@@ -9,6 +9,7 @@
 //   even_bf16, odd_bf16      the lower or upper half of each such word, widened
 //   max, min                 `b` where either is NaN
 //   round_to_bf16            as a float
+//   any_above                whether a > b in any lane
 #pragma once
 
 #define RTP_INLINE static inline __attribute__((always_inline))

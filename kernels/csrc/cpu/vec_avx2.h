@@ -54,6 +54,10 @@ RTP_INLINE float reduce_max(VecF v) {
   return _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
 }
 
+RTP_INLINE bool any_above(VecF a, VecF b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+}
+
 RTP_INLINE VecF round_nearest(VecF v) {
   return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

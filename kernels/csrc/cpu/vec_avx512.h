@@ -83,6 +83,8 @@ RTP_INLINE float reduce_max(VecF v) {
   return _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
 }
 
+RTP_INLINE bool any_above(VecF a, VecF b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
+
 // The integer nearest to each lane, and v * 2^n for integers n.
 RTP_INLINE VecF round_nearest(VecF v) {
   return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

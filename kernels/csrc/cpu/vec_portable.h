@@ -49,6 +49,13 @@ RTP_INLINE float reduce_max(VecF v) {
   return largest;
 }
 
+RTP_INLINE bool any_above(VecF a, VecF b) {
+  const VecI above = a > b;
+  int32_t any = 0;
+  for (int lane = 0; lane < kLanes; ++lane) any |= above[lane];
+  return any != 0;
+}
+
 // Right for |v| < 2^22: adding 1.5 * 2^23 leaves no bit for a fraction.
 RTP_INLINE VecF round_nearest(VecF v) { return (v + 12582912.0f) - 12582912.0f; }
 
