@@ -22,6 +22,37 @@ class LinearWeight:
     def linear(self, out: int, is_out_f32: bool, x: int, m: int, x_stride: int) -> None: ...
     def gather_rows(self, out: Array, ids: Array) -> None: ...
 
+class Sublayer:
+    """Half of a decoder layer; keeps the memory of its arrays."""
+
+def attention_sublayer(
+    norm: Array,
+    eps: float,
+    qkv: LinearWeight,
+    o: LinearWeight,
+    query_norm: Array | None,
+    key_norm: Array | None,
+    cos_sin: Array,
+    sections: Sequence[int],
+    heads: tuple[int, int, int],
+    scale: float,
+    layer: int,
+) -> Sublayer: ...
+def mlp_sublayer(
+    norm: Array, eps: float, gate_up: LinearWeight, down: LinearWeight
+) -> Sublayer: ...
+def run_sublayers(
+    sublayers: Sequence[Sublayer],
+    residual: Array,
+    positions: Array,
+    kv_cache: Array,
+    slots: Array,
+    block_tables: Array,
+    query_start_loc: Array,
+    seq_lens: Array,
+    window: int,
+    ancestor_mask: Array | None,
+) -> None: ...
 def rms_norm(out: Array, x: Array, weight: Array, eps: float) -> None: ...
 def rotary(
     query: Array, key: Array, positions: Array, cos_sin: Array, sections: Sequence[int]

@@ -20,7 +20,7 @@ class KVCacheTensors:
         self.spec = spec
         self.num_blocks = num_blocks
         # [num_layers, 2 (key, value), num_blocks, num_kv_heads, block_size, head_dim]
-        self._data = torch.zeros(
+        self.data = torch.zeros(
             (
                 spec.num_layers,
                 2,
@@ -32,7 +32,7 @@ class KVCacheTensors:
             dtype=_DTYPES[spec.format],
             device=device,
         )
-        self._layers = [(layer[0], layer[1]) for layer in self._data]
+        self._layers = [(layer[0], layer[1]) for layer in self.data]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Key and value of a layer, each [num_blocks, num_kv_heads, block_size, head_dim].
@@ -46,22 +46,22 @@ class KVCacheTensors:
 
         [len(block_ids), num_layers, 2, num_kv_heads, block_size, head_dim].
         """
-        return ops.gather_kv(self._data, self._index(block_ids))
+        return ops.gather_kv(self.data, self._index(block_ids))
 
     def import_blocks(self, block_ids: Sequence[int], data: Tensor) -> None:
         """Fill blocks from what `export_blocks` gave, here or elsewhere."""
-        expected = (len(block_ids), *self._data.shape[:2], *self._data.shape[3:])
-        if data.shape != expected or data.dtype != self._data.dtype:
+        expected = (len(block_ids), *self.data.shape[:2], *self.data.shape[3:])
+        if data.shape != expected or data.dtype != self.data.dtype:
             raise ValueError(
-                f"data must be {list(expected)} {self._data.dtype}, "
+                f"data must be {list(expected)} {self.data.dtype}, "
                 f"got {list(data.shape)} {data.dtype}"
             )
-        ops.scatter_kv(data.to(self._data.device), self._data, self._index(block_ids))
+        ops.scatter_kv(data.to(self.data.device), self.data, self._index(block_ids))
 
     def copy_block(self, source: int, target: int) -> None:
         """Make block `target` hold what `source` holds."""
         self._index((source, target))
-        self._data[:, :, target] = self._data[:, :, source]
+        self.data[:, :, target] = self.data[:, :, source]
 
     def _index(self, block_ids: Sequence[int]) -> Tensor:
         for block_id in block_ids:
@@ -69,4 +69,4 @@ class KVCacheTensors:
                 raise ValueError(
                     f"block id must be from 0 to {self.num_blocks - 1}, got {block_id}"
                 )
-        return torch.tensor(block_ids, dtype=torch.int64, device=self._data.device)
+        return torch.tensor(block_ids, dtype=torch.int64, device=self.data.device)

@@ -1,9 +1,11 @@
 // Bindings of sublayers, and of a run of them.
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
-#include <optional>
+#include <new>
 
 #include "bindings.h"
 #include "linear_weight.h"
@@ -40,25 +42,24 @@ void check_projection(const char* op, const char* name, const Projection& projec
 BoundSublayer attention_sublayer(const CpuArray& norm, float eps, const LinearWeight& qkv,
                                  const LinearWeight& o, const CpuArray& query_norm,
                                  const CpuArray& key_norm, const CpuArray& cos_sin_,
-                                 const std::vector<int64_t>& sections, int64_t num_heads,
-                                 int64_t num_kv_heads, int64_t head_dim, int64_t layer) {
+                                 const std::vector<int64_t>& sections,
+                                 const std::tuple<int64_t, int64_t, int64_t>& heads, float scale,
+                                 int64_t layer) {
   const char* name = "attention_sublayer";
   AttentionSublayer::Parts parts{};
+  std::tie(parts.num_heads, parts.num_kv_heads, parts.head_dim) = heads;
   parts.qkv = qkv.projection();
   parts.o = o.projection();
   const DType dtype = parts.dtype = parts.qkv.weight.dtype;
-  const int64_t hidden_size = parts.qkv.weight.k;
-  check_projection(name, "qkv", parts.qkv, (num_heads + 2 * num_kv_heads) * head_dim, hidden_size,
-                   dtype);
-  check_projection(name, "o", parts.o, hidden_size, num_heads * head_dim, dtype);
-  const Array cos_sin(name, "cos_sin", cos_sin_);
-  cos_sin.of(Scalar::kF32).shape({kAny, head_dim}).contiguous(1);
+  const int64_t hidden_size = parts.qkv.weight.k, query_size = parts.num_heads * parts.head_dim;
+  check_projection(name, "qkv", parts.qkv,
+                   query_size + 2 * parts.num_kv_heads * parts.head_dim, hidden_size, dtype);
+  check_projection(name, "o", parts.o, hidden_size, query_size, dtype);
   parts.norm = bind_norm(name, "norm", norm, eps, dtype, hidden_size);
-  parts.query_norm = bind_norm(name, "query_norm", query_norm, eps, dtype, head_dim);
-  parts.key_norm = bind_norm(name, "key_norm", key_norm, eps, dtype, head_dim);
-  parts.num_heads = num_heads;
-  parts.num_kv_heads = num_kv_heads;
-  parts.head_dim = head_dim;
+  parts.query_norm = bind_norm(name, "query_norm", query_norm, eps, dtype, parts.head_dim);
+  parts.key_norm = bind_norm(name, "key_norm", key_norm, eps, dtype, parts.head_dim);
+  const Array cos_sin(name, "cos_sin", cos_sin_);
+  cos_sin.of(Scalar::kF32).shape({kAny, parts.head_dim}).contiguous(1);
   parts.cos_sin = cos_sin.data<const float>();
   parts.max_positions = cos_sin.size(0);
   parts.cos_sin_stride = cos_sin.stride(0);
@@ -66,7 +67,7 @@ BoundSublayer attention_sublayer(const CpuArray& norm, float eps, const LinearWe
           "attention_sublayer: sections must be three counts or none");
   std::copy(sections.begin(), sections.end(), parts.sections);
   parts.layer = layer;
-  parts.scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  parts.scale = scale;
   return {std::make_unique<AttentionSublayer>(parts), {norm, query_norm, key_norm, cos_sin_}};
 }
 
@@ -100,14 +101,34 @@ char* workspace(int64_t bytes) {
   return memory.get();
 }
 
+// [num_tokens], or [3, num_tokens] under M-RoPE.
+void set_positions(Step& step, const CpuArray& positions_) {
+  const Array positions("run_sublayers", "positions", positions_);
+  positions.of(Scalar::kI64);
+  const bool has_rows = positions.rank() == 2;
+  if (has_rows) {
+    positions.shape({3, step.num_tokens}).contiguous(1);
+  } else {
+    positions.shape({step.num_tokens}).contiguous();
+  }
+  step.positions = positions.data<const int64_t>();
+  step.num_position_rows = has_rows ? 3 : 1;
+  step.positions_stride = has_rows ? positions.stride(0) : 0;
+  for (int64_t row = 0; row < step.num_position_rows; ++row) {
+    const int64_t* position = step.positions + row * step.positions_stride;
+    for (int64_t token = 0; token < step.num_tokens; ++token) {
+      require(position[token] >= 0, "run_sublayers: positions must not be negative");
+      step.last_position = std::max(step.last_position, position[token]);
+    }
+  }
+}
+
 void run_sublayers(const std::vector<const BoundSublayer*>& sublayers, const CpuArray& residual_,
-                   const CpuArray& kv_cache_, const CpuArray& positions_, const CpuArray& slots_,
-                   int64_t num_heads, const CpuArray& block_tables_,
-                   const CpuArray& query_start_loc_, const CpuArray& seq_lens_, int64_t window,
-                   const CpuArray& ancestor_mask_) {
+                   const CpuArray& positions, const CpuArray& kv_cache_, const CpuArray& slots,
+                   const CpuArray& block_tables, const CpuArray& query_start_loc,
+                   const CpuArray& seq_lens, int64_t window, const CpuArray& ancestor_mask) {
   const char* name = "run_sublayers";
   const Array residual(name, "residual", residual_), kv_cache(name, "kv_cache", kv_cache_);
-  const Array positions(name, "positions", positions_), slots(name, "slots", slots_);
   Step step{};
   step.dtype = residual.floating().shape({kAny, kAny}).contiguous().dtype();
   step.residual = residual.data();
@@ -118,8 +139,49 @@ void run_sublayers(const std::vector<const BoundSublayer*>& sublayers, const Cpu
   step.kv_cache = kv_cache.data<char>();
   step.num_layers = kv_cache.size(0);
   step.num_blocks = kv_cache.size(2);
-  ...
+  step.slots = check_slots(name, slots, step.num_tokens, step.num_blocks);
+  AttentionGeometry heads{};
+  heads.num_kv_heads = heads.num_heads = kv_cache.size(3);
+  for (const BoundSublayer* bound : sublayers) {
+    heads.num_heads = std::max(heads.num_heads, bound->sublayer->num_heads());
+  }
+  heads.head_dim = kv_cache.size(5);
+  const Sequences sequences =
+      check_sequences(name, {block_tables, query_start_loc, seq_lens, window, ancestor_mask}, heads,
+                      step.num_tokens, step.num_blocks);
+  step.geometry = sequences.geometry;
+  step.block_tables = sequences.block_tables;
+  step.block_tables_stride = sequences.block_tables_stride;
+  int64_t workspace_bytes = 0;
+  for (const BoundSublayer* bound : sublayers) {
+    bound->sublayer->check(step);
+    workspace_bytes = std::max(workspace_bytes, bound->sublayer->workspace_bytes(step.num_tokens));
+  }
+  step.workspace = workspace(workspace_bytes);
+  const nb::gil_scoped_release release;
+  step.plan = &plan_for(step.geometry);
+  run_team(true, [&](const Member& member) {
+    for (const BoundSublayer* bound : sublayers) {
+      bound->sublayer->run(step, member);
+      member.wait();
+    }
+  });
 }
 
 }  // namespace
+
+void bind_sublayer(nb::module_& module) {
+  const auto array = [](const char* name) { return nb::arg(name).noconvert(); };
+  nb::class_<BoundSublayer>(module, "Sublayer");
+  module.def("attention_sublayer", &attention_sublayer, array("norm"), nb::arg("eps"),
+             nb::arg("qkv"), nb::arg("o"), array("query_norm").none(), array("key_norm").none(),
+             array("cos_sin"), nb::arg("sections"), nb::arg("heads"), nb::arg("scale"),
+             nb::arg("layer"), nb::keep_alive<0, 3>(), nb::keep_alive<0, 4>());
+  module.def("mlp_sublayer", &mlp_sublayer, array("norm"), nb::arg("eps"), nb::arg("gate_up"),
+             nb::arg("down"), nb::keep_alive<0, 3>(), nb::keep_alive<0, 4>());
+  module.def("run_sublayers", &run_sublayers, nb::arg("sublayers"), array("residual"),
+             array("positions"), array("kv_cache"), array("slots"), array("block_tables"), array("query_start_loc"), array("seq_lens"), nb::arg("window"),
+             array("ancestor_mask").none());
+}
+
 }  // namespace rtp

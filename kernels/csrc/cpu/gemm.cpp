@@ -17,7 +17,8 @@ constexpr int64_t kBlockBytes = 384 << 10;
 // How far ahead the only tile of a strip reads its weights.
 constexpr int64_t kPrefetchBytes = 4096;
 
-// So few rows take two strips at once: reading two streams is faster than one.
+// So few rows take two strips at once: reading two streams is faster than one. The streams are the
+// halves of a thread's strips, so that each reads on where its last strip ended.
 constexpr int kFewRows = kTileRows / 2;
 
 RTP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -29,12 +30,13 @@ RTP_INLINE int64_t part(int64_t total, int64_t index, int64_t count) {
   return total * index / count;
 }
 
-// Some rows by kTileOutputs outputs of one strip, or of two side by side, over all of k.
+// Some rows by kTileOutputs outputs of one strip, or of two, over all of k.
 template <typename T>
 struct Tile {
   const Operand<T>* x;
   int64_t x_stride;
   const T* weight;
+  int64_t distance;  // from strip to strip, in strips
   int64_t strip_elements;
   int64_t k;
   const char* ahead;  // weights to fetch meanwhile
@@ -66,7 +68,7 @@ template <typename Out, int kRows, int kStrips, typename T>
 RTP_INLINE void store_tile(const Tile<T>& tile, const Sums<kRows, kStrips>& sums) {
 #pragma GCC unroll 4
   for (int i = 0; i < 2 * kStrips; ++i) {
-    const int column = i / 2 * kStripOutputs + i % 2 * kLanes;
+    const int64_t column = i / 2 * tile.distance * kStripOutputs + i % 2 * kLanes;
     const int64_t count = tile.outputs - column;
     const VecF bias = tile.bias ? load_bias(tile.bias + column, count) : set1(0);
     Out* out = static_cast<Out*>(tile.out) + column;
@@ -81,7 +83,7 @@ RTP_INLINE void store_tile(const Tile<T>& tile, const Sums<kRows, kStrips>& sums
 template <int kRows, int kStrips, typename T>
 __attribute__((noinline)) void multiply(const Tile<T>& tile) {
   const Rows<Operand<T>> x(tile.x, tile.x_stride);
-  const int64_t strip_bytes = tile.strip_elements * static_cast<int64_t>(sizeof(T));
+  const int64_t stream = tile.distance * tile.strip_elements;
   const T* weight = tile.weight;
   const char* ahead = tile.ahead;
   Sums<kRows, kStrips> sums;
@@ -93,10 +95,10 @@ __attribute__((noinline)) void multiply(const Tile<T>& tile) {
   for (int64_t k = 0; k < tile.k; k += kDepth<T>) {
 #pragma GCC unroll 4
     for (int i = 0; i < 2 * kStrips; ++i) {
-      __builtin_prefetch(ahead + i / 2 * strip_bytes + i % 2 * 64);
+      __builtin_prefetch(ahead + i / 2 * stream * static_cast<int64_t>(sizeof(T)) + i % 2 * 64);
     }
     ahead += tile.ahead_step;
-    step<kRows, kStrips>(sums, x, k, weight, tile.strip_elements);
+    step<kRows, kStrips>(sums, x, k, weight, stream);
     weight += kStripOutputs * kDepth<T>;
   }
   tile.out_dtype == DType::kBf16 ? store_tile<bf16, kRows, kStrips>(tile, sums)
@@ -171,13 +173,16 @@ struct Grid {
     return rows;
   }
 
-  // Rows [first, last) of strip `index`, or of kStrips from there; `x` is the copy of row `first`.
+  // Rows [first, last) of strip `index`, or of that and the one `distance` on; `x` is the copy of
+  // row `first`.
   template <int kStrips>
-  void multiply_strips(int64_t index, const X* x, int64_t first, int64_t last) const {
+  void multiply_strips(int64_t index, int64_t distance, const X* x, int64_t first,
+                       int64_t last) const {
     const T* weight = static_cast<const T*>(op.weight.data) + index * strip_elements;
     const int64_t rows = last - first, tiles = ceil_div(rows, kTileRows);
     Tile<T> tile;
     tile.x_stride = x_stride;
+    tile.distance = distance;
     tile.strip_elements = strip_elements;
     tile.k = op.weight.k;
     tile.out_dtype = op.out_dtype;
@@ -215,15 +220,12 @@ struct Grid {
       const int64_t first = part(op.m, block, blocks), last = part(op.m, block + 1, blocks);
       const X* x = prepare_rows(first, last);
       const int64_t block_end = least(end, (block + 1) * strips);
-      while (unit < block_end) {
-        const int64_t index = unit % strips;
-        if (last - first <= kFewRows && unit + 2 <= block_end) {
-          multiply_strips<2>(index, x, first, last);
-          unit += 2;
-        } else {
-          multiply_strips<1>(index, x, first, last);
-          ++unit;
-        }
+      const int64_t half = last - first <= kFewRows ? (block_end - unit) / 2 : 0;
+      for (int64_t i = 0; i < half; ++i) {
+        multiply_strips<2>(unit % strips + i, half, x, first, last);
+      }
+      for (unit += 2 * half; unit < block_end; ++unit) {
+        multiply_strips<1>(unit % strips, 0, x, first, last);
       }
     }
   }

@@ -44,6 +44,9 @@ class Sublayer {
  public:
   virtual ~Sublayer() = default;
 
+  // Of queries; 0 without attention.
+  virtual int64_t num_heads() const { return 0; }
+
   // Whether the step's arrays are those it was made for: throws std::invalid_argument.
   virtual void check(const Step& step) const = 0;
 
@@ -71,6 +74,7 @@ class AttentionSublayer final : public Sublayer {
 
   explicit AttentionSublayer(const Parts& parts) : parts_(parts) {}
 
+  int64_t num_heads() const override { return parts_.num_heads; }
   void check(const Step& step) const override;
   int64_t workspace_bytes(int64_t num_tokens) const override;
   void run(const Step& step, const Member& member) const override;

@@ -17,8 +17,11 @@ constexpr int kMaxThreads = 512;
 // A barrier inside a step comes every few microseconds to some hundreds: the others are near.
 constexpr auto kBarrierSpin = std::chrono::microseconds(50);
 
-// The next step comes after some Python: not worth a core.
-constexpr auto kIdleSpin = std::chrono::microseconds(20);
+// The next call comes after some Python: between two of a step, and between two steps.
+constexpr auto kIdleSpin = std::chrono::microseconds(300);
+
+// Spinning alone for so long; then between yields, so that whoever wants the core has it.
+constexpr auto kOwnSpin = std::chrono::microseconds(5);
 
 void pause() {
 #if defined(__x86_64__)
@@ -30,13 +33,14 @@ void pause() {
 
 // Returns when `word` is no longer `old`.
 void wait_while(const std::atomic<int>& word, int old, Clock::duration spin) {
-  const auto end = Clock::now() + spin;
-  do {
+  const auto start = Clock::now();
+  for (auto now = start; now < start + spin; now = Clock::now()) {
+    if (now > start + kOwnSpin) std::this_thread::yield();
     for (int i = 0; i < 32; ++i) {
       if (word.load(std::memory_order_acquire) != old) return;
       pause();
     }
-  } while (Clock::now() < end);
+  }
   while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
 }
 
