@@ -27,4 +27,5 @@ NB_MODULE(_C, module) {
   rtp::bind_elementwise(module);
   rtp::bind_gemm(module);
   rtp::bind_paged(module);
+  rtp::bind_sampling(module);
 }
