@@ -73,3 +73,23 @@ def paged_attention(
     window: int,
     ancestor_mask: Array | None,
 ) -> None: ...
+def greedy(token_ids: Array, logits: Array) -> None: ...
+def sample(
+    token_ids: Array,
+    logits: Array,
+    temperature: Array,
+    min_p: Array,
+    top_k: Array,
+    top_p: Array,
+    number: Array,
+) -> None: ...
+def logprobs(
+    own: Array,
+    ranks: Array,
+    top: Array,
+    top_ids: Array,
+    logits: Array,
+    rows: Array,
+    token_ids: Array,
+) -> None: ...
+def uniforms(numbers: Array, seeds: Array, positions: Array) -> None: ...

@@ -6,12 +6,15 @@ Tensors go as DLPack capsules: asking each for its `__dlpack__` would take four 
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch  # before the kernels: they share the OpenMP library it brings
+from numpy.typing import NDArray
 from torch import Tensor
 from torch import to_dlpack as dl  # type: ignore[attr-defined]
 
 from rtp_kernels import _C
 from rtp_serve.ops import kv_layout
+from rtp_serve.ops.draws import Draws, Logits, Logprobs
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -75,3 +78,39 @@ def paged_attention(  # noqa: PLR0913
         None if ancestor_mask is None else dl(ancestor_mask),
     )
     return out
+
+
+def greedy(logits: Logits) -> NDArray[np.int32]:
+    token_ids = np.empty(len(logits), np.int32)
+    _C.greedy(token_ids, logits)
+    return token_ids
+
+
+def sample(logits: Logits, draws: Draws) -> NDArray[np.int32]:
+    token_ids = np.empty(len(logits), np.int32)
+    _C.sample(
+        token_ids,
+        logits,
+        draws.temperature,
+        draws.min_p,
+        draws.top_k,
+        draws.top_p,
+        draws.number,
+    )
+    return token_ids
+
+
+def logprobs(
+    logits: Logits, rows: NDArray[np.int64], token_ids: NDArray[np.int32], num_top: int
+) -> Logprobs:
+    n, num_top = len(rows), min(num_top, logits.shape[1])
+    own, ranks = np.empty(n), np.empty(n, np.int32)
+    top, top_ids = np.empty((n, num_top)), np.empty((n, num_top), np.int32)
+    _C.logprobs(own, ranks, top, top_ids, logits, rows, token_ids)
+    return Logprobs(own, ranks, top_ids, top)
+
+
+def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
+    numbers = np.empty(len(seeds))
+    _C.uniforms(numbers, seeds.view(np.int64), positions)
+    return numbers

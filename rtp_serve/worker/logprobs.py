@@ -1,32 +1,32 @@
 """Log-probabilities of the model's own distribution, whatever a request asks of sampling."""
 
-import math
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from rtp_serve.engine.output import Int32Array
 from rtp_serve.engine.request import TokenLogprobs
-from rtp_serve.worker.logits import FloatRow
+from rtp_serve.ops import sampling
 
 
-def token_logprobs(logits: FloatRow, token_id: int, num_top: int) -> TokenLogprobs:
-    """The token's own figures and those of the `num_top` most likely tokens.
+def token_logprobs(
+    logits: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    token_ids: Int32Array,
+    num_top: Sequence[int],
+) -> list[TokenLogprobs | None]:
+    """Of one token in each of the `rows` of logits [*, vocab_size], and of its likeliest tokens.
 
-    logits [vocab_size], fp32, finite at the top. Among equal logits the lower id comes first.
+    `rows`, `token_ids` and `num_top` go together. None for a row without a finite largest logit.
     """
-    largest = float(logits.max())
-    normaliser = largest + math.log(np.exp(logits - logits.max()).sum())
-    own = logits[token_id]
-    rank = 1 + int((logits > own).sum()) + int((logits[:token_id] == own).sum())
-    top = tuple((int(best), float(logits[best]) - normaliser) for best in _top(logits, num_top))
-    return TokenLogprobs(token_id, float(own) - normaliser, rank, top)
-
-
-def _top(logits: FloatRow, count: int) -> list[int]:
-    """Ids of the largest `count` logits, best first."""
-    if count == 0:
-        return []
-    count = min(count, len(logits))
-    least = np.partition(logits, len(logits) - count)[len(logits) - count]
-    ids = np.flatnonzero(logits >= least)
-    order = np.lexsort((ids, -logits[ids]))
-    return [int(token_id) for token_id in ids[order[:count]]]
+    result = sampling.logprobs(logits, rows, token_ids, max(num_top, default=0))
+    entries: list[TokenLogprobs | None] = []
+    for i, own in enumerate(result.own.tolist()):
+        if own != own:
+            entries.append(None)
+            continue
+        best, values = result.top_ids[i, : num_top[i]], result.top[i, : num_top[i]]
+        top = tuple(zip(best.tolist(), values.tolist(), strict=True))
+        entries.append(TokenLogprobs(int(token_ids[i]), own, int(result.ranks[i]), top))
+    return entries

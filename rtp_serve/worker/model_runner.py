@@ -16,7 +16,7 @@ from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.models.model import Model
 from rtp_serve.worker.input_batch import InputBatch, build_input_batch
 from rtp_serve.worker.logprobs import token_logprobs
-from rtp_serve.worker.sampler import NOT_FINITE, SampledRow, sample
+from rtp_serve.worker.sampler import NOT_FINITE, sample
 from rtp_serve.worker.sequence_table import SequenceTable
 
 _PROMPT_ROWS = 64
@@ -59,16 +59,13 @@ class ModelRunner:
         rows = batch.sampled_rows
         if not len(rows):
             return ModelOutput(np.empty(0, np.int32), (), prompt_logprobs, tuple(errors.items()))
-        sampled_rows = [
-            SampledRow(self._table.tracked(row), self._table.tokens(row)) for row in rows
-        ]
-        sampled = sample(self._logits(hidden, batch.last_token), sampled_rows)
+        sampled = sample(self._logits(hidden, batch.last_token), self._table, rows)
         self._table.append(rows, sampled.token_ids)
         for index, message in sampled.errors:
-            errors[sampled_rows[index].sequence.seq_id] = message
+            errors[self._table.tracked(rows[index]).seq_id] = message
         return ModelOutput(
             sampled.token_ids,
-            sampled.logprobs if any(sampled.logprobs) else (),
+            sampled.logprobs,
             prompt_logprobs,
             tuple(errors.items()),
         )
@@ -95,10 +92,12 @@ class ModelRunner:
             entries: list[TokenLogprobs] = []
             for done in range(0, len(targets), _PROMPT_ROWS):
                 chunk = targets[done : done + _PROMPT_ROWS]
-                logits = self._logits(hidden, np.arange(len(chunk)) + start + done)
-                if not np.isfinite(logits.max(axis=-1)).all():
+                places = np.arange(len(chunk))
+                logits = self._logits(hidden, places + start + done)
+                found = token_logprobs(logits, places, chunk, [num_top] * len(chunk))
+                entries += [entry for entry in found if entry]
+                if None in found:
                     errors[sequence.seq_id] = NOT_FINITE
                     break
-                entries += map(token_logprobs, logits, chunk.tolist(), [num_top] * len(chunk))
             if entries:
                 yield sequence.seq_id, tuple(entries)

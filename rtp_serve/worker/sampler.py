@@ -5,7 +5,6 @@ work on one row at a time, and the random number comes from (seed, position). Ro
 what they ask: plain greedy ones for nothing but the largest logit.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,25 +12,14 @@ from numpy.typing import NDArray
 
 from rtp_serve.engine.output import Int32Array
 from rtp_serve.engine.request import TokenLogprobs
-from rtp_serve.worker.logits import Candidates, FloatRow, adjust, candidates, has_adjustments
+from rtp_serve.ops import sampling
+from rtp_serve.ops.draws import NO_TOKEN
+from rtp_serve.worker.logits import Replaced, adjust
 from rtp_serve.worker.logprobs import token_logprobs
-from rtp_serve.worker.randomness import uniforms
-from rtp_serve.worker.sequence_table import TrackedSequence
+from rtp_serve.worker.sequence_table import IntArray, SequenceTable
 
-NO_TOKEN = -1
 NOT_FINITE = "the model's logits are not finite numbers"
-_SEED_MASK = (1 << 64) - 1
-_SPAN = 256
-"""Weights summed at a time; only the span that holds the drawn number is looked at closely."""
-
-
-@dataclass(frozen=True, slots=True)
-class SampledRow:
-    """A sequence about to get its next token."""
-
-    sequence: TrackedSequence
-    # [num_tokens], int32: prompt and output so far
-    token_ids: Int32Array
+ALL_BARRED = "no token is left to choose: all are barred"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,68 +28,54 @@ class Sampled:
 
     # [num_rows], int32; NO_TOKEN where there is an error
     token_ids: Int32Array
+    # empty if no row wants them
     logprobs: tuple[TokenLogprobs | None, ...]
     # (row, what went wrong)
     errors: tuple[tuple[int, str], ...]
 
 
-def sample(logits: NDArray[np.float32], rows: Sequence[SampledRow]) -> Sampled:
-    """Choose a token for each row of logits [num_rows, vocab_size], which are left as they are.
+def sample(logits: NDArray[np.float32], table: SequenceTable, rows: IntArray) -> Sampled:
+    """Choose the next token of the sequence in each of the table's `rows` [num_rows].
 
-    A row without a finite largest logit has an error and no token.
+    logits [num_rows, vocab_size] must be writable; they are what they were on return. A row that
+    holds NaN or whose largest logit is not finite has an error and no token.
     """
-    token_ids = logits.argmax(axis=-1).astype(np.int32)
-    is_finite = np.isfinite(logits[np.arange(len(rows)), token_ids])
-    drawn = _draw_numbers(rows)
-    logprobs: list[TokenLogprobs | None] = [None] * len(rows)
-    errors: list[tuple[int, str]] = []
-    for index, row in enumerate(rows):
-        sampling = row.sequence.sampling
-        if not is_finite[index]:
-            token_ids[index] = NO_TOKEN
-            errors.append((index, NOT_FINITE))
-            continue
-        if index in drawn or has_adjustments(row.sequence):
-            token_ids[index] = _choose(logits[index], row, drawn.get(index, 0.0))
-        if token_ids[index] == NO_TOKEN:
-            errors.append((index, "no token is left to choose: all are barred"))
-        elif sampling.logprobs is not None:
-            logprobs[index] = token_logprobs(
-                logits[index], int(token_ids[index]), sampling.logprobs
-            )
-    return Sampled(token_ids, tuple(logprobs), tuple(errors))
+    columns = table.sampling
+    draws = columns.draws(rows, table.num_tokens[rows])
+    replaced = _adjust(logits, table, rows) if columns.has_adjustments[rows].any() else {}
+    token_ids = sampling.sample(logits, draws) if draws else sampling.greedy(logits)
+    for index, before in replaced.items():
+        before.restore(logits[index])
+    return Sampled(
+        token_ids,
+        _logprobs(logits, table, rows, token_ids) if columns.has_logprobs[rows].any() else (),
+        _errors(logits, token_ids) if token_ids.min(initial=0) == NO_TOKEN else (),
+    )
 
 
-def _draw_numbers(rows: Sequence[SampledRow]) -> dict[int, float]:
-    """Index of each row that is not greedy → its number in [0, 1)."""
-    random = [index for index, row in enumerate(rows) if not row.sequence.sampling.is_greedy]
-    if not random:
-        return {}
-    seeds = np.array([rows[index].sequence.seed & _SEED_MASK for index in random], np.uint64)
-    positions = np.array([len(rows[index].token_ids) for index in random], np.int64)
-    return dict(zip(random, uniforms(seeds, positions).tolist(), strict=True))
+def _adjust(
+    logits: NDArray[np.float32], table: SequenceTable, rows: IntArray
+) -> dict[int, Replaced]:
+    """In place; index of each adjusted row → what was there."""
+    return {
+        index: adjust(logits[index], table.tracked(rows[index]), table.tokens(rows[index]))
+        for index in np.flatnonzero(table.sampling.has_adjustments[rows]).tolist()
+    }
 
 
-def _choose(logits: FloatRow, row: SampledRow, number: float) -> int:
-    sequence = row.sequence
-    if has_adjustments(sequence):
-        logits = adjust(logits, sequence, row.token_ids)
-        if not np.isfinite(logits.max()):
-            return NO_TOKEN
-    if sequence.sampling.is_greedy:
-        return int(logits.argmax())
-    return draw(candidates(logits, sequence.sampling), number)
+def _logprobs(
+    logits: NDArray[np.float32], table: SequenceTable, rows: IntArray, token_ids: Int32Array
+) -> tuple[TokenLogprobs | None, ...]:
+    asking = np.flatnonzero(table.sampling.has_logprobs[rows] & (token_ids != NO_TOKEN))
+    num_top = [table.tracked(row).sampling.logprobs or 0 for row in rows[asking]]
+    entries = token_logprobs(logits, asking, token_ids[asking], num_top)
+    by_index = dict(zip(asking.tolist(), entries, strict=True))
+    return tuple(map(by_index.get, range(len(rows))))
 
 
-def draw(kept: Candidates, number: float) -> int:
-    """The token at `number` of the way, in [0, 1), through the candidates' weights."""
-    starts = np.arange(0, len(kept.weights), _SPAN)
-    upto = np.cumsum(np.add.reduceat(kept.weights, starts), dtype=np.float64)
-    target = min(number * upto[-1], np.nextafter(upto[-1], 0.0))
-    span = int(np.searchsorted(upto, target, side="right"))
-    within = kept.weights[starts[span] : starts[span] + _SPAN]
-    rest = target - (upto[span - 1] if span else 0.0)
-    offset = int(np.searchsorted(np.cumsum(within, dtype=np.float64), rest, side="right"))
-    # Both sums of a span are rounded, so the target may lie just past the second.
-    offset = min(offset, int(np.flatnonzero(within)[-1]))
-    return int(kept.token_ids[starts[span] + offset])
+def _errors(logits: NDArray[np.float32], token_ids: Int32Array) -> tuple[tuple[int, str], ...]:
+    """A row whose logits are numbers lost them to what its request bars."""
+    return tuple(
+        (index, ALL_BARRED if np.isfinite(logits[index].max()) else NOT_FINITE)
+        for index in np.flatnonzero(token_ids == NO_TOKEN).tolist()
+    )

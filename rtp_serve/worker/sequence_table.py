@@ -5,26 +5,15 @@ It does not know why sequences come and go.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rtp_serve.engine.output import Int32Array, NewSequence, SchedulerOutput
-from rtp_serve.engine.sampling_params import SamplingParams
+from rtp_serve.worker.sampling_columns import SamplingColumns
+from rtp_serve.worker.tracked_sequence import TrackedSequence
 
 IntArray = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class TrackedSequence:
-    """What stays the same while a sequence runs."""
-
-    seq_id: int
-    num_prompt_tokens: int
-    sampling: SamplingParams
-    seed: int
-    barred_token_ids: tuple[int, ...]
 
 
 class SequenceTable:
@@ -42,6 +31,7 @@ class SequenceTable:
         # [max_num_seqs], int32: how many of the columns count
         self.num_blocks = np.zeros(max_num_seqs, np.int32)
         self.block_size = block_size
+        self.sampling = SamplingColumns(max_num_seqs)
         self._rows: dict[int, int] = {}
         self._tracked: list[TrackedSequence | None] = [None] * max_num_seqs
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
@@ -87,9 +77,11 @@ class SequenceTable:
         assert self._free_rows, f"more than {len(self._tracked)} sequences"
         row = self._free_rows.pop()
         self._rows[new.seq_id] = row
-        self._tracked[row] = TrackedSequence(
+        sequence = TrackedSequence(
             new.seq_id, new.num_prompt_tokens, new.sampling, new.seed, new.barred_token_ids
         )
+        self._tracked[row] = sequence
+        self.sampling.admit(row, sequence)
         self.token_ids[row, : len(new.token_ids)] = new.token_ids
         self.num_tokens[row] = len(new.token_ids)
         # Columns past a sequence's blocks are null blocks, whoever had the row before.

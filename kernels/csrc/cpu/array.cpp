@@ -8,10 +8,11 @@ using nb::dlpack::dtype_code;
 constexpr nb::dlpack::dtype kScalars[] = {
     {static_cast<uint8_t>(dtype_code::Bfloat), 16, 1},
     {static_cast<uint8_t>(dtype_code::Float), 32, 1},
+    {static_cast<uint8_t>(dtype_code::Float), 64, 1},
     {static_cast<uint8_t>(dtype_code::Int), 32, 1},
     {static_cast<uint8_t>(dtype_code::Int), 64, 1},
 };
-constexpr const char* kScalarNames[] = {"bfloat16", "float32", "int32", "int64"};
+constexpr const char* kScalarNames[] = {"bfloat16", "float32", "float64", "int32", "int64"};
 
 bool is(const CpuArray& array, Scalar scalar) {
   return array.dtype() == kScalars[static_cast<int>(scalar)];

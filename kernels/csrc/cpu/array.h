@@ -16,7 +16,7 @@ namespace nb = nanobind;
 // What a binding takes: any CPU array. Bind every one with noconvert(), or nanobind copies.
 using CpuArray = nb::ndarray<nb::device::cpu>;
 
-enum class Scalar { kBf16, kF32, kI32, kI64 };
+enum class Scalar { kBf16, kF32, kF64, kI32, kI64 };
 
 inline constexpr int64_t kAny = -1;
 

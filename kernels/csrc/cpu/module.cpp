@@ -28,4 +28,5 @@ NB_MODULE(_C, module) {
   rtp::bind_gemm(module);
   rtp::bind_paged(module);
   rtp::bind_sublayer(module);
+  rtp::bind_sampling(module);
 }

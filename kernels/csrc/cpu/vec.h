@@ -10,6 +10,8 @@
 //   max, min                 `b` where either is NaN
 //   round_to_bf16            as a float
 //   any_above                whether a > b in any lane
+//   lanes_at_least           a bit for each lane where a >= b, from the lowest; none for NaN
+//   keep_at_least            a where a >= b, else zero
 #pragma once
 
 #define RTP_INLINE static inline __attribute__((always_inline))

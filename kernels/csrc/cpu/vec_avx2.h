@@ -15,6 +15,13 @@ RTP_INLINE VecF fma(VecF a, VecF b, VecF c) { return _mm256_fmadd_ps(a, b, c); }
 RTP_INLINE VecF max(VecF a, VecF b) { return _mm256_max_ps(a, b); }
 RTP_INLINE VecF min(VecF a, VecF b) { return _mm256_min_ps(a, b); }
 
+RTP_INLINE unsigned lanes_at_least(VecF a, VecF b) {
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
+}
+RTP_INLINE VecF keep_at_least(VecF a, VecF b) {
+  return _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ), a);
+}
+
 RTP_INLINE VecF load(const float* source) { return _mm256_loadu_ps(source); }
 RTP_INLINE VecF load(const bf16* source) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));

@@ -15,6 +15,11 @@ RTP_INLINE VecF fma(VecF a, VecF b, VecF c) { return _mm512_fmadd_ps(a, b, c); }
 RTP_INLINE VecF max(VecF a, VecF b) { return _mm512_max_ps(a, b); }
 RTP_INLINE VecF min(VecF a, VecF b) { return _mm512_min_ps(a, b); }
 
+RTP_INLINE unsigned lanes_at_least(VecF a, VecF b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+RTP_INLINE VecF keep_at_least(VecF a, VecF b) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), a);
+}
+
 RTP_INLINE VecF widen(__m256i half) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }

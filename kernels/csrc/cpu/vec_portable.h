@@ -16,6 +16,14 @@ RTP_INLINE VecF fma(VecF a, VecF b, VecF c) { return a * b + c; }
 RTP_INLINE VecF max(VecF a, VecF b) { return a > b ? a : b; }
 RTP_INLINE VecF min(VecF a, VecF b) { return a < b ? a : b; }
 
+RTP_INLINE unsigned lanes_at_least(VecF a, VecF b) {
+  const VecI found = a >= b;
+  unsigned lanes = 0;
+  for (int lane = 0; lane < kLanes; ++lane) lanes |= (found[lane] & 1u) << lane;
+  return lanes;
+}
+RTP_INLINE VecF keep_at_least(VecF a, VecF b) { return a >= b ? a : VecF{}; }
+
 RTP_INLINE VecF load(const float* source) {
   VecF v;
   __builtin_memcpy(&v, source, sizeof v);

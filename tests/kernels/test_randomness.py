@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rtp_serve.worker.randomness import philox, uniforms
+from rtp_serve.ops import compiled
+from rtp_serve.ops import philox as reference
 
 MAX = 0xFFFFFFFF
 
@@ -25,15 +26,23 @@ def test_philox_gives_the_published_answers(
     counter: tuple[int, ...], key: tuple[int, ...], expected: tuple[int, ...]
 ):
     words = [np.array([word], np.uint64) for word in (*counter, *key)]
-    result = philox(tuple(words[:4]), tuple(words[4:]))
+    result = reference.philox(tuple(words[:4]), tuple(words[4:]))
     assert tuple(int(word[0]) for word in result) == expected
+
+
+def test_the_kernel_gives_the_references_numbers():
+    rng = np.random.default_rng(0)
+    seeds = np.append(rng.integers(0, 1 << 64, 500, np.uint64), np.uint64((1 << 64) - 1))
+    positions = np.append(rng.integers(0, 1 << 40, 500), 0)
+    expected = reference.uniforms(seeds, positions).tolist()
+    assert compiled.uniforms(seeds, positions).tolist() == expected
 
 
 def test_numbers_do_not_depend_on_their_company():
     seeds = np.array([0, 1, 2, (1 << 64) - 1], np.uint64)
     positions = np.array([0, 7, 7, 1 << 40], np.int64)
-    together = uniforms(seeds, positions)
-    alone = [uniforms(seeds[i : i + 1], positions[i : i + 1])[0] for i in range(4)]
+    together = compiled.uniforms(seeds, positions)
+    alone = [compiled.uniforms(seeds[i : i + 1], positions[i : i + 1])[0] for i in range(4)]
     assert together.tolist() == alone
     assert len(set(alone)) == 4
 
@@ -43,7 +52,7 @@ def test_numbers_are_uniform_and_uncorrelated(varied: str):
     count = np.arange(20_000)
     fixed = np.full(20_000, 5)
     seeds, positions = (count, fixed) if varied == "seed" else (fixed, count)
-    numbers = uniforms(seeds.astype(np.uint64), positions)
+    numbers = compiled.uniforms(seeds.astype(np.uint64), positions)
     assert numbers.min() >= 0
     assert numbers.max() < 1
     histogram = np.histogram(numbers, 100, (0, 1))[0]

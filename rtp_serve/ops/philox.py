@@ -1,8 +1,4 @@
-"""Counter-based random numbers: Philox4x32-10 (Salmon et al., 2011), the same on every machine.
-
-There is no state. The number of a position is a function of the sequence's seed and the position,
-so it does not matter in which batch, on which replica or how often the position is sampled.
-"""
+"""Counter-based random numbers in numpy: Philox4x32-10 (Salmon et al., 2011)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +13,7 @@ Words = NDArray[np.uint64]
 """32-bit words, each in 64 bits so that products keep their high half."""
 
 
-def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.integer]) -> NDArray[np.float64]:
-    """[n], float64 in [0, 1) with 53 random bits: one for each (seed, position).
-
-    A position is the token's index in prompt plus output.
-    """
+def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
     position = positions.astype(np.uint64)
     zero = np.zeros_like(position)
     counter = (position & _LOW, position >> _HALF, zero, zero)
