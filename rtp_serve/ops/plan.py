@@ -6,13 +6,13 @@ import torch
 
 from rtp_serve.ops.dispatch import Backend, backend
 
-ARITHMETIC_VERSION = 1
+ARITHMETIC_VERSION = 2
 """Raised with every change that gives any op other bits for the same inputs."""
 
 
 def numerics_plan(dtype: str | torch.dtype) -> str:
     """Description and digest of how this process computes in `dtype`, as in
-    `v1-compiled-avx512bf16-bfloat16-5f1d0c2a`.
+    `v2-compiled-avx512bf16-bfloat16-5f1d0c2a`.
 
     A function of the build, the instruction set and the type: not of threads, batch or time.
     """

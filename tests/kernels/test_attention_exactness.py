@@ -134,3 +134,19 @@ def test_a_branch_of_a_tree_equals_decoding_it(
             path = tokens.only([*range(context), *(context + step for step in branch)])
             decoded = make_batch(heads, [(path, 1)], window).attend()
             assert torch.equal(bits(decoded[0]), bits(tree[token])), token
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_steps_of_like_geometry_share_a_plan(isa: str, dtype: torch.dtype, num_threads: int):
+    """Layers of a step, with a step of other lengths between them."""
+    heads = Heads(9, 3, 64)
+    rows = [(make_tokens(heads, 900, dtype, seed), 1) for seed in range(3)]
+    other = make_batch(heads, [(make_tokens(heads, 300, dtype), 77)])
+    with using(isa):
+        layers = [make_batch(heads, [row, (row[0].until(70), 9)], seed=3) for row in rows]
+        expected = [bits(layer.attend()) for layer in layers]
+    with using(isa, num_threads):
+        for _ in range(4):
+            for layer, one in zip(layers, expected, strict=True):
+                assert torch.equal(bits(layer.attend()), one)
+            other.attend()

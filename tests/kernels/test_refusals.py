@@ -47,15 +47,15 @@ def write(
     compiled.write_kv(
         random(3, 2, 8) if key is None else key,
         random(3, 2, 8),
-        torch.zeros(5, 2, 4, 8) if key_cache is None else key_cache,
-        torch.zeros(5, 2, 4, 8),
-        torch.tensor([0, -1, 19]) if slots is None else slots,
+        torch.zeros(5, 2, 16, 8) if key_cache is None else key_cache,
+        torch.zeros(5, 2, 16, 8),
+        torch.tensor([0, -1, 79]) if slots is None else slots,
     )
 
 
 def batch() -> PagedBatch:
-    heads = Heads(4, 2, 8, block_size=4)
-    return make_batch(heads, [(make_tokens(heads, 9, FP32), 3), (make_tokens(heads, 5, FP32), 1)])
+    heads = Heads(4, 2, 8)
+    return make_batch(heads, [(make_tokens(heads, 40, FP32), 3), (make_tokens(heads, 20, FP32), 1)])
 
 
 def attend(**changes: Tensor | int) -> Callable[[], Tensor]:
@@ -90,22 +90,30 @@ VALUE_ERRORS = {
     "positions must be from 0 to 9, got -1": lambda: rotary(positions=torch.tensor([0, 1, -1])),
     r"cos_sin must have shape \[\*, 8\]": lambda: rotary(cos_sin=torch.zeros(10, 6)),
     "add up to 4": lambda: rotary(positions=torch.zeros(3, 3).long(), sections=(1, 1, 1)),
-    r"slots\[2\] must be from -1 to 19, got 20": lambda: write(slots=torch.tensor([0, 1, 20])),
-    r"slots\[0\] must be from -1 to 19, got -2": lambda: write(slots=torch.tensor([-2, 1, 2])),
+    r"slots\[2\] must be from -1 to 79, got 80": lambda: write(slots=torch.tensor([0, 1, 80])),
+    r"slots\[0\] must be from -1 to 79, got -2": lambda: write(slots=torch.tensor([-2, 1, 2])),
     r"key must have shape \[\*, 2, 8\], got \[3, 1, 8\]": lambda: write(key=random(3, 1, 8)),
-    r"value_cache must have shape \[5, 1, 4, 8\]": lambda: write(key_cache=torch.zeros(5, 1, 4, 8)),
+    r"value_cache must have shape \[5, 1, 16, 8\]": lambda: write(
+        key_cache=torch.zeros(5, 1, 16, 8)
+    ),
+    r"write_kv: key_cache must have shape \[\*, \*, 16, \*\], got \[5, 2, 4, 8\]": lambda: write(
+        key_cache=torch.zeros(5, 2, 4, 8)
+    ),
+    r"paged_attention: key_cache must have shape \[\*, \*, 16, \*\]": attend(
+        key_cache=torch.zeros(6, 2, 32, 8)
+    ),
     "key_cache must be contiguous": lambda: write(
-        key_cache=torch.zeros(5, 4, 2, 8).transpose(1, 2)
+        key_cache=torch.zeros(5, 16, 2, 8).transpose(1, 2)
     ),
     r"block_tables\[0, 1\] must be from 0 to 5, got 6": attend(
         block_tables=torch.tensor([[1, 6, 2], [3, 4, 0]], dtype=torch.int32)
     ),
     r"seq_lens\[1\] needs 3 blocks, block_tables has 2": attend(
         block_tables=torch.tensor([[1, 1], [3, 4]], dtype=torch.int32),
-        seq_lens=torch.tensor([8, 9], dtype=torch.int32),
+        seq_lens=torch.tensor([32, 33], dtype=torch.int32),
     ),
     r"seq_lens\[0\] is 2, less than its 3 query tokens": attend(
-        seq_lens=torch.tensor([2, 5], dtype=torch.int32)
+        seq_lens=torch.tensor([2, 20], dtype=torch.int32)
     ),
     "must ascend to at most 4": attend(query_start_loc=torch.tensor([0, 3, 5]).int()),
     "must start with 0": attend(query_start_loc=torch.tensor([1, 3, 4]).int()),
@@ -130,9 +138,9 @@ def test_a_wrong_shape_or_value_is_a_value_error(message: str):
 
 
 def test_a_refused_write_leaves_the_cache_alone():
-    cache = torch.zeros(5, 2, 4, 8)
+    cache = torch.zeros(5, 2, 16, 8)
     with pytest.raises(ValueError, match="slots"):
-        write(key_cache=cache, slots=torch.tensor([0, 1, 20]))
+        write(key_cache=cache, slots=torch.tensor([0, 1, 80]))
     assert not cache.any()
 
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from rtp_serve import ops
 from rtp_serve.kv_cache.spec import KVCacheSpec, KVFormat
 from rtp_serve.kv_cache.tensors import KVCacheTensors
 
-SPEC = KVCacheSpec(num_layers=3, num_kv_heads=2, head_dim=8, block_size=4)
+SPEC = KVCacheSpec(num_layers=3, num_kv_heads=2, head_dim=8)
 
 
 def filled(num_blocks: int = 6, spec: KVCacheSpec = SPEC) -> KVCacheTensors:
@@ -22,11 +23,11 @@ def filled(num_blocks: int = 6, spec: KVCacheSpec = SPEC) -> KVCacheTensors:
     ("format_", "dtype"), [(KVFormat.BF16, torch.bfloat16), (KVFormat.FP32, torch.float32)]
 )
 def test_memory_starts_as_zeros_in_the_device_layout(format_: KVFormat, dtype: torch.dtype):
-    spec = KVCacheSpec(num_layers=2, num_kv_heads=3, head_dim=8, block_size=4, format=format_)
+    spec = KVCacheSpec(num_layers=2, num_kv_heads=3, head_dim=8, format=format_)
     cache = KVCacheTensors(spec, 5)
     for index in range(2):
         for part in cache.layer(index):
-            assert part.shape == (5, 3, 4, 8)
+            assert part.shape == (5, 3, 16, 8)
             assert part.dtype == dtype
             assert part.is_contiguous()
             assert not part.any()
@@ -43,16 +44,18 @@ def test_layers_do_not_overlap():
 
 
 def test_export_is_the_canonical_layout_in_the_order_asked_for():
-    cache = filled()
+    """Of what ops wrote into the layers' slots."""
+    cache = KVCacheTensors(SPEC, 6)
+    tokens = torch.randn(3, 2, 6 * 16, 2, 8).to(torch.bfloat16)
+    for index in range(3):
+        ops.write_kv(*tokens[index], *cache.layer(index), torch.arange(6 * 16))
     data = cache.export_blocks([4, 1])
-    assert data.shape == (2, 3, 2, 2, 4, 8)
+    assert data.shape == (2, 3, 2, 2, 16, 8)
     assert data.is_contiguous()
     assert data[0].nbytes == SPEC.block_bytes
+    blocks = tokens.unflatten(2, (6, 16)).transpose(3, 4)
     for i, block_id in enumerate((4, 1)):
-        for index in range(3):
-            key, value = cache.layer(index)
-            assert torch.equal(data[i, index, 0], key[block_id])
-            assert torch.equal(data[i, index, 1], value[block_id])
+        assert torch.equal(data[i], blocks[:, :, block_id])
 
 
 def test_export_is_a_copy():
@@ -89,7 +92,7 @@ def test_copy_block_copies_every_layer():
 def test_import_of_another_shape_or_type_is_refused():
     cache = filled()
     data = cache.export_blocks([1, 2])
-    with pytest.raises(ValueError, match=r"data must be \[1, 3, 2, 2, 4, 8\] torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"data must be \[1, 3, 2, 2, 16, 8\] torch.bfloat16"):
         cache.import_blocks([1], data)
     with pytest.raises(ValueError, match=r"got .* torch.float32"):
         cache.import_blocks([1, 2], data.float())

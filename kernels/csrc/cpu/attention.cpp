@@ -1,5 +1,6 @@
 #include "attention.h"
 
+#include "attention_block.h"
 #include "attention_rows.h"
 #include "attention_tile.h"
 #include "scratch.h"
@@ -10,7 +11,7 @@ namespace {
 constexpr float kLog2E = 1.44269504f;
 
 // More rows than this are worth a copy of the tile where that is widened.
-constexpr int32_t kFewRows = 2 * kBlockRows;
+constexpr int32_t kFewRows = 8 * kBlockRows;
 
 // What products read the cache with, and copies of its tiles.
 template <typename Element_, typename Units_, typename Copied_>
@@ -40,9 +41,10 @@ class TileRun {
         rows_(tile.num_tokens * group_),
         columns_(padded(step_.head_dim)),
         context_(context_of(step_, tile.seq)),
-        scale_(op.scale * kLog2E),
         partials_(tile.partials < 0 ? nullptr : work.partials + tile.partials),
-        source_(op, tile.seq, tile.kv_head) {
+        source_(op, tile.seq, tile.kv_head),
+        memory_{group_,  step_.head_dim, columns_, op.scale * kLog2E,
+                nullptr, nullptr,        nullptr,  nullptr} {
     for (int32_t t = 0; t < tile.num_tokens && step_.ancestor_mask; ++t) has_tree_ |= mask(t) != 0;
     last_key_ = context_ + (has_tree_ ? 0 : tile.first_token + tile.num_tokens);
   }
@@ -97,7 +99,7 @@ class TileRun {
     constexpr int64_t kRange = sizeof(KeyRange) / sizeof(float);
     const int64_t copied = source_.copied_words(), block = kBlockRows * kTileKeys;
     const int64_t per_row[] = {columns_, columns_, partial_floats(step_.head_dim), kState};
-    int64_t floats = 2 * copied + 2 * block + aligned(tile_.num_tokens * kRange);
+    int64_t floats = 2 * copied + 4 * block + aligned(tile_.num_tokens * kRange);
     for (const int64_t size : per_row) floats += aligned(rows_ * size);
     float* next = thread_scratch(floats);
     const auto take = [&](int64_t size) {
@@ -107,25 +109,26 @@ class TileRun {
     };
     float* const keys = take(copied);
     copies_ = source_.copies_in(keys, take(copied));
-    scores_ = take(block);
-    weights_ = reinterpret_cast<Weight*>(take(block));
-    queries_ = take(rows_ * columns_);
-    accumulators_ = take(rows_ * columns_);
+    for (float*& scores : scores_) scores = take(block);
+    for (Weight*& weights : weights_) weights = reinterpret_cast<Weight*>(take(block));
+    memory_.queries = take(rows_ * columns_);
+    memory_.accumulators = take(rows_ * columns_);
     totals_ = take(rows_ * partial_floats(step_.head_dim));
-    states_ = reinterpret_cast<OnlineSoftmax*>(take(rows_ * kState));
-    ranges_ = reinterpret_cast<KeyRange*>(take(tile_.num_tokens * kRange));
+    memory_.states = reinterpret_cast<OnlineSoftmax*>(take(rows_ * kState));
+    memory_.ranges = reinterpret_cast<KeyRange*>(take(tile_.num_tokens * kRange));
   }
 
   // A whole number of cache lines.
   static int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
 
   void load_queries() {
-    for (int32_t token = 0; token < tile_.num_tokens; ++token) ranges_[token] = range_of(token);
+    for (int32_t token = 0; token < tile_.num_tokens; ++token)
+      memory_.ranges[token] = range_of(token);
     const int64_t words = step_.head_dim / kQueryElements;
     for (int32_t row = 0; row < rows_; ++row) {
       const Element* query = static_cast<const Element*>(op_.query) +
                              token_of(row) * op_.query_stride + head_of(row) * step_.head_dim;
-      float* target = queries_ + row * columns_;
+      float* target = memory_.queries + row * columns_;
       for (int64_t i = 0; i < words; i += kLanes) {
         const int count = static_cast<int>(words - i < kLanes ? words - i : kLanes);
         if constexpr (kQueryElements == 1) {
@@ -140,8 +143,8 @@ class TileRun {
   void attend_partition(int32_t partition) {
     const int32_t first = partition * kPartitionKeys;
     for (int32_t row = 0; row < rows_; ++row) {
-      states_[row].reset();
-      float* accumulators = accumulators_ + row * columns_;
+      memory_.states[row].reset();
+      float* accumulators = memory_.accumulators + row * columns_;
       for (int64_t c = 0; c < columns_; c += kLanes) store(accumulators + c, set1(0.0f));
     }
     for (int32_t key = first; key < first + kPartitionKeys; key += kTileKeys) {
@@ -152,15 +155,16 @@ class TileRun {
       }
     }
     for (int32_t row = 0; row < rows_; ++row) {
-      if (!ranges_[row / group_].within(first, kPartitionKeys).is_empty()) finish(partition, row);
+      if (!memory_.ranges[row / group_].within(first, kPartitionKeys).is_empty())
+        finish(partition, row);
     }
   }
 
   void finish(int32_t partition, int32_t row) const {
-    const float* accumulators = accumulators_ + row * columns_;
-    const float maximum = states_[row].maximum, sum = states_[row].sum();
+    const float* accumulators = memory_.accumulators + row * columns_;
+    const float maximum = memory_.states[row].maximum, sum = memory_.states[row].sum();
     if (partials_) return partial(partition, row).assign(accumulators, maximum, sum);
-    if (ranges_[row / group_].begin / kPartitionKeys == partition) {
+    if (memory_.ranges[row / group_].begin / kPartitionKeys == partition) {
       return total(row).assign(accumulators, maximum, sum);
     }
     total(row).merge(accumulators, maximum, sum);
@@ -175,16 +179,11 @@ class TileRun {
     bool is_empty() const { return begin >= end; }
   };
 
-  // Blocks of a tile that hold these of its keys.
-  static KeyRange blocks_of(KeyRange seen) {
-    return {seen.begin / kBlockTokens, (seen.end + kBlockTokens - 1) / kBlockTokens};
-  }
-
   // Of the rows of tokens [token, token + count).
   Part part_of(int32_t first, int32_t token, int32_t count) const {
     Part part{first, {kTileKeys, 0}, rows_, 0};
     for (int32_t t = token; t < token + count; ++t) {
-      const KeyRange range = ranges_[t].within(first, kTileKeys);
+      const KeyRange range = memory_.ranges[t].within(first, kTileKeys);
       if (range.is_empty()) continue;
       part.seen = part.seen.joined(range);
       part.begin = t * group_ < part.begin ? t * group_ : part.begin;
@@ -253,106 +252,24 @@ class TileRun {
   }
 
   // The rows of `part`, in blocks. Fetches `next`, if any, meanwhile.
+  //
+  // A block's scores are there one block before its values are added, so that no product waits for
+  // weights and no weights wait for a product.
   template <typename TileUnits>
   void attend_rows(const Part& part, const TileWords& tile, const TileWords* next) {
     const int32_t rows = part.end - part.begin;
-    const int32_t blocks = (rows + kBlockRows - 1) / kBlockRows;
-    for (int32_t i = 0; i < blocks; ++i) {
-      const int32_t row = part.begin + rows * i / blocks;
-      const int32_t count = part.begin + rows * (i + 1) / blocks - row;
-      if (!TileUnits::kReadsAhead && next) source_.fetch(*next, i, blocks);
-      const TileWords& ahead = next && i == 0 ? *next : tile;
-      attend_block<TileUnits>(part.first, row, count, tile, ahead);
-    }
-  }
-
-  template <typename TileUnits>
-  void attend_block(int32_t first, int32_t row, int32_t count, const TileWords& tile,
-                    const TileWords& ahead) {
-    KeyRange ranges[kBlockRows];
-    KeyRange seen{kTileKeys, 0}, shared{0, kTileKeys / TileUnits::kElements};
-    for (int32_t r = 0; r < count; ++r) {
-      const KeyRange range = ranges[r] = ranges_[(row + r) / group_].within(first, kTileKeys);
-      shared = shared.shared(whole_words<TileUnits>(range));
-      if (!range.is_empty()) seen = seen.joined(range);
-    }
-    if (seen.is_empty()) return;
-    const int key_words = static_cast<int>(step_.head_dim) / TileUnits::kElements;
-    const ScoreProduct scores{queries_ + row * columns_, columns_, key_words, tile, ahead, scores_};
-    const KeyRange blocks = blocks_of(seen);
-    multiply<TileUnits>(count, scores, blocks.begin * kBlockTokens, blocks.end * kBlockTokens);
-    for (int32_t r = 0; r < count; ++r) {
-      if (ranges[r].is_empty()) continue;
-      weigh(states_[row + r], scores_ + r * kTileKeys, ranges[r], scale_, weights_ + r * kTileKeys,
-            accumulators_ + (row + r) * columns_, columns_);
-    }
-    add_values<TileUnits>(row, count, ranges, shared, tile, ahead);
-  }
-
-  // Each row's values in ascending order: what lies before the words that all rows of the block
-  // see whole, those, and what lies behind.
-  template <typename TileUnits>
-  void add_values(int32_t row, int32_t count, const KeyRange* ranges, KeyRange shared,
-                  const TileWords& tile, const TileWords& ahead) {
-    constexpr int kElements = TileUnits::kElements;
-    const bool has_shared = !shared.is_empty();
-    for (int32_t r = 0; r < count; ++r) {
-      if (ranges[r].is_empty()) continue;
-      if (ranges[r].begin % kElements) add_half<TileUnits, 1>(row, r, ranges[r].begin, tile);
-      if (!has_shared) continue;
-      add_words<TileUnits>(row, r, 1, {whole_words<TileUnits>(ranges[r]).begin, shared.begin}, tile,
-                           tile);
-    }
-    if (has_shared) add_words<TileUnits>(row, 0, count, shared, tile, ahead);
-    for (int32_t r = 0; r < count; ++r) {
-      if (ranges[r].is_empty()) continue;
-      const KeyRange words = whole_words<TileUnits>(ranges[r]);
-      add_words<TileUnits>(row, r, 1, {has_shared ? shared.end : words.begin, words.end}, tile,
-                           tile);
-      if (ranges[r].end % kElements) add_half<TileUnits, 0>(row, r, ranges[r].end - 1, tile);
-    }
-  }
-
-  template <typename TileUnits>
-  static KeyRange whole_words(KeyRange range) {
-    constexpr int kElements = TileUnits::kElements;
-    return {(range.begin + kElements - 1) / kElements, range.end / kElements};
-  }
-
-  template <typename TileUnits>
-  const float* weights_of(int32_t r) const {
-    return reinterpret_cast<const float*>(weights_) + r * kWeightStride<TileUnits>;
-  }
-
-  template <typename TileUnits>
-  void add_words(int32_t row, int32_t r, int32_t count, KeyRange words, const TileWords& tile,
-                 const TileWords& ahead) {
-    if (words.is_empty()) return;
-    const ValueProduct values{weights_of<TileUnits>(r),
-                              tile,
-                              ahead,
-                              columns_,
-                              accumulators_ + (row + r) * columns_,
-                              columns_,
-                              words.begin,
-                              words.end};
-    multiply<TileUnits>(count, values, 0, static_cast<int>(columns_));
-  }
-
-  // One element of a word whose other element the row does not see.
-  template <typename TileUnits, int kElement>
-  void add_half(int32_t row, int32_t r, int32_t key, const TileWords& tile) {
-    if constexpr (TileUnits::kElements == 2) {
-      constexpr int kValues = kBlockValues<TileUnits>;
-      const int word = key / 2;
-      const float* values = tile.values[word / kValues] + word % kValues * columns_;
-      float* accumulators = accumulators_ + (row + r) * columns_;
-      const int operand = TileUnits::kOperands == 2 ? kElement : 0;
-      const VecF weight = set1(weights_of<TileUnits>(r)[word * TileUnits::kOperands + operand]);
-      for (int64_t c = 0; c < columns_; c += kLanes) {
-        const VecF half = TileUnits::template half<kElement>(values + c);
-        store(accumulators + c, TileUnits::mac(load(accumulators + c), weight, half));
+    const int32_t count = (rows + kBlockRows - 1) / kBlockRows;
+    const auto row_of = [&](int32_t block) { return part.begin + rows * block / count; };
+    RowBlock<TileUnits> blocks[2];
+    for (int32_t i = 0; i <= count; ++i) {
+      RowBlock<TileUnits>& block = blocks[i % 2];
+      if (i < count) {
+        if (!TileUnits::kReadsAhead && next) source_.fetch(*next, i, count);
+        block.take(memory_, part.first, row_of(i), row_of(i + 1), scores_[i % 2], weights_[i % 2]);
+        block.score(tile, next && i == 0 ? *next : tile);
       }
+      if (i > 0) blocks[(i - 1) % 2].add_values(tile, next && i == 1 ? *next : tile);
+      if (i < count) block.weigh();
     }
   }
 
@@ -362,17 +279,15 @@ class TileRun {
   const int32_t group_, rows_;
   const int64_t columns_;
   const int32_t context_;
-  const float scale_;
   float* const partials_;
   const TileSource<Units, Copied> source_;
   bool has_tree_ = false;
   int32_t last_key_;  // of those worth asking for in advance
 
+  TileRows memory_;
   TileWords copies_;
-  float *scores_, *queries_, *accumulators_, *totals_;
-  Weight* weights_;
-  OnlineSoftmax* states_;  // [rows]
-  KeyRange* ranges_;       // [tokens]
+  float *scores_[2], *totals_;
+  Weight* weights_[2];
 };
 
 // Rows beyond the last sequence are padding: zero, so that nothing undefined goes on.

@@ -8,7 +8,7 @@ namespace {
 
 // Rows (tokens times heads of a group) of a query tile: enough to make reading keys and values
 // cheap, few enough that the accumulators stay near.
-constexpr int64_t kTileRows = 96;
+constexpr int64_t kTileRows = 192;
 
 // Reading a key costs about as much as this many rows looking at it.
 constexpr int64_t kReadingRows = 6;

@@ -107,6 +107,17 @@ RTP_INLINE void weigh(OnlineSoftmax& state, float* scores, KeyRange range, float
   weigh_registers(state, scores + first, count, scale, weights + first, accumulators, columns);
 }
 
+// The rows of a query tile, `group` of each token.
+struct TileRows {
+  int32_t group;
+  int64_t head_dim, columns;  // columns: head_dim, padded
+  float scale;                // to exponents of 2
+  float* queries;             // [rows][columns], words
+  float* accumulators;        // [rows][columns]
+  OnlineSoftmax* states;      // [rows]
+  KeyRange* ranges;           // [tokens]
+};
+
 // A partition's result for a row, or the merger of several: accumulators, maximum, sum.
 struct PartialRow {
   float* data;

@@ -73,11 +73,13 @@ RTP_INLINE VecF power2(__m256i n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
 
-// In two factors, so that |n| may reach 252 and the result may be subnormal.
+// In two factors, so that n may reach 252. 0 for n < -125.
 RTP_INLINE VecF scale2(VecF v, VecF n) {
-  const __m256i exponent = _mm256_cvtps_epi32(n);
+  const VecF least = set1(-125.0f);
+  const __m256i exponent = _mm256_cvtps_epi32(max(least, n));
   const __m256i half = _mm256_srai_epi32(exponent, 1);
-  return v * power2(half) * power2(_mm256_sub_epi32(exponent, half));
+  const VecF scaled = v * power2(half) * power2(_mm256_sub_epi32(exponent, half));
+  return _mm256_andnot_ps(_mm256_cmp_ps(n, least, _CMP_LT_OQ), scaled);
 }
 
 }  // namespace rtp::RTP_ISA_NAMESPACE

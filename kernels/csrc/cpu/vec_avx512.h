@@ -90,10 +90,13 @@ RTP_INLINE float reduce_max(VecF v) {
 
 RTP_INLINE bool any_above(VecF a, VecF b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
 
-// The integer nearest to each lane, and v * 2^n for integers n.
+// The integer nearest to each lane, and v * 2^n for integers n: 0 for n < -125.
 RTP_INLINE VecF round_nearest(VecF v) {
   return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-RTP_INLINE VecF scale2(VecF v, VecF n) { return _mm512_scalef_ps(v, n); }
+RTP_INLINE VecF scale2(VecF v, VecF n) {
+  const __mmask16 kept = _mm512_cmp_ps_mask(n, _mm512_set1_ps(-125.0f), _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_ps(kept, v, n);
+}
 
 }  // namespace rtp::RTP_ISA_NAMESPACE

@@ -69,11 +69,13 @@ RTP_INLINE VecF round_nearest(VecF v) { return (v + 12582912.0f) - 12582912.0f; 
 
 RTP_INLINE VecF power2(VecI n) { return (VecF)((n + 127) << 23); }
 
-// In two factors, so that |n| may reach 252 and the result may be subnormal.
+// In two factors, so that n may reach 252. 0 for n < -125.
 RTP_INLINE VecF scale2(VecF v, VecF n) {
-  const VecI exponent = __builtin_convertvector(n, VecI);
+  const VecF least = set1(-125.0f);
+  const VecI exponent = __builtin_convertvector(max(least, n), VecI);
   const VecI half = exponent >> 1;
-  return v * power2(half) * power2(exponent - half);
+  const VecF scaled = v * power2(half) * power2(exponent - half);
+  return n < least ? set1(0.0f) : scaled;
 }
 
 }  // namespace rtp::RTP_ISA_NAMESPACE
