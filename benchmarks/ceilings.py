@@ -2,7 +2,7 @@
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -107,7 +107,9 @@ def _copies(shape: LinearShape) -> list[Tensor]:
     return [torch.randn(shape.num_rows, shape.num_cols).bfloat16() * 0.02 for _ in range(count)]
 
 
-def _bound(linear: Callable[..., Tensor], x: Tensor, weights: list[Tensor]) -> Callable[[], None]:
+def _bound(
+    linear: Callable[..., Tensor], x: Tensor, weights: Sequence[object]
+) -> Callable[[], None]:
     def run() -> None:
         for weight in weights:
             linear(x, weight)

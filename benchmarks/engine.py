@@ -168,7 +168,7 @@ def rate_of_all(times: list[list[float]]) -> float:
     return num_tokens / (end_s - start_s)
 
 
-def main(
+def main(  # noqa: PLR0913  # a command's options
     model: Annotated[str, typer.Option(help="As for `rtp-serve chat`.")] = EngineConfig().model,
     repetitions: Annotated[int, typer.Option(min=1)] = 7,
     sweep_repetitions: Annotated[int, typer.Option(min=0)] = 3,

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from rtp_serve.build import build_core
 from rtp_serve.config.engine import EngineConfig
@@ -20,7 +20,7 @@ class InProcessEngine:
 
     def steps(
         self, prompts: Sequence[tuple[int, ...]], output_tokens: int
-    ) -> Iterator[list[SequenceDelta]]:
+    ) -> Generator[list[SequenceDelta], None, None]:
         """One step's deltas at a time, until all are finished."""
         sampling = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True)
         requests = [Request(next(self._names), prompt, sampling, 0) for prompt in prompts]
