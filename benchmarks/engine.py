@@ -26,6 +26,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.ceilings import GemmProbe, ReadProbe
+from benchmarks.command import run
 from benchmarks.in_process import InProcessEngine
 from benchmarks.prompts import PromptSource
 from benchmarks.report import Report, say
@@ -228,4 +229,4 @@ def _line(figures: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

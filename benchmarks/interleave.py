@@ -33,13 +33,20 @@ class Interleaver:
     """Keeps one server running at a time and every run on record."""
 
     def __init__(
-        self, servers: Sequence[Server], generator: LoadGenerator, report: Report, seed: int
+        self,
+        servers: Sequence[Server],
+        generator: LoadGenerator,
+        report: Report,
+        seed: int,
+        patience_s: float,
     ) -> None:
-        """`seed` must be new for servers that have seen loads before: they cache prompts."""
+        """`seed` must be new for servers that have seen loads before: they cache prompts. A run
+        waits for a quiet machine at most `patience_s`."""
         self._servers = servers
         self._generator = generator
         self._report = report
         self._next_seed = seed
+        self._patience_s = patience_s
         self.runs: list[Run] = []
 
     def repetition(self, workload: Workload, number: int) -> None:
@@ -53,7 +60,7 @@ class Interleaver:
         """The workload once on `server`. A run with a failed request gives no figures, loudly."""
         server.resume()
         pids = [*server.pids(), *self._generator.pids()]
-        with quiet(lambda: pids) as contention:
+        with quiet(lambda: pids, self._patience_s) as contention:
             result = self._generator.run(server.target, workload, self._next_seed)
         memory = server.replica_memory()
         server.halt()

@@ -17,6 +17,7 @@ import typer
 
 from benchmarks import plans
 from benchmarks.checkpoints import qwen_checkpoint
+from benchmarks.command import run
 from benchmarks.interleave import Interleaver
 from benchmarks.plans import Settings
 from benchmarks.ratios import PROMISED, US, memory_ratio, ratios
@@ -47,6 +48,7 @@ class Choice:
     repetitions: int
     prompt_cache_mib: int
     seed: int
+    patience_s: float
 
 
 def compare(settings: Settings, choice: Choice, peers: Path, report: Report, prefix: str) -> None:
@@ -57,7 +59,7 @@ def compare(settings: Settings, choice: Choice, peers: Path, report: Report, pre
         peers / "venv-vllm/bin/python", resolve(EngineConfig().model), logs / "load.log"
     )
     with closing(generator), started(settings, choice, peers) as servers:
-        interleaver = Interleaver(servers, generator, report, choice.seed)
+        interleaver = Interleaver(servers, generator, report, choice.seed, choice.patience_s)
         for server in servers:
             interleaver.run(server, burst(2), -1)  # warms it up
         for name in choice.workloads:
@@ -76,13 +78,13 @@ def compare(settings: Settings, choice: Choice, peers: Path, report: Report, pre
 @contextmanager
 def started(settings: Settings, choice: Choice, peers: Path) -> Iterator[list[Server]]:
     """The chosen servers, ready and halted, started one after the other."""
-    work = Path(tempfile.mkdtemp(prefix="rtp-bench-"))
     make: dict[str, Callable[[], ServerPlan]] = {
         US: lambda: plans.ours(settings, work),
         "vllm": lambda: plans.vllm(settings, peers),
         "llamacpp": lambda: plans.llamacpp(settings, peers, choice.prompt_cache_mib),
     }
     with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rtp-bench-")))
         servers = []
         for name in choice.servers:
             server = Server(make[name](), peers / "results" / f"{name}.log")
@@ -129,6 +131,7 @@ def main(  # noqa: PLR0913  # a command's options
     threads: Annotated[int | None, typer.Option(help="Of every server; default: cores.")] = None,
     prompt_cache_mib: Annotated[int, typer.Option(help="llama.cpp's, beside its slots.")] = 1024,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 1,
+    patience: Annotated[float, typer.Option(help="Seconds to wait for a quiet machine.")] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     output: Annotated[Path | None, typer.Option(help="Append raw runs as JSON lines.")] = None,
 ) -> None:
@@ -141,6 +144,7 @@ def main(  # noqa: PLR0913  # a command's options
         repetitions,
         prompt_cache_mib,
         seed,
+        patience,
     )
     chosen(model, tuple(MODELS), "--model")
     settings = settings_of(model, peers, parse_bytes(kv_memory), threads)
@@ -151,4 +155,4 @@ def main(  # noqa: PLR0913  # a command's options
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

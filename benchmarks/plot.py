@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.command import run
 from benchmarks.samples import Spread
 from benchmarks.workloads import SWEPT, WORKLOADS
 
@@ -24,14 +25,14 @@ Curves = dict[str, dict[int, Spread]]
 def curves(runs: Iterable[dict[str, Any]]) -> Curves:
     """Of the measured bursts that were completed; warm-up runs have a negative repetition."""
     samples: dict[str, dict[int, list[float]]] = {}
-    for run in runs:
-        is_measured = run["repetition"] >= 0 and "output_tokens_per_s" in run
-        if run["workload"] in SWEPT and is_measured:
-            concurrency = WORKLOADS[run["workload"]].concurrency
-            by_concurrency = samples.setdefault(run["server"], {})
-            by_concurrency.setdefault(concurrency, []).append(run["output_tokens_per_s"])
+    for each in runs:
+        is_measured = each["repetition"] >= 0 and "output_tokens_per_s" in each
+        if each["workload"] in SWEPT and is_measured:
+            concurrency = WORKLOADS[each["workload"]].concurrency
+            by_concurrency = samples.setdefault(each["server"], {})
+            by_concurrency.setdefault(concurrency, []).append(each["output_tokens_per_s"])
     return {
-        server: {each: Spread.of(values) for each, values in sorted(found.items())}
+        server: {number: Spread.of(values) for number, values in sorted(found.items())}
         for server, found in samples.items()
     }
 
@@ -82,4 +83,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -26,7 +26,7 @@ class Contention:
 
 
 @contextmanager
-def quiet(measured: Pids, patience_s: float = 30.0) -> Iterator[Contention]:
+def quiet(measured: Pids, patience_s: float) -> Iterator[Contention]:
     """Wait at most `patience_s` until all processes together are quiet, the measured ones too, and
     then watch the others while the block runs."""
     contention = Contention(_wait(patience_s))

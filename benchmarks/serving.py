@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import plans
+from benchmarks.command import run
 from benchmarks.in_process import InProcessEngine
 from benchmarks.interleave import Interleaver
 from benchmarks.load import LoadGenerator
@@ -46,16 +47,17 @@ _BURST, _FIRST = WORKLOADS["c16"], WORKLOADS["first"]
 class Alone:
     """The engine in this process, under the workloads that the server gets."""
 
-    def __init__(self, settings: Settings, report: Report, seed: int) -> None:
+    def __init__(self, settings: Settings, report: Report, seed: int, patience_s: float) -> None:
         config = plans.our_config(settings, port=1)["applications"][0]["args"]["engine"]
         self._engine = InProcessEngine(EngineConfig.model_validate(config))
         self._prompts = PromptSource(settings.model.vocab_size, seed)
         self._report = report
+        self._patience_s = patience_s
 
     def tokens_per_s(self, workload: Workload, number: int) -> float:
         """Of all requests at once, from the first call to the last token."""
         prompts = self._prompts.prompts(workload.num_requests, workload.prompt_tokens)
-        with quiet(list) as contention:
+        with quiet(list, self._patience_s) as contention:
             times = self._engine.token_times(prompts, workload.output_tokens)
         rate = workload.total_output_tokens / max(each[-1] for each in times)
         self._keep(workload, number, contention.others_share, output_tokens_per_s=rate)
@@ -64,7 +66,7 @@ class Alone:
     def ttft_ms(self, workload: Workload, number: int) -> float:
         """Median over requests that come one after the other."""
         found = []
-        with quiet(list) as contention:
+        with quiet(list, self._patience_s) as contention:
             for _ in range(workload.num_requests):
                 prompt = self._prompts.prompt(workload.prompt_tokens)
                 (times,) = self._engine.token_times([prompt], workload.output_tokens)
@@ -110,12 +112,13 @@ def generator_for(tokenizer: Path, vocab_size: int, log: Path) -> LoadGenerator:
     return VllmBench(python, tokenizer, log) if python.exists() else OwnClient(vocab_size)
 
 
-def main(
+def main(  # a command's options
     model: Annotated[str, typer.Option(help="As for `rtp-serve chat`.")] = EngineConfig().model,
     repetitions: Annotated[int, typer.Option(min=1)] = 5,
     kv_memory: Annotated[str, typer.Option(help="Of each of the two engines.")] = "1GiB",
     threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
     seed: int = 1,
+    patience: Annotated[float, typer.Option(help="Seconds to wait for a quiet machine.")] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     output: Annotated[Path | None, typer.Option(help="Append raw runs as JSON lines.")] = None,
 ) -> None:
@@ -136,11 +139,11 @@ def main(
         with closing(generator), closing(Server(plans.ours(settings, work), work / "s")) as server:
             server.wait_until_ready()
             server.halt()
-            alone = Alone(settings, report, seed)
-            interleaver = Interleaver([server], generator, report, seed)
+            alone = Alone(settings, report, seed, patience)
+            interleaver = Interleaver([server], generator, report, seed, patience)
             measure(alone, interleaver, server, repetitions, report)
     report.show(as_json=as_json)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -79,7 +79,7 @@ def bench_arguments(target: Target, workload: Workload, tokenizer: Path, seed: i
     }
     options = common | (_prefixed(workload) if workload.num_prefixes else _random(workload))
     flags = [f"--{name}={value}" for name, value in options.items()]
-    return [*flags, "--ignore-eos", "--disable-tqdm"]
+    return [*flags, "--ignore-eos", "--disable-tqdm", "--save-detailed"]
 
 
 def _random(workload: Workload) -> dict[str, Any]:
