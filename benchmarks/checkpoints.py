@@ -77,8 +77,9 @@ def write_checkpoint(directory: Path, config: dict[str, Any], tokenizer: Path) -
         shutil.copyfile(tokenizer / name, directory / name)
     backend = json.loads((tokenizer / "tokenizer.json").read_text())
     vocabulary = backend["model"]["vocab"]
+    taken = {*vocabulary.values(), *(token["id"] for token in backend["added_tokens"])}
     vocabulary |= {
-        _WORD.format(each): each for each in range(len(vocabulary), config["vocab_size"])
+        _WORD.format(each): each for each in range(config["vocab_size"]) if each not in taken
     }
     (directory / "tokenizer.json").write_text(json.dumps(backend, ensure_ascii=False))
     shapes = tensor_shapes(config)
