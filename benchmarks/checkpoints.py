@@ -77,10 +77,10 @@ def write_checkpoint(directory: Path, config: dict[str, Any], tokenizer: Path) -
         shutil.copyfile(tokenizer / name, directory / name)
     backend = json.loads((tokenizer / "tokenizer.json").read_text())
     vocabulary = backend["model"]["vocab"]
-    taken = {*vocabulary.values(), *(token["id"] for token in backend["added_tokens"])}
-    vocabulary |= {
-        _WORD.format(each): each for each in range(config["vocab_size"]) if each not in taken
-    }
+    # An added token keeps its id only if the vocabulary has it too.
+    vocabulary |= {token["content"]: token["id"] for token in backend["added_tokens"]}
+    free = sorted(set(range(config["vocab_size"])) - set(vocabulary.values()))
+    vocabulary |= {_WORD.format(token_id): token_id for token_id in free}
     (directory / "tokenizer.json").write_text(json.dumps(backend, ensure_ascii=False))
     shapes = tensor_shapes(config)
     pieces = (random_bits(name, shapes[name]) for name in sorted(shapes))
