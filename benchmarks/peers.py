@@ -24,7 +24,7 @@ from benchmarks.ratios import PROMISED, US, memory_ratio, ratios
 from benchmarks.report import Report, say
 from benchmarks.servers import Server, ServerPlan
 from benchmarks.vllm_load import VllmBench
-from benchmarks.workloads import COMPARED, SWEPT, WORKLOADS, burst
+from benchmarks.workloads import COMPARED, SWEPT, WARM_UP, WORKLOADS
 from rtp_serve.config.engine import EngineConfig
 from rtp_serve.config.model import read_model_config
 from rtp_serve.config.sizes import parse_bytes
@@ -61,7 +61,7 @@ def compare(settings: Settings, choice: Choice, peers: Path, report: Report, pre
     with closing(generator), started(settings, choice, peers) as servers:
         interleaver = Interleaver(servers, generator, report, choice.seed, choice.patience_s)
         for server in servers:
-            interleaver.run(server, burst(2), -1)  # warms it up
+            interleaver.run(server, WARM_UP, -1)
         for name in choice.workloads:
             for number in range(choice.repetitions):
                 interleaver.repetition(WORKLOADS[name], number)

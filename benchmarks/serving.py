@@ -32,7 +32,7 @@ from benchmarks.report import Report, say
 from benchmarks.samples import short
 from benchmarks.servers import Server
 from benchmarks.vllm_load import VllmBench
-from benchmarks.workloads import WORKLOADS, Workload, burst
+from benchmarks.workloads import WARM_UP, WORKLOADS, Workload
 from rtp_serve.config.engine import EngineConfig
 from rtp_serve.config.model import read_model_config
 from rtp_serve.config.sizes import parse_bytes
@@ -85,8 +85,8 @@ def measure(
     alone: Alone, interleaver: Interleaver, server: Server, repetitions: int, report: Report
 ) -> None:
     """Alternate between the two, and put the figures into `report`."""
-    interleaver.run(server, burst(2), -1)  # warms it up
-    alone.tokens_per_s(burst(2), -1)
+    interleaver.run(server, WARM_UP, -1)
+    alone.tokens_per_s(WARM_UP, -1)
     in_process: dict[str, dict[int, float]] = {_BURST.name: {}, _FIRST.name: {}}
     for number in range(repetitions):
         in_process[_BURST.name][number] = alone.tokens_per_s(_BURST, number)

@@ -40,3 +40,4 @@ WORKLOADS = {
 }
 COMPARED = ("single", "prefill", "c8", "c16", "prefix")
 SWEPT = ("c1", "c2", "c4", "c8", "c16")
+WARM_UP = Workload("warm-up", 128, 8, 2, 2)
