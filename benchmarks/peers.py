@@ -56,7 +56,10 @@ def compare(settings: Settings, choice: Choice, peers: Path, report: Report, pre
     logs = peers / "results"
     logs.mkdir(parents=True, exist_ok=True)
     generator = VllmBench(
-        peers / "venv-vllm/bin/python", resolve(EngineConfig().model), logs / "load.log"
+        peers / "venv-vllm/bin/python",
+        resolve(EngineConfig().model),
+        logs / "load.log",
+        reuses_connections=False,
     )
     with closing(generator), started(settings, choice, peers) as servers:
         interleaver = Interleaver(servers, generator, report, choice.seed, choice.patience_s)

@@ -109,7 +109,9 @@ def measure(
 def generator_for(tokenizer: Path, vocab_size: int, log: Path) -> LoadGenerator:
     """vLLM's where it is installed."""
     python = peers_directory() / "venv-vllm/bin/python"
-    return VllmBench(python, tokenizer, log) if python.exists() else OwnClient(vocab_size)
+    if not python.exists():
+        return OwnClient(vocab_size)
+    return VllmBench(python, tokenizer, log, reuses_connections=True)
 
 
 def main(  # a command's options

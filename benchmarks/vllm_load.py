@@ -27,9 +27,16 @@ class VllmBench:
 
     name = "vllm bench serve"
 
-    def __init__(self, python: Path, tokenizer: Path, log: Path) -> None:
-        """`python` is that of an environment with vLLM; `tokenizer` a checkpoint directory."""
+    def __init__(
+        self, python: Path, tokenizer: Path, log: Path, *, reuses_connections: bool
+    ) -> None:
+        """`python` is that of an environment with vLLM; `tokenizer` a checkpoint directory.
+
+        llama.cpp closes a connection that was idle for some seconds, and the generator then counts
+        the request that was about to use it as failed: its comparisons take a new one each time.
+        """
         self._tokenizer = tokenizer
+        self._options = () if reuses_connections else ("--header=Connection=close",)
         self._log = log
         with log.open("w", encoding="utf-8") as file:
             self._process = subprocess.Popen(
@@ -45,7 +52,7 @@ class VllmBench:
         """Raises RtpServeError when the generator itself fails."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        arguments = bench_arguments(target, workload, self._tokenizer, seed)
+        arguments = [*bench_arguments(target, workload, self._tokenizer, seed), *self._options]
         self._process.stdin.write(json.dumps(arguments) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
