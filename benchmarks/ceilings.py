@@ -29,10 +29,9 @@ _ROTATED_BYTES = 64 << 20
 
 
 class ReadProbe:
-    """Reads plain memory with the threads and vector loads of the kernels."""
+    """Reads plain memory with the calling thread's team and the kernels' vector loads."""
 
-    def __init__(self, num_threads: int, num_bytes: int = 1 << 30) -> None:
-        self._num_threads = num_threads
+    def __init__(self, num_bytes: int = 1 << 30) -> None:
         self._regions = {
             "huge pages": probe.memory(num_bytes, has_huge_pages=True),
             "small pages": probe.memory(num_bytes, has_huge_pages=False),
@@ -44,7 +43,7 @@ class ReadProbe:
         for pages, words in self._regions.items():
             for hint, ahead in _SETTINGS:
                 seconds = (
-                    _seconds(lambda: probe.read(words, self._num_threads, ahead, hint))  # noqa: B023
+                    _seconds(lambda: probe.read(words, ahead, hint))  # noqa: B023
                     for _ in range(num_passes)
                 )
                 found[f"{pages}, {hint} {ahead}"] = words.nbytes / min(seconds)

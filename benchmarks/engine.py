@@ -86,10 +86,10 @@ class EngineBenchmark:
     ) -> None:
         self._model = model
         self._sizes = sizes
-        num_threads = use_compute_threads(config.num_threads)
+        use_compute_threads(config.num_threads)
         self._engine = InProcessEngine(config)
         self._prompts = PromptSource(model.vocab_size, seed)
-        self._memory = ReadProbe(num_threads, probe_bytes)
+        self._memory = ReadProbe(probe_bytes)
         self._gemm = GemmProbe(layer_shapes(model), config.scheduler.max_num_batched_tokens)
 
     def warm_up(self) -> None:

@@ -23,6 +23,7 @@ class LinearWeight:
     def gather_rows(self, out: Array, ids: Array) -> None: ...
 
 def read_memory(words: Array, prefetch_bytes: int, hint: str) -> int: ...
+
 class Sublayer:
     """Half of a decoder layer; keeps the memory of its arrays."""
 

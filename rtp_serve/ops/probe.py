@@ -29,15 +29,11 @@ def memory(num_bytes: int, *, has_huge_pages: bool) -> NDArray[np.int64]:
     return words
 
 
-def read(
-    words: NDArray[np.int64], num_threads: int, prefetch_bytes: int = 0, hint: PrefetchHint = "none"
-) -> None:
-    """Read all of `words` once, split over `num_threads` of the kernels' threads.
+def read(words: NDArray[np.int64], prefetch_bytes: int = 0, hint: PrefetchHint = "none") -> None:
+    """Read all of `words` once, split over the calling thread's team (`ops.set_num_threads`).
 
     Prefetches run `prefetch_bytes` ahead into the cache that `hint` names.
     """
-    if _C.num_threads() != num_threads:
-        _C.set_num_threads(num_threads)
     _C.read_memory(words, prefetch_bytes, hint)
 
 
