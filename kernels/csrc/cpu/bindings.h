@@ -9,6 +9,7 @@ void bind_elementwise(nanobind::module_& module);
 void bind_gemm(nanobind::module_& module);
 void bind_isa(nanobind::module_& module);
 void bind_paged(nanobind::module_& module);
+void bind_probe(nanobind::module_& module);
 void bind_sublayer(nanobind::module_& module);
 void bind_sampling(nanobind::module_& module);
 void bind_team(nanobind::module_& module);

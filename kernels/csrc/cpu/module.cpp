@@ -27,6 +27,7 @@ NB_MODULE(_C, module) {
   rtp::bind_elementwise(module);
   rtp::bind_gemm(module);
   rtp::bind_paged(module);
+  rtp::bind_probe(module);
   rtp::bind_sublayer(module);
   rtp::bind_sampling(module);
 }

@@ -1,0 +1,140 @@
+"""The command lines of the servers that are compared, each near its own best settings.
+
+All have the same threads, the same bytes for keys and values, bfloat16 and prefix caching on.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.servers import SERVED_NAME, ServerPlan, free_port
+from benchmarks.vllm_load import OFFLINE
+from rtp_serve.config.model import ModelConfig
+from rtp_serve.errors import ConfigError
+
+_ROOT = Path(__file__).parents[1]
+_MAX_MODEL_LEN = 4096
+_SLOTS = 16
+_MIN_SLOT_TOKENS = 2304
+"""The longest request of a workload has 2,049."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all servers have in common."""
+
+    directory: Path
+    """Hugging Face checkpoint."""
+
+    gguf: Path
+    """The same weights for llama.cpp."""
+
+    model: ModelConfig
+    kv_bytes: int
+    num_threads: int
+
+
+def ours(settings: Settings, work: Path) -> ServerPlan:
+    """The quickstart's application with the common settings; its file goes to `work`."""
+    port = free_port()
+    path = work / "rtp-serve.yaml"
+    path.write_text(yaml.safe_dump(our_config(settings, port)), encoding="utf-8")
+    return ServerPlan(
+        name="rtp-serve",
+        command=(sys.executable, "-m", "rtp_serve.cli.main", "serve", str(path)),
+        port=port,
+        kv_bytes=settings.kv_bytes,
+        replica_marker="EngineReplica",
+    )
+
+
+def our_config(settings: Settings, port: int) -> dict[str, Any]:
+    """The content of the file."""
+    config: dict[str, Any] = yaml.safe_load((_ROOT / "configs" / "quickstart.yaml").read_text())
+    config["http_options"]["port"] = port
+    arguments = config["applications"][0]["args"]
+    arguments["engine"] |= {
+        "model": str(settings.directory),
+        "served_model_name": SERVED_NAME,
+        "max_model_len": _MAX_MODEL_LEN,
+        "num_threads": settings.num_threads,
+        "cache": {"memory": settings.kv_bytes},
+    }
+    # A server that was halted for a while must not be taken for dead.
+    arguments["replica"] |= {"health_check_timeout_s": 3600.0}
+    return config
+
+
+def vllm(settings: Settings, peers: Path) -> ServerPlan:
+    """vLLM's CPU build out of `peers/venv-vllm`."""
+    port = free_port()
+    libraries = [_find(peers, "libtcmalloc_minimal.so.4"), _find(peers, "libiomp5.so")]
+    return ServerPlan(
+        name="vllm",
+        command=(
+            *(str(peers / "venv-vllm/bin/vllm"), "serve", str(settings.directory)),
+            *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", SERVED_NAME),
+            *("--dtype", "bfloat16", "--max-model-len", str(_MAX_MODEL_LEN)),
+        ),
+        port=port,
+        kv_bytes=settings.kv_bytes,
+        environment=OFFLINE
+        | {
+            "VLLM_CACHE_ROOT": str(peers / "cache"),
+            "VLLM_CPU_KVCACHE_SPACE": f"{settings.kv_bytes / (1 << 30):g}",
+            "VLLM_CPU_OMP_THREADS_BIND": _cores(settings.num_threads),
+            "LD_PRELOAD": ":".join(map(str, libraries)),
+        },
+        replica_marker="EngineCore",
+    )
+
+
+def llamacpp(settings: Settings, peers: Path, prompt_cache_mib: int) -> ServerPlan:
+    """llama-server out of `peers/llama-bin`. Its cache is fixed slots of one sequence each."""
+    port = free_port()
+    tokens = slot_tokens(settings) * _SLOTS
+    threads = str(settings.num_threads)
+    return ServerPlan(
+        name="llamacpp",
+        command=(
+            *(str(peers / "llama-bin/llama-server"), "--model", str(settings.gguf)),
+            *("--host", "127.0.0.1", "--port", str(port), "--alias", SERVED_NAME),
+            *("--threads", threads, "--threads-batch", threads),
+            *("--parallel", str(_SLOTS), "--ctx-size", str(tokens)),
+            *("--batch-size", "2048", "--ubatch-size", "512"),
+            *("--cache-ram", str(prompt_cache_mib)),
+        ),
+        port=port,
+        kv_bytes=tokens * kv_bytes_per_token(settings.model),
+        environment={"LD_LIBRARY_PATH": str(peers / "llama-bin")},
+    )
+
+
+def slot_tokens(settings: Settings) -> int:
+    """What a slot holds when the KV bytes are divided among the slots; the workloads must fit."""
+    fitting = settings.kv_bytes // kv_bytes_per_token(settings.model) // _SLOTS
+    longest = max(_MIN_SLOT_TOKENS, fitting - fitting % 256)
+    return min(longest, settings.model.max_model_len)
+
+
+def kv_bytes_per_token(model: ModelConfig) -> int:
+    """Keys and values of all layers in bfloat16."""
+    return 2 * 2 * model.num_layers * model.num_kv_heads * model.head_dim
+
+
+def _cores(count: int) -> str:
+    """The first cores this process may use, as vLLM wants them."""
+    return ",".join(map(str, sorted(os.sched_getaffinity(0))[:count]))
+
+
+def _find(peers: Path, name: str) -> Path:
+    found = sorted(peers.rglob(name))
+    if not found:
+        raise ConfigError(
+            f"$PEERS: no {name} below {peers}; docs/benchmarks.md says what is needed"
+        )
+    return found[0]

@@ -1,0 +1,59 @@
+"""Ours over theirs: which figure of which workload becomes which ratio. Pure arithmetic."""
+
+from collections.abc import Callable, Iterator
+
+from benchmarks.interleave import Measured
+from benchmarks.samples import paired_ratios
+
+MeasuredOf = Callable[[str, str], Measured]
+"""(server, workload) → what was measured."""
+
+US = "rtp-serve"
+
+RATIOS = {
+    "decode": ("single", "decode_tokens_per_s"),
+    "prefill": ("prefill", "prefill_tokens_per_s"),
+    "c8": ("c8", "output_tokens_per_s"),
+    "c16": ("c16", "output_tokens_per_s"),
+    "c16_p95_ttft": ("c16", "p95_ttft_ms"),
+    "c16_p95_itl": ("c16", "p95_itl_ms"),
+    "prefix": ("prefix", "output_tokens_per_s"),
+}
+"""Ratio → workload, and the figure of it that is divided."""
+
+PROMISED = (
+    "decode_x_vllm",
+    "decode_x_llamacpp",
+    "prefill_x_vllm",
+    "prefill_x_llamacpp",
+    "c8_x_vllm",
+    "c16_x_vllm",
+    "c16_x_llamacpp",
+    "c16_p95_ttft_x_vllm",
+    "c16_p95_itl_x_vllm",
+    "prefix_x_vllm",
+    "prefix_x_llamacpp",
+    "pss_x_vllm",
+)
+"""Of these `docs/benchmarks.md` says what they should be; the others stand beside them."""
+
+
+def ratios(measured: MeasuredOf, peer: str) -> Iterator[tuple[str, list[float]]]:
+    """(`NAME_x_PEER`, one ratio for each repetition that both completed)."""
+    for name, (workload, figure) in RATIOS.items():
+        ours, theirs = measured(US, workload), measured(peer, workload)
+        yield f"{name}_x_{peer}", paired_ratios(ours.get(figure, {}), theirs.get(figure, {}))
+
+
+def memory_ratio(measured: MeasuredOf, peer: str, workloads: tuple[str, ...]) -> list[float]:
+    """Our largest memory beyond the KV budget over the peer's smallest, after any run: a peer's
+    grows by prompts that it keeps, which is none of its fault."""
+    ours, theirs = (
+        [
+            value
+            for workload in workloads
+            for value in measured(server, workload).get("beyond_kv_bytes", {}).values()
+        ]
+        for server in (US, peer)
+    )
+    return [max(ours) / min(theirs)] if ours and theirs else []
