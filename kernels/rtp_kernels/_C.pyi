@@ -20,7 +20,18 @@ class LinearWeight:
 
     def __init__(self, packed: Array, bias: Array | None, n: int, k: int) -> None: ...
     def linear(self, out: int, is_out_f32: bool, x: int, m: int, x_stride: int) -> None: ...
-    def gather_rows(self, out: Array, ids: Array) -> None: ...
+    def linear_of_norms(
+        self,
+        out: int,
+        is_out_f32: bool,
+        x: int,
+        num_rows: int,
+        x_stride: int,
+        rows: Array,
+        norm_weight: int,
+        eps: float,
+    ) -> None: ...
+    def gather_rows(self, out: int, ids: Array) -> None: ...
 
 def read_memory(words: Array, prefetch_bytes: int, hint: str) -> int: ...
 

@@ -4,9 +4,11 @@ The residual stream is one tensor, to which every half of a layer adds what it m
 whose linears are all packed ones run together, in one call of the kernels; others op by op.
 """
 
-from collections.abc import Sequence
+from itertools import groupby
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rtp_serve import ops
@@ -48,11 +50,16 @@ class DecoderLayer:
             weights.linear(f"{path}.mlp.gate_up_proj"), weights.linear(f"{path}.mlp.down_proj")
         )
 
-    def __call__(self, residual: Tensor, inputs: ModelInputs, cache: KVCacheTensors) -> None:
+    def __call__(
+        self,
+        residual: Tensor,
+        positions: Tensor,
+        cache: KVCacheTensors,
+        metadata: ops.AttentionMetadata[Tensor],
+    ) -> None:
         """Add to `residual` [num_tokens, hidden_size] in place, op by op."""
         kv = cache.layer(self._index)
-        normed = self.input_norm(residual)
-        residual += self.attention(normed, inputs.positions, kv, inputs.attention)
+        residual += self.attention(self.input_norm(residual), positions, kv, metadata)
         residual += self.mlp(self.mlp_norm(residual))
 
     def sublayers(self) -> tuple[ops.Sublayer, ...]:
@@ -107,27 +114,27 @@ class DenseDecoder:
         return HiddenStates(residual, tuple(tapped[index] for index in taps))
 
     def _run_layers(
-        self, indices: Sequence[int], residual: Tensor, inputs: ModelInputs, cache: KVCacheTensors
+        self, indices: range, residual: Tensor, inputs: ModelInputs, cache: KVCacheTensors
     ) -> None:
         """Layers that are kernels run as many at a time as follow each other."""
-        pending: list[ops.Sublayer] = []
-
-        def run_pending() -> None:
-            if pending:
-                ops.run_sublayers(pending, residual, inputs.positions, cache.data, inputs.attention)
-                pending.clear()
-
-        for index in indices:
-            if self._sublayers[index]:
-                pending += self._sublayers[index]
+        for is_compiled, run in groupby(indices, lambda index: bool(self._sublayers[index])):
+            if is_compiled:
+                sublayers = [part for index in run for part in self._sublayers[index]]
+                ops.run_sublayers(
+                    sublayers, residual, inputs.positions, cache.data, inputs.attention
+                )
             else:
-                run_pending()
-                self.layers[index](residual, inputs, cache)
-        run_pending()
+                positions = torch.from_numpy(inputs.positions).to(self.device)
+                metadata = ops.to_device(inputs.attention, self.device)
+                for index in run:
+                    self.layers[index](residual, positions, cache, metadata)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Rows of `HiddenStates.last` [n, hidden_size] → [n, vocab_size], fp32."""
-        return self.lm_head(self.norm(hidden))
+    def logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        """Of the rows [n] of `HiddenStates.last`: [n, vocab_size], fp32."""
+        head = self.lm_head
+        if isinstance(head, PackedLinear):
+            return ops.linear_of_norms(hidden, rows, self.norm.spec, head.weight, torch.float32)
+        return head(self.norm(hidden[torch.from_numpy(rows).to(hidden.device)]))
 
     def linear(self, path: str) -> Linear:
         """The linear at a path such as `layers.0.attention.qkv_proj`."""

@@ -1,9 +1,11 @@
 """What every model takes and gives: the boundary between the runner and the architectures."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rtp_serve.config.model import ModelConfig
@@ -15,16 +17,16 @@ from rtp_serve.ops import AttentionMetadata
 
 @dataclass(frozen=True, slots=True)
 class ModelInputs:
-    """One step's tokens, all sequences one behind the other. All on the model's device."""
+    """One step's tokens, all sequences one behind the other. On the host, embeddings apart."""
 
-    # [num_tokens], int64
-    token_ids: Tensor
-    # [num_tokens], or [3, num_tokens] under M-RoPE, int64
-    positions: Tensor
-    attention: AttentionMetadata
-    # [num_tokens, hidden_size]: embeddings in place of tokens
+    # [num_tokens]
+    token_ids: NDArray[np.int64]
+    # [num_tokens], or [3, num_tokens] under M-RoPE
+    positions: NDArray[np.int64]
+    attention: AttentionMetadata[NDArray[Any]]
+    # [num_tokens, hidden_size], on the model's device: embeddings in place of tokens
     embeds: Tensor | None = None
-    # [num_tokens], bool: which rows of `embeds` count; None is all
+    # [num_tokens], bool, on the model's device: which rows of `embeds` count; None is all
     is_embedded: Tensor | None = None
 
 
@@ -50,8 +52,8 @@ class Model(Protocol):
         """Compute the step's tokens and write their KV. `taps` are layers to report."""
         ...
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Rows of `HiddenStates.last` [n, hidden_size] → [n, vocab_size], fp32."""
+    def logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        """Of the rows [n] of `HiddenStates.last`: [n, vocab_size], fp32."""
         ...
 
     def linear(self, path: str) -> Linear:

@@ -4,12 +4,17 @@ A sink is handed to whoever measures. `PrometheusSink` keeps figures in this pro
 the sink that reports to Ray is in `deployments/`.
 """
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import accumulate
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import Metric as PrometheusFamily
+from prometheus_client.registry import Collector
 
 PREFIX = "rtp_serve:"
 
@@ -92,40 +97,77 @@ class MetricsSink(Protocol):
         ...
 
 
-class PrometheusSink:
-    """Keeps every metric in a registry of its own and renders it as Prometheus text."""
+class _Figure:
+    """A counter or a gauge: label values → number."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+        # One without labels is there from the start.
+        self.values: dict[tuple[str, ...], float] = {} if metric.labels else {(): 0.0}
+
+    def family(self) -> CounterMetricFamily | GaugeMetricFamily:
+        """As the Prometheus library renders it."""
+        is_counter = self._metric.kind is MetricKind.COUNTER
+        make = CounterMetricFamily if is_counter else GaugeMetricFamily
+        family = make(PREFIX + self._metric.name, self._metric.help, labels=self._metric.labels)
+        for labels, value in list(self.values.items()):
+            family.add_metric(labels, value)
+        return family
+
+
+class _Histogram:
+    """How many observations fell into each bucket, and their sum."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+        self._bounds = [*map(str, metric.buckets), "+Inf"]
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._metric.buckets, value)] += 1
+        self._sum += value
+
+    def family(self) -> HistogramMetricFamily:
+        """As the Prometheus library renders it: buckets add up."""
+        buckets = list(zip(self._bounds, accumulate(self._counts), strict=True))
+        family = HistogramMetricFamily(PREFIX + self._metric.name, self._metric.help)
+        family.add_metric((), buckets, self._sum)
+        return family
+
+
+class PrometheusSink(Collector):
+    """Keeps every figure in plain numbers and renders them as Prometheus text when asked.
+
+    Measuring is a few instructions, for it happens with every token. One thread measures; another
+    may render meanwhile.
+    """
 
     def __init__(self) -> None:
+        self._figures = {
+            m.name: _Figure(m) for m in ALL_METRICS if m.kind is not MetricKind.HISTOGRAM
+        }
+        self._histograms = {
+            m.name: _Histogram(m) for m in ALL_METRICS if m.kind is MetricKind.HISTOGRAM
+        }
         self._registry = CollectorRegistry()
-        self._counters: dict[str, Counter] = {}
-        self._gauges: dict[str, Gauge] = {}
-        self._histograms: dict[str, Histogram] = {}
-        for metric in ALL_METRICS:
-            self._create(metric)
-
-    def _create(self, metric: Metric) -> None:
-        name = PREFIX + metric.name
-        match metric.kind:
-            case MetricKind.COUNTER:
-                self._counters[metric.name] = Counter(
-                    name, metric.help, metric.labels, registry=self._registry
-                )
-            case MetricKind.GAUGE:
-                self._gauges[metric.name] = Gauge(name, metric.help, registry=self._registry)
-            case MetricKind.HISTOGRAM:
-                self._histograms[metric.name] = Histogram(
-                    name, metric.help, buckets=metric.buckets, registry=self._registry
-                )
+        self._registry.register(self)
 
     def add(self, metric: Metric, amount: float, labels: Mapping[str, str] | None = None) -> None:
-        counter = self._counters[metric.name]
-        (counter.labels(**labels) if labels else counter).inc(amount)
+        values = self._figures[metric.name].values
+        key = tuple(labels[name] for name in metric.labels) if labels else ()
+        values[key] = values.get(key, 0.0) + amount
 
     def set(self, metric: Metric, value: float) -> None:
-        self._gauges[metric.name].set(value)
+        self._figures[metric.name].values[()] = value
 
     def observe(self, metric: Metric, value: float) -> None:
         self._histograms[metric.name].observe(value)
+
+    def collect(self) -> Iterator[PrometheusFamily]:
+        """For the registry."""
+        yield from (figure.family() for figure in self._figures.values())
+        yield from (histogram.family() for histogram in self._histograms.values())
 
     def render(self) -> str:
         """The Prometheus text format."""

@@ -11,11 +11,17 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rtp_serve.ops.dispatch import ops_for, set_num_threads
-from rtp_serve.ops.gemm import PackedWeight, embedding, linear, pack_weight
-from rtp_serve.ops.metadata import AttentionMetadata
+from rtp_serve.ops.gemm import (
+    Norm,
+    PackedWeight,
+    embedding,
+    linear,
+    linear_of_norms,
+    pack_weight,
+)
+from rtp_serve.ops.metadata import AttentionMetadata, to_device
 from rtp_serve.ops.sublayers import (
     HeadShape,
-    Norm,
     Rope,
     Sublayer,
     attention_sublayer,
@@ -34,15 +40,17 @@ __all__ = [
     "embedding",
     "gather_kv",
     "linear",
+    "linear_of_norms",
     "mlp_sublayer",
     "pack_weight",
     "paged_attention",
     "rms_norm",
     "rotary",
     "run_sublayers",
-    "set_num_threads",
     "scatter_kv",
+    "set_num_threads",
     "silu_and_mul",
+    "to_device",
     "write_kv",
 ]
 

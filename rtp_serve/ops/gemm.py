@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from rtp_serve.ops.dispatch import Backend, backend
+from rtp_serve.ops.reference import rms_norm
 
 if TYPE_CHECKING:
     from rtp_kernels import _C
@@ -50,6 +53,14 @@ class PackedWeight:
     def dtype(self) -> torch.dtype:
         """bfloat16 or float32."""
         return self.data.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """An RMS norm's weight [size], of the model's dtype."""
+
+    weight: Tensor
+    eps: float
 
 
 def packed_shape(num_rows: int, num_cols: int, dtype: torch.dtype) -> tuple[int, ...]:
@@ -98,12 +109,37 @@ def linear(x: Tensor, weight: PackedWeight, out_dtype: torch.dtype | None = None
     return out
 
 
-def embedding(token_ids: Tensor, weight: PackedWeight) -> Tensor:
-    """Rows of the unpacked weight: token_ids [n] int64, each in [0, N), give [n, K]."""
+def linear_of_norms(
+    x: Tensor, rows: NDArray[np.int64], norm: Norm, weight: PackedWeight, out_dtype: torch.dtype
+) -> Tensor:
+    """`linear` of the RMS norms of some rows [m] of x [num_rows, K], each in [0, num_rows)."""
+    _check_operands(x, weight, out_dtype)
     if weight.kernel is None:
-        return functional.embedding(token_ids, weight.data)
-    out = torch.empty((token_ids.shape[0], weight.num_cols), dtype=weight.dtype)
-    weight.kernel.gather_rows(out, token_ids)
+        chosen = x[torch.from_numpy(rows).to(x.device)]
+        return _reference_linear(rms_norm(chosen, norm.weight, norm.eps), weight, out_dtype)
+    assert norm.weight.dtype == x.dtype
+    assert norm.weight.shape == x.shape[1:]
+    out = torch.empty((len(rows), weight.num_rows), dtype=out_dtype)
+    weight.kernel.linear_of_norms(
+        out.data_ptr(),
+        out_dtype == torch.float32,
+        x.data_ptr(),
+        x.shape[0],
+        x.stride(0),
+        rows,
+        norm.weight.data_ptr(),
+        norm.eps,
+    )
+    return out
+
+
+def embedding(token_ids: NDArray[np.int64], weight: PackedWeight) -> Tensor:
+    """Rows of the unpacked weight: token_ids [n], each in [0, N), give [n, K]."""
+    if weight.kernel is None:
+        device_ids = torch.from_numpy(token_ids).to(weight.data.device)
+        return functional.embedding(device_ids, weight.data)
+    out = torch.empty((len(token_ids), weight.num_cols), dtype=weight.dtype)
+    weight.kernel.gather_rows(out.data_ptr(), token_ids)
     return out
 
 

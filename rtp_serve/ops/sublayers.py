@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch import to_dlpack as dl  # type: ignore[attr-defined]
 
-from rtp_serve.ops.gemm import PackedWeight
+from rtp_serve.ops.gemm import Norm, PackedWeight
 from rtp_serve.ops.metadata import AttentionMetadata
 
 if TYPE_CHECKING:
-    from rtp_kernels._C import Sublayer
+    from rtp_kernels._C import Sublayer as Sublayer
 else:
     Sublayer = Any
 
@@ -35,14 +37,6 @@ class HeadShape:
     def scale(self) -> float:
         """What scores are multiplied by."""
         return float(self.head_dim**-0.5)
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """An RMS norm's weight [size], of the model's dtype."""
-
-    weight: Tensor
-    eps: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,26 +95,25 @@ def mlp_sublayer(norm: Norm, gate_up: PackedWeight, down: PackedWeight) -> Subla
 def run_sublayers(
     sublayers: Sequence[Sublayer],
     residual: Tensor,
-    positions: Tensor,
+    positions: NDArray[np.int64],
     kv_cache: Tensor,
-    metadata: AttentionMetadata,
+    metadata: AttentionMetadata[NDArray[Any]],
 ) -> None:
     """Run them in order, adding to `residual` [num_tokens, hidden_size] in place.
 
-    positions [num_tokens], or [3, num_tokens] under M-RoPE, int64; kv_cache [num_layers, 2,
-    num_blocks, num_kv_heads, block_size, head_dim], of residual's dtype. Raises TypeError or
-    ValueError before anything is computed.
+    positions [num_tokens], or [3, num_tokens] under M-RoPE; kv_cache [num_layers, 2, num_blocks,
+    num_kv_heads, block_size, head_dim], of residual's dtype. Raises TypeError or ValueError before
+    anything is computed.
     """
-    mask = metadata.ancestor_mask
     import_module("rtp_kernels._C").run_sublayers(
         sublayers,
         dl(residual),
-        dl(positions),
+        positions,
         dl(kv_cache),
-        dl(metadata.slots),
-        dl(metadata.block_tables),
-        dl(metadata.query_start_loc),
-        dl(metadata.seq_lens),
+        metadata.slots,
+        metadata.block_tables,
+        metadata.query_start_loc,
+        metadata.seq_lens,
         metadata.window,
-        None if mask is None else dl(mask),
+        metadata.ancestor_mask,
     )

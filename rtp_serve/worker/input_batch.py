@@ -8,9 +8,9 @@ A step's tokens lie one sequence behind the other:
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rtp_serve.engine.output import Int32Array, SchedulerOutput
@@ -50,19 +50,15 @@ class InputBatch:
         """[num_sampled], int64."""
         return self.rows[self.is_sampled]
 
-    def model_inputs(self, device: torch.device) -> ModelInputs:
-        """The same as tensors."""
-
-        def tensor(array: NDArray[np.integer]) -> torch.Tensor:
-            return torch.from_numpy(array).to(device)
-
-        metadata = AttentionMetadata(
-            slots=tensor(self.slots),
-            block_tables=tensor(self.block_tables),
-            query_start_loc=tensor(self.query_start_loc),
-            seq_lens=tensor(self.seq_lens),
+    def model_inputs(self) -> ModelInputs:
+        """What the model reads of it."""
+        metadata: AttentionMetadata[NDArray[Any]] = AttentionMetadata(
+            slots=self.slots,
+            block_tables=self.block_tables,
+            query_start_loc=self.query_start_loc,
+            seq_lens=self.seq_lens,
         )
-        return ModelInputs(tensor(self.token_ids), tensor(self.positions), metadata)
+        return ModelInputs(self.token_ids, self.positions, metadata)
 
 
 def build_input_batch(

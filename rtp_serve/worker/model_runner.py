@@ -40,7 +40,7 @@ class ModelRunner:
         if not len(rows):
             return ModelOutput(np.empty(0, np.int32))
         batch = build_input_batch(self._table, rows, scheduled)
-        hidden = self._model.forward(batch.model_inputs(self._model.device), self._cache).last
+        hidden = self._model.forward(batch.model_inputs(), self._cache).last
         errors: dict[int, str] = {}
         prompt_logprobs = tuple(self._prompt_logprobs(batch, hidden, errors))
         return self._sample(batch, hidden, prompt_logprobs, errors)
@@ -72,8 +72,7 @@ class ModelRunner:
 
     def _logits(self, hidden: Tensor, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """[len(tokens), vocab_size], fp32, on the host."""
-        chosen = hidden[torch.from_numpy(tokens).to(hidden.device)]
-        logits: NDArray[np.float32] = self._model.logits(chosen).cpu().numpy()
+        logits: NDArray[np.float32] = self._model.logits(hidden, tokens).cpu().numpy()
         return logits
 
     def _prompt_logprobs(

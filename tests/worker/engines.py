@@ -10,7 +10,7 @@ from rtp_serve.config.engine import CacheConfig, EngineConfig, SchedulerConfig
 from rtp_serve.config.model import ModelConfig
 from rtp_serve.kv_cache.spec import KVCacheSpec, KVFormat
 from rtp_serve.kv_cache.tensors import KVCacheTensors
-from rtp_serve.models.model import ModelInputs
+from rtp_serve.models.model import Model, ModelInputs
 from rtp_serve.ops import AttentionMetadata
 from rtp_serve.worker.loading import load_runner
 from rtp_serve.worker.model_runner import ModelRunner
@@ -40,17 +40,22 @@ def whole_prompt(token_ids: list[int], **replaced: Any) -> ModelInputs:
     length = len(token_ids)
     num_blocks = -(-length // BLOCK_SIZE)
     metadata = AttentionMetadata(
-        slots=torch.arange(length) + BLOCK_SIZE,
-        block_tables=torch.arange(1, num_blocks + 1, dtype=torch.int32)[None],
-        query_start_loc=torch.tensor([0, length], dtype=torch.int32),
-        seq_lens=torch.tensor([length], dtype=torch.int32),
+        slots=np.arange(length) + BLOCK_SIZE,
+        block_tables=np.arange(1, num_blocks + 1, dtype=np.int32)[None],
+        query_start_loc=np.array([0, length], np.int32),
+        seq_lens=np.array([length], np.int32),
     )
     inputs = {
-        "token_ids": torch.tensor(token_ids),
-        "positions": torch.arange(length),
+        "token_ids": np.array(token_ids),
+        "positions": np.arange(length),
         "attention": metadata,
     }
     return ModelInputs(**(inputs | replaced))
+
+
+def all_logits(model: Model, hidden: torch.Tensor) -> torch.Tensor:
+    """[num_tokens, vocab_size] of every row."""
+    return model.logits(hidden, np.arange(len(hidden)))
 
 
 def make_prompt(length: int, seed: int = 0, vocab_size: int = 256) -> list[int]:

@@ -16,7 +16,7 @@ from rtp_serve.loader.checkpoint import Checkpoint
 from rtp_serve.models.model import Model
 from rtp_serve.worker.loading import load_model
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
-from tests.worker.engines import make_cache, make_prompt, whole_prompt
+from tests.worker.engines import all_logits, make_cache, make_prompt, whole_prompt
 
 CONFIG = tiny_config()
 
@@ -28,7 +28,7 @@ def load(directory: Path, dtype: torch.dtype = torch.float32) -> Model:
 def logits(model: Model, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     with torch.inference_mode():
         cache = make_cache(model.config, dtype)
-        return model.logits(model.forward(whole_prompt(make_prompt(9)), cache).last)
+        return all_logits(model, model.forward(whole_prompt(make_prompt(9)), cache).last)
 
 
 @pytest.mark.parametrize("has_index", [True, False])

@@ -11,7 +11,7 @@ from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.worker.executor import InProcessExecutor
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 from tests.worker.driver import DrivenSequence, Driver
-from tests.worker.engines import make_cache, make_prompt, make_runner, whole_prompt
+from tests.worker.engines import all_logits, make_cache, make_prompt, make_runner, whole_prompt
 
 ARCHITECTURES = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"]
 SAMPLINGS = [
@@ -94,7 +94,7 @@ def test_prompt_logprobs_are_those_of_one_forward_pass(tmp_path: Path):
     model = runner._model
     with torch.inference_mode():
         hidden = model.forward(whole_prompt(prompt), make_cache(model.config)).last
-        expected = model.logits(hidden).log_softmax(dim=-1)
+        expected = all_logits(model, hidden).log_softmax(dim=-1)
     for chunk in (1 << 30, 13):
         wanted = SamplingParams(temperature=0.0, logprobs=0, prompt_logprobs=3)
         sequence = DrivenSequence(chunk, prompt, wanted, num_output=1)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -12,7 +13,7 @@ from rtp_serve.models.layers.rotary import RotaryEmbedding
 from rtp_serve.models.model import Model, ModelInputs
 from rtp_serve.worker.loading import load_model
 from tests.checkpoints import tiny_config, write_checkpoint
-from tests.worker.engines import make_cache, make_prompt, whole_prompt
+from tests.worker.engines import all_logits, make_cache, make_prompt, whole_prompt
 
 PROMPT = make_prompt(20)
 
@@ -29,7 +30,7 @@ def model(directory: Path) -> Model:
 
 def run(model: Model, inputs: ModelInputs) -> torch.Tensor:
     with torch.inference_mode():
-        return model.logits(model.forward(inputs, make_cache(model.config)).last)
+        return all_logits(model, model.forward(inputs, make_cache(model.config)).last)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_an_unknown_linear_is_named(model: Model, path: str):
 
 def test_embeddings_replace_all_tokens_or_some(model: Model):
     expected = run(model, whole_prompt(PROMPT))
-    embedding = model.embedding(torch.tensor(PROMPT))
+    embedding = model.embedding(np.array(PROMPT))
     nonsense = [0] * len(PROMPT)
     assert torch.equal(run(model, whole_prompt(nonsense, embeds=embedding)), expected)
     is_embedded = torch.arange(len(PROMPT)) % 3 == 0
@@ -63,7 +64,7 @@ def test_embeddings_replace_all_tokens_or_some(model: Model):
 
 
 def test_the_given_embeddings_are_left_alone(model: Model):
-    embedding = model.embedding(torch.tensor(PROMPT))
+    embedding = model.embedding(np.array(PROMPT))
     before = embedding.clone()
     run(model, whole_prompt(PROMPT, embeds=embedding))
     assert torch.equal(embedding, before)
@@ -83,7 +84,7 @@ def test_equal_position_rows_are_plain_positions(directory: Path):
     config = read_model_config(directory)
     sections = replace(config, rope=replace(config.rope, mrope_sections=(4, 2, 2)))
     model = load_model(directory, sections, torch.float32, max_positions=128)
-    positions = torch.arange(len(PROMPT)).expand(3, -1).contiguous()
+    positions = np.tile(np.arange(len(PROMPT)), (3, 1))
     assert torch.equal(
         run(model, whole_prompt(PROMPT, positions=positions)), run(model, whole_prompt(PROMPT))
     )
@@ -118,8 +119,8 @@ def test_a_window_forgets_what_is_too_far_back(model: Model):
 def test_an_ancestor_mask_lets_two_drafts_share_a_prefix(model: Model):
     """Tokens a b | c and a b | d in one tree give the logits of the two chains."""
     a, b, c, d = PROMPT[:4]
-    tree = whole_prompt([a, b, c, d], positions=torch.tensor([0, 1, 2, 2]))
-    mask = torch.tensor([0b0001, 0b0011, 0b0111, 0b1011])
+    tree = whole_prompt([a, b, c, d], positions=np.array([0, 1, 2, 2]))
+    mask = np.array([0b0001, 0b0011, 0b0111, 0b1011])
     tree = replace(tree, attention=replace(tree.attention, ancestor_mask=mask))
     logits = run(model, tree)
     torch.testing.assert_close(logits[2], run(model, whole_prompt([a, b, c]))[2])

@@ -14,7 +14,7 @@ from rtp_serve.config.model import read_model_config
 from rtp_serve.worker.loading import load_model
 from tests.checkpoints import LINEAR_ROPE, LLAMA3_ROPE, tiny_config, write_checkpoint
 from tests.worker.driver import DrivenSequence, Driver
-from tests.worker.engines import make_cache, make_prompt, make_runner, whole_prompt
+from tests.worker.engines import all_logits, make_cache, make_prompt, make_runner, whole_prompt
 
 CONFIGS = {
     "llama": tiny_config(),
@@ -47,7 +47,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(name: str, tmp_path:
     Driver(make_runner(directory), chunk=23).run(sequence)
     with reference_model(directory) as reference:
         expected = reference(torch.tensor([prompt])).logits[0]
-        logits = model.logits(model.forward(whole_prompt(prompt), make_cache(config)).last)
+        logits = all_logits(model, model.forward(whole_prompt(prompt), make_cache(config)).last)
         greedy = reference.generate(
             torch.tensor([prompt]), do_sample=False, max_new_tokens=64, min_new_tokens=64,
             eos_token_id=None, pad_token_id=0,
@@ -71,7 +71,7 @@ def test_both_spellings_of_rope_give_the_same_model(tmp_path: Path):
     with reference_model(directory) as reference:
         model = load_model(directory, first, torch.float32, max_positions=256)
         prompt = make_prompt(LENGTH)
-        logits = model.logits(model.forward(whole_prompt(prompt), make_cache(first)).last)
+        logits = all_logits(model, model.forward(whole_prompt(prompt), make_cache(first)).last)
         assert (logits - reference(torch.tensor([prompt])).logits[0]).abs().max() <= 1e-3
 
 
@@ -86,6 +86,6 @@ def test_bfloat16_stays_near_transformers_in_bfloat16(tmp_path: Path):
         reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         expected = reference(torch.tensor([prompt])).logits[0]
         cache = make_cache(config, torch.bfloat16)
-        logits = model.logits(model.forward(whole_prompt(prompt), cache).last)
+        logits = all_logits(model, model.forward(whole_prompt(prompt), cache).last)
     assert logits.dtype == torch.float32
     assert (logits - expected).abs().mean() <= 0.02 * expected.std()

@@ -32,6 +32,21 @@ void py_pack_weight(const CpuArray& packed_, const CpuArray& weight_) {
   });
 }
 
+void check_indices(const char* name, const int64_t* indices, int64_t count, int64_t limit) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (indices[i] >= 0 && indices[i] < limit) continue;
+    throw nb::value_error((std::string(name) + "[" + std::to_string(i) + "] must be from 0 to " +
+                           std::to_string(limit - 1) + ", got " + std::to_string(indices[i]))
+                              .c_str());
+  }
+}
+
+void multiply(const Linear& op) {
+  const nb::gil_scoped_release release;
+  run_team(op.m * op.weight.n * op.weight.k > kParallelProducts,
+           [&](const Member& member) { RTP_DISPATCH(linear)(op, member); });
+}
+
 }  // namespace
 
 LinearWeight::LinearWeight(const CpuArray& packed_array, const CpuArray& bias_array, int64_t n,
@@ -45,8 +60,8 @@ LinearWeight::LinearWeight(const CpuArray& packed_array, const CpuArray& bias_ar
   projection_.bias = bias.of(Scalar::kF32).shape({n}).contiguous().data<const float>();
 }
 
-void LinearWeight::linear(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t m,
-                          int64_t x_stride) const {
+Linear LinearWeight::product(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t m,
+                             int64_t x_stride) const {
   const PackedMatrix& weight = projection_.weight;
   Linear op{};
   op.weight = weight;
@@ -57,27 +72,37 @@ void LinearWeight::linear(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t m
   op.m = m;
   op.x_stride = x_stride;
   op.out_stride = weight.n;
-  const nb::gil_scoped_release release;
-  run_team(m * weight.n * weight.k > kParallelProducts,
-           [&](const Member& member) { RTP_DISPATCH(linear)(op, member); });
+  return op;
 }
 
-void LinearWeight::gather_rows(const CpuArray& out_, const CpuArray& ids_) const {
+void LinearWeight::linear(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t m,
+                          int64_t x_stride) const {
+  multiply(product(out, is_out_f32, x, m, x_stride));
+}
+
+void LinearWeight::linear_of_norms(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t num_rows,
+                                   int64_t x_stride, const CpuArray& rows_, uintptr_t norm_weight,
+                                   float eps) const {
+  const Array rows("linear_of_norms", "rows", rows_);
+  const int64_t m = rows.of(Scalar::kI64).shape({kAny}).contiguous().size(0);
+  Linear op = product(out, is_out_f32, x, m, x_stride);
+  op.rows = rows.data<const int64_t>();
+  op.prologue = Prologue::kRmsNorm;
+  op.norm_weight = reinterpret_cast<const void*>(norm_weight);
+  op.eps = eps;
+  check_indices("linear_of_norms: rows", op.rows, m, num_rows);
+  multiply(op);
+}
+
+void LinearWeight::gather_rows(uintptr_t out, const CpuArray& ids_) const {
   const PackedMatrix& weight = projection_.weight;
-  const Array out("gather_rows", "out", out_), ids("gather_rows", "ids", ids_);
+  const Array ids("gather_rows", "ids", ids_);
   const int64_t count = ids.of(Scalar::kI64).shape({kAny}).contiguous().size(0);
-  const Scalar scalar = weight.dtype == DType::kBf16 ? Scalar::kBf16 : Scalar::kF32;
-  out.of(scalar).shape({count, weight.k}).contiguous();
   const int64_t* id = ids.data<const int64_t>();
-  for (int64_t i = 0; i < count; ++i) {
-    if (id[i] >= 0 && id[i] < weight.n) continue;
-    throw nb::value_error(("gather_rows: ids[" + std::to_string(i) + "] must be from 0 to " +
-                           std::to_string(weight.n - 1) + ", got " + std::to_string(id[i]))
-                              .c_str());
-  }
+  check_indices("gather_rows: ids", id, count, weight.n);
   const nb::gil_scoped_release release;
   run_team(count * weight.k > kParallelElements, [&](const Member& member) {
-    rtp::gather_rows(out.data(), id, count, weight, member);
+    rtp::gather_rows(reinterpret_cast<void*>(out), id, count, weight, member);
   });
 }
 
@@ -89,7 +114,10 @@ void bind_gemm(nb::module_& module) {
            array("bias").none(), nb::arg("n"), nb::arg("k"))
       .def("linear", &LinearWeight::linear, nb::arg("out"), nb::arg("is_out_f32"), nb::arg("x"),
            nb::arg("m"), nb::arg("x_stride"))
-      .def("gather_rows", &LinearWeight::gather_rows, array("out"), array("ids"));
+      .def("linear_of_norms", &LinearWeight::linear_of_norms, nb::arg("out"), nb::arg("is_out_f32"),
+           nb::arg("x"), nb::arg("num_rows"), nb::arg("x_stride"), array("rows"),
+           nb::arg("norm_weight"), nb::arg("eps"))
+      .def("gather_rows", &LinearWeight::gather_rows, nb::arg("out"), array("ids"));
 }
 
 }  // namespace rtp

@@ -52,8 +52,8 @@ BoundSublayer attention_sublayer(const CpuArray& norm, float eps, const LinearWe
   parts.o = o.projection();
   const DType dtype = parts.dtype = parts.qkv.weight.dtype;
   const int64_t hidden_size = parts.qkv.weight.k, query_size = parts.num_heads * parts.head_dim;
-  check_projection(name, "qkv", parts.qkv,
-                   query_size + 2 * parts.num_kv_heads * parts.head_dim, hidden_size, dtype);
+  check_projection(name, "qkv", parts.qkv, query_size + 2 * parts.num_kv_heads * parts.head_dim,
+                   hidden_size, dtype);
   check_projection(name, "o", parts.o, hidden_size, query_size, dtype);
   parts.norm = bind_norm(name, "norm", norm, eps, dtype, hidden_size);
   parts.query_norm = bind_norm(name, "query_norm", query_norm, eps, dtype, parts.head_dim);
@@ -180,7 +180,8 @@ void bind_sublayer(nb::module_& module) {
   module.def("mlp_sublayer", &mlp_sublayer, array("norm"), nb::arg("eps"), nb::arg("gate_up"),
              nb::arg("down"), nb::keep_alive<0, 3>(), nb::keep_alive<0, 4>());
   module.def("run_sublayers", &run_sublayers, nb::arg("sublayers"), array("residual"),
-             array("positions"), array("kv_cache"), array("slots"), array("block_tables"), array("query_start_loc"), array("seq_lens"), nb::arg("window"),
+             array("positions"), array("kv_cache"), array("slots"), array("block_tables"),
+             array("query_start_loc"), array("seq_lens"), nb::arg("window"),
              array("ancestor_mask").none());
 }
 

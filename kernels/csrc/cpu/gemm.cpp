@@ -122,7 +122,9 @@ void copy_row(float* to, const T* from, int64_t k) {
   if (i < k) store(to + i, load_first(from + i, static_cast<int>(k - i)));
 }
 
-void copy_row(bf16* to, const bf16* from, int64_t k) { __builtin_memcpy(to, from, k * sizeof(bf16)); }
+void copy_row(bf16* to, const bf16* from, int64_t k) {
+  __builtin_memcpy(to, from, k * sizeof(bf16));
+}
 
 template <typename T>
 void prepare_row(const Linear& op, Operand<T>* to, const T* from) {
@@ -167,7 +169,7 @@ struct Grid {
     X* rows = reinterpret_cast<X*>(
         thread_scratch((last - first) * x_stride * static_cast<int64_t>(sizeof(X)) / 4));
     for (int64_t row = first; row < last; ++row) {
-      const T* source = static_cast<const T*>(op.x) + row * op.x_stride;
+      const T* source = static_cast<const T*>(op.x) + (op.rows ? op.rows[row] : row) * op.x_stride;
       prepare_row(op, rows + (row - first) * x_stride, source);
     }
     return rows;

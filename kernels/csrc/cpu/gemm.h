@@ -41,6 +41,7 @@ struct Linear {
   DType out_dtype;    // the weight's, or f32: the sums as they are
   int64_t m;
   int64_t x_stride, out_stride;
+  const int64_t* rows = nullptr;  // [m]: which row of x each row of `out` is of; null: its own
   Prologue prologue = Prologue::kNone;
   const void* norm_weight = nullptr;  // [k], under kRmsNorm
   float eps = 0;

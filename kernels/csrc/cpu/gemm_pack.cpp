@@ -36,8 +36,7 @@ void unpack_row(T* row, const T* strip, int64_t k) {
 }
 
 template <typename T>
-void pack_as(T* out, const T* weight, int64_t stride, int64_t n, int64_t k,
-             const Member& member) {
+void pack_as(T* out, const T* weight, int64_t stride, int64_t n, int64_t k, const Member& member) {
   const int64_t strips = (n + kStripOutputs - 1) / kStripOutputs;
   const int64_t elements = strip_elements<T>(k);
   // Columns of k go in blocks: their part of the strip stays in the first-level cache.

@@ -13,15 +13,23 @@ class LinearWeight {
 
   const Projection& projection() const { return projection_; }
 
-  // By address: exporting x and out by DLPack takes longer than a small product. The caller has
-  // checked them: x is [m, k] of the weight's type, out is [m, n] and contiguous, of that type or
-  // f32.
+  // Tensors come by address: exporting them by DLPack takes longer than a small product. The caller
+  // has checked them.
+
+  // x is [m, k] of the weight's type, out is [m, n] and contiguous, of that type or f32.
   void linear(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t m, int64_t x_stride) const;
 
-  // out[i] = row ids[i] of the unpacked weight.
-  void gather_rows(const CpuArray& out, const CpuArray& ids) const;
+  // The same of the norms of some rows of x [num_rows, k].
+  void linear_of_norms(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t num_rows,
+                       int64_t x_stride, const CpuArray& rows, uintptr_t norm_weight,
+                       float eps) const;
+
+  // out[i] = row ids[i] of the unpacked weight; out is [len(ids), k], of the weight's type.
+  void gather_rows(uintptr_t out, const CpuArray& ids) const;
 
  private:
+  Linear product(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t m, int64_t x_stride) const;
+
   CpuArray packed_array_, bias_array_;
   Projection projection_{};
 };

@@ -11,8 +11,8 @@ void check_heads(const std::string& op, const AttentionGeometry& step) {
   require(step.head_dim > 0 && step.head_dim % 2 == 0 && step.head_dim <= 512,
           op + "head_dim must be even, from 2 to 512, got " + to_string(step.head_dim));
   require(step.num_kv_heads > 0 && step.num_heads % step.num_kv_heads == 0,
-          op + "query has " + to_string(step.num_heads) +
-              " heads, not a multiple of the cache's " + to_string(step.num_kv_heads));
+          op + "query has " + to_string(step.num_heads) + " heads, not a multiple of the cache's " +
+              to_string(step.num_kv_heads));
 }
 
 void check_blocks(const std::string& op, const Sequences& step, int64_t seq, int64_t num_blocks,
@@ -30,8 +30,7 @@ void check_blocks(const std::string& op, const Sequences& step, int64_t seq, int
 }
 
 // A token's mask may name itself and tokens before it, among the first 64 of its sequence.
-void check_masks(const std::string& op, const AttentionGeometry& step, int64_t begin,
-                 int64_t end) {
+void check_masks(const std::string& op, const AttentionGeometry& step, int64_t begin, int64_t end) {
   for (int64_t token = begin; token < end; ++token) {
     const auto mask = static_cast<uint64_t>(step.ancestor_mask[token]);
     const int64_t index = token - begin;
@@ -51,9 +50,8 @@ void check_lengths(const std::string& op, const AttentionGeometry& step, int64_t
           op + "query_start_loc must ascend to at most " + to_string(num_tokens) +
               " (rows of query), got " + to_string(start[seq + 1]) + " at " + to_string(seq + 1));
   require(query_len <= step.seq_lens[seq], op + "seq_lens[" + to_string(seq) + "] is " +
-                                               to_string(step.seq_lens[seq]) +
-                                               ", less than its " + to_string(query_len) +
-                                               " query tokens");
+                                               to_string(step.seq_lens[seq]) + ", less than its " +
+                                               to_string(query_len) + " query tokens");
 }
 
 }  // namespace

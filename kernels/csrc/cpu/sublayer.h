@@ -83,7 +83,9 @@ class AttentionSublayer final : public Sublayer {
   Rotary rotary(const Step& step, char* query, char* key) const;
   PagedAttention attention(const Step& step, const char* query, char* out) const;
   char* cache(const Step& step, int64_t index) const;
-  int64_t qkv_columns() const { return (parts_.num_heads + 2 * parts_.num_kv_heads) * parts_.head_dim; }
+  int64_t qkv_columns() const {
+    return (parts_.num_heads + 2 * parts_.num_kv_heads) * parts_.head_dim;
+  }
 
   Parts parts_;
 };

@@ -65,7 +65,7 @@ void run_team(bool is_parallel, Body&& body) {
   }
   using Function = std::remove_reference_t<Body>;
   call_team([](void* context, const Member& member) { (*static_cast<Function*>(context))(member); },
-           &body);
+            &body);
 }
 
 }  // namespace rtp

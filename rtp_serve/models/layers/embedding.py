@@ -1,6 +1,8 @@
 """Token ids, or embeddings given in their place, → the first hidden state."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rtp_serve import ops
@@ -13,11 +15,14 @@ class TokenEmbedding:
         self._weight = weight
 
     def __call__(
-        self, token_ids: Tensor, embeds: Tensor | None = None, is_embedded: Tensor | None = None
+        self,
+        token_ids: NDArray[np.int64],
+        embeds: Tensor | None = None,
+        is_embedded: Tensor | None = None,
     ) -> Tensor:
         """A new tensor [num_tokens, hidden_size].
 
-        token_ids [num_tokens], int64. embeds [num_tokens, hidden_size] replaces the looked-up rows
+        token_ids [num_tokens]. embeds [num_tokens, hidden_size] replaces the looked-up rows
         where is_embedded [num_tokens], bool, says so; without it, all of them.
         """
         if embeds is not None and is_embedded is None:
