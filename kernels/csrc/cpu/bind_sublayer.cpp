@@ -161,9 +161,10 @@ void run_sublayers(const std::vector<const BoundSublayer*>& sublayers, const Cpu
   const nb::gil_scoped_release release;
   step.plan = &plan_for(step.geometry);
   run_team(true, [&](const Member& member) {
-    for (const BoundSublayer* bound : sublayers) {
-      bound->sublayer->run(step, member);
-      member.wait();
+    for (size_t i = 0; i < sublayers.size(); ++i) {
+      sublayers[i]->sublayer->run(step, member);
+      if (i + 1 == sublayers.size()) break;
+      member.wait(sublayers[i + 1]->sublayer->first_reads(step, member));
     }
   });
 }

@@ -48,6 +48,9 @@ struct Linear {
   bool adds = false;  // the result, rounded to out's type, is added to what `out` holds
 };
 
+// The weights that a member reads first, where rows are few enough for memory to matter.
+Ahead first_weights(const Linear& op, const Member& member);
+
 }  // namespace rtp
 
 RTP_PER_ISA(void linear(const Linear& op, const Member& member);)

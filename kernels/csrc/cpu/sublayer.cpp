@@ -74,6 +74,10 @@ int64_t AttentionSublayer::workspace_bytes(int64_t num_tokens) const {
   return aligned(size * qkv_columns()) + aligned(size * parts_.num_heads * parts_.head_dim);
 }
 
+Ahead AttentionSublayer::first_reads(const Step& step, const Member& member) const {
+  return first_weights(project_normed(step, parts_.norm, parts_.qkv, nullptr), member);
+}
+
 void AttentionSublayer::run(const Step& step, const Member& member) const {
   const int64_t head_bytes = parts_.head_dim * itemsize(parts_.dtype);
   const int64_t row_bytes = qkv_columns() * itemsize(parts_.dtype);
@@ -82,19 +86,22 @@ void AttentionSublayer::run(const Step& step, const Member& member) const {
   char* const value = key + parts_.num_kv_heads * head_bytes;
   char* const attended = step.workspace + aligned(step.num_tokens * row_bytes);
 
+  const int64_t width = parts_.num_heads * parts_.head_dim;
+  const Linear o = add_projected(step, parts_.o, attended, width);
+  const Ahead o_weights = first_weights(o, member);
+
   RTP_DISPATCH(linear)(project_normed(step, parts_.norm, parts_.qkv, query), member);
-  member.wait();
+  member.wait(o_weights);
   // Both take the same tokens of a member, so there is nothing to wait for between them.
   RTP_DISPATCH(rotary)(rotary(step, query, key), member);
   RTP_DISPATCH(write_kv)(
       {parts_.dtype, key, value, cache(step, 0), cache(step, 1), step.slots, step.num_tokens,
        parts_.num_kv_heads, parts_.head_dim, qkv_columns(), qkv_columns()},
       member);
-  member.wait();
+  member.wait(o_weights);
   RTP_DISPATCH(attend)(attention(step, query, attended), *step.plan, member);
-  member.wait();
-  const int64_t width = parts_.num_heads * parts_.head_dim;
-  RTP_DISPATCH(linear)(add_projected(step, parts_.o, attended, width), member);
+  member.wait(o_weights);
+  RTP_DISPATCH(linear)(o, member);
 }
 
 Rotary AttentionSublayer::rotary(const Step& step, char* query, char* key) const {
@@ -152,12 +159,16 @@ int64_t MlpSublayer::workspace_bytes(int64_t num_tokens) const {
   return num_tokens * parts_.gate_up.weight.n * itemsize(parts_.dtype);
 }
 
+Ahead MlpSublayer::first_reads(const Step& step, const Member& member) const {
+  return first_weights(project_normed(step, parts_.norm, parts_.gate_up, nullptr), member);
+}
+
 void MlpSublayer::run(const Step& step, const Member& member) const {
   const int64_t columns = parts_.gate_up.weight.n;
-  RTP_DISPATCH(linear)(project_normed(step, parts_.norm, parts_.gate_up, step.workspace), member);
-  member.wait();
   Linear down = add_projected(step, parts_.down, step.workspace, columns);
   down.prologue = Prologue::kSiluAndMul;
+  RTP_DISPATCH(linear)(project_normed(step, parts_.norm, parts_.gate_up, step.workspace), member);
+  member.wait(first_weights(down, member));
   RTP_DISPATCH(linear)(down, member);
 }
 

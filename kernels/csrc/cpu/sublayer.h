@@ -53,6 +53,9 @@ class Sublayer {
   // Of the workspace, for so many tokens.
   virtual int64_t workspace_bytes(int64_t num_tokens) const = 0;
 
+  // What a member reads first.
+  virtual Ahead first_reads(const Step& step, const Member& member) const = 0;
+
   // One member's share. All members have to be done before the next sublayer starts.
   virtual void run(const Step& step, const Member& member) const = 0;
 };
@@ -77,6 +80,7 @@ class AttentionSublayer final : public Sublayer {
   int64_t num_heads() const override { return parts_.num_heads; }
   void check(const Step& step) const override;
   int64_t workspace_bytes(int64_t num_tokens) const override;
+  Ahead first_reads(const Step& step, const Member& member) const override;
   void run(const Step& step, const Member& member) const override;
 
  private:
@@ -102,6 +106,7 @@ class MlpSublayer final : public Sublayer {
 
   void check(const Step& step) const override;
   int64_t workspace_bytes(int64_t num_tokens) const override;
+  Ahead first_reads(const Step& step, const Member& member) const override;
   void run(const Step& step, const Member& member) const override;
 
  private:

@@ -1,5 +1,7 @@
 #include "team.h"
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <stdexcept>
@@ -29,6 +31,19 @@ void pause() {
 #elif defined(__aarch64__)
   __asm__ volatile("yield");
 #endif
+}
+
+// As much as stays in a second-level cache beside what is read in between.
+constexpr int64_t kFetchBytes = 64 << 10;
+
+// Fetches into the cache until `word` is no longer `old`, or there is enough.
+void fetch_while(const std::atomic<int>& word, int old, const Ahead& ahead) {
+  const int64_t bytes = std::min(ahead.bytes, kFetchBytes);
+  for (int64_t i = 0; i < bytes && word.load(std::memory_order_acquire) == old; i += 256) {
+    for (const char* stream : ahead.streams) {
+      for (int line = 0; stream && line < 256; line += 64) __builtin_prefetch(stream + i + line);
+    }
+  }
 }
 
 // Returns when `word` is no longer `old`.
@@ -73,13 +88,14 @@ class Team {
     }
   }
 
-  void barrier() {
+  void barrier(const Ahead& ahead) {
     const int round = round_.load(std::memory_order_relaxed);
     if (num_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
       num_arrived_.store(0, std::memory_order_relaxed);
       round_.store(round + 1, std::memory_order_release);
       round_.notify_all();
     } else {
+      fetch_while(round_, round, ahead);
       wait_while(round_, round, kBarrierSpin);
     }
   }
@@ -122,7 +138,7 @@ thread_local ThreadTeam own;
 
 }  // namespace
 
-void Member::wait_for_others() const { team_->barrier(); }
+void Member::wait_for_others(const Ahead& ahead) const { team_->barrier(ahead); }
 
 int num_threads() { return own.size; }
 

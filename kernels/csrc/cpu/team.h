@@ -22,6 +22,12 @@ namespace rtp {
 
 class Team;
 
+// Memory that a member reads after it has waited: where, in one stream or two side by side.
+struct Ahead {
+  const char* streams[2];
+  int64_t bytes;  // of each
+};
+
 // One thread's place in a team.
 class Member {
  public:
@@ -36,11 +42,16 @@ class Member {
 
   // Returns when all members have called it. What they wrote before is seen by all after.
   RTP_ALWAYS_INLINE void wait() const {
-    if (size_ > 1) wait_for_others();
+    if (size_ > 1) wait_for_others({});
+  }
+
+  // The same, and meanwhile fetches the beginning of what comes, so that memory is never idle.
+  RTP_ALWAYS_INLINE void wait(const Ahead& ahead) const {
+    if (size_ > 1) wait_for_others(ahead);
   }
 
  private:
-  void wait_for_others() const;
+  void wait_for_others(const Ahead& ahead) const;
 
   Team* team_;
   int index_, size_;
