@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rtp_serve.engine.sampling_params import SamplingParams
     from rtp_serve.llm import LLM
 
-# Compute threads wait by sleeping: where processes share a core, a spinning thread takes it from
-# whoever it waits for. OpenMP reads this when torch loads, so it is set before anything else.
+# torch's threads, which convert weights, wait by sleeping: a spinning one would take a core from
+# the kernels' own. OpenMP reads this when torch loads, so it is set before anything else.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __all__ = ["LLM", "EngineConfig", "SamplingParams"]

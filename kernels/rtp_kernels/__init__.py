@@ -1,7 +1,7 @@
 """Compiled kernels. Arrays come and go by DLPack; this package knows no torch.
 
-Load torch first: the module then shares torch's OpenMP threads. `RTP_SERVE_ISA` chooses another
-instruction set than the CPU's fastest; a name the CPU does not have raises ValueError.
+`RTP_SERVE_ISA` chooses another instruction set than the CPU's fastest; a name the CPU does not have
+raises ValueError. Threads are the module's own, as many as a thread has set for itself.
 """
 
 import os

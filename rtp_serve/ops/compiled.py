@@ -7,7 +7,7 @@ Tensors go as DLPack capsules: asking each for its `__dlpack__` would take four 
 from collections.abc import Sequence
 
 import numpy as np
-import torch  # before the kernels: they share the OpenMP library it brings
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch import to_dlpack as dl  # type: ignore[attr-defined]
