@@ -1,5 +1,6 @@
 """Threads that compute together: each caller has its own, and every call has all of them."""
 
+import os
 import threading
 
 import pytest
@@ -53,3 +54,26 @@ def test_callers_do_not_disturb_each_other():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_caller_may_run_where_it_could_before():
+    """During a call it stays on one core; what it starts later must not inherit that."""
+    weight = ops.pack_weight(random(600, 300))
+    cores = os.sched_getaffinity(0)
+    for count in (len(cores), len(cores) + 1):
+        with using(rtp_kernels.isa(), num_threads=count):
+            ops.linear(random(40, 300), weight)
+        assert os.sched_getaffinity(0) == cores
+
+
+def test_a_caller_confined_to_one_core_stays_there():
+    weight, x = ops.pack_weight(random(600, 300)), random(40, 300)
+    expected = bits(ops.linear(x, weight))
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        with using(rtp_kernels.isa(), num_threads=2):
+            assert torch.equal(bits(ops.linear(x, weight)), expected)
+        assert os.sched_getaffinity(0) == {min(cores)}
+    finally:
+        os.sched_setaffinity(0, cores)

@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "placement.h"
+
 namespace rtp {
 namespace {
 
@@ -64,9 +66,11 @@ void wait_while(const std::atomic<int>& word, int old, Clock::duration spin) {
 // Every thread takes part in every call.
 class Team {
  public:
-  explicit Team(int size) : size_(size) {
-    for (int index = 1; index < size; ++index)
+  explicit Team(int size) : size_(size), placement_(size) {
+    for (int index = 1; index < size; ++index) {
       threads_.emplace_back([this, index] { work(index); });
+      handles_.push_back(threads_.back().native_handle());
+    }
   }
 
   ~Team() {
@@ -81,11 +85,13 @@ class Team {
     function_ = function;
     context_ = context;
     num_working_.store(size_ - 1, std::memory_order_relaxed);
+    placement_.hold(handles_);
     start();
     function(context, Member(this, 0, size_));
     for (int left; (left = num_working_.load(std::memory_order_acquire)) != 0;) {
       wait_while(num_working_, left, kBarrierSpin);
     }
+    placement_.release();
   }
 
   void barrier(const Ahead& ahead) {
@@ -119,7 +125,9 @@ class Team {
   const int size_;
   TeamFunction function_ = nullptr;
   void* context_ = nullptr;
+  Placement placement_;
   std::vector<std::thread> threads_;
+  std::vector<pthread_t> handles_;
   // Each on a cache line of its own.
   alignas(64) std::atomic<int> call_{0};
   alignas(64) std::atomic<int> num_working_{0};
