@@ -5,6 +5,7 @@ without the GIL, so this process's event loops answer health checks through the 
 """
 
 import asyncio
+import gc
 from collections.abc import Callable
 from typing import Protocol
 
@@ -51,6 +52,9 @@ class EngineReplica:
         ray_sink = RaySink()
         self._engine = await asyncio.to_thread(build, config, clock=WallClock(), sink=ray_sink)
         self._close = ray_sink.close
+        # What is here now stays: a collection that looks at all of it would hold up a step.
+        gc.collect()
+        gc.freeze()
 
     async def run(self, data: bytes) -> bytes:
         """The control call: a `Call` in, a `Record` out when the stream has ended.

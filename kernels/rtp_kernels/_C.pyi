@@ -20,10 +20,9 @@ class LinearWeight:
 
     def __init__(self, packed: Array, bias: Array | None, n: int, k: int) -> None: ...
     def linear(self, out: int, is_out_f32: bool, x: int, m: int, x_stride: int) -> None: ...
-    def linear_of_norms(
+    def logits(
         self,
-        out: int,
-        is_out_f32: bool,
+        out: Array,
         x: int,
         num_rows: int,
         x_stride: int,

@@ -129,12 +129,14 @@ class DenseDecoder:
                 for index in run:
                     self.layers[index](residual, positions, cache, metadata)
 
-    def logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> Tensor:
-        """Of the rows [n] of `HiddenStates.last`: [n, vocab_size], fp32."""
+    def logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Of the rows [n] of `HiddenStates.last`: [n, vocab_size], on the host."""
         head = self.lm_head
         if isinstance(head, PackedLinear):
-            return ops.linear_of_norms(hidden, rows, self.norm.spec, head.weight, torch.float32)
-        return head(self.norm(hidden[torch.from_numpy(rows).to(hidden.device)]))
+            return ops.logits(hidden, rows, self.norm.spec, head.weight)
+        chosen = hidden[torch.from_numpy(rows).to(hidden.device)]
+        logits: NDArray[np.float32] = head(self.norm(chosen)).cpu().numpy()
+        return logits
 
     def linear(self, path: str) -> Linear:
         """The linear at a path such as `layers.0.attention.qkv_proj`."""

@@ -52,8 +52,8 @@ class Model(Protocol):
         """Compute the step's tokens and write their KV. `taps` are layers to report."""
         ...
 
-    def logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> Tensor:
-        """Of the rows [n] of `HiddenStates.last`: [n, vocab_size], fp32."""
+    def logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Of the rows [n] of `HiddenStates.last`: [n, vocab_size], on the host."""
         ...
 
     def linear(self, path: str) -> Linear:

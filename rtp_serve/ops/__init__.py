@@ -16,7 +16,7 @@ from rtp_serve.ops.gemm import (
     PackedWeight,
     embedding,
     linear,
-    linear_of_norms,
+    logits,
     pack_weight,
 )
 from rtp_serve.ops.metadata import AttentionMetadata, to_device
@@ -40,7 +40,7 @@ __all__ = [
     "embedding",
     "gather_kv",
     "linear",
-    "linear_of_norms",
+    "logits",
     "mlp_sublayer",
     "pack_weight",
     "paged_attention",

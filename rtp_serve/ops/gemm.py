@@ -109,26 +109,20 @@ def linear(x: Tensor, weight: PackedWeight, out_dtype: torch.dtype | None = None
     return out
 
 
-def linear_of_norms(
-    x: Tensor, rows: NDArray[np.int64], norm: Norm, weight: PackedWeight, out_dtype: torch.dtype
-) -> Tensor:
-    """`linear` of the RMS norms of some rows [m] of x [num_rows, K], each in [0, num_rows)."""
-    _check_operands(x, weight, out_dtype)
+def logits(
+    x: Tensor, rows: NDArray[np.int64], norm: Norm, weight: PackedWeight
+) -> NDArray[np.float32]:
+    """`linear`, unrounded, of the RMS norms of rows [m] of x [num_rows, K]: [m, N], on the host."""
+    _check_operands(x, weight, torch.float32)
     if weight.kernel is None:
-        chosen = x[torch.from_numpy(rows).to(x.device)]
-        return _reference_linear(rms_norm(chosen, norm.weight, norm.eps), weight, out_dtype)
+        chosen = rms_norm(x[torch.from_numpy(rows).to(x.device)], norm.weight, norm.eps)
+        sums: NDArray[np.float32] = _reference_linear(chosen, weight, torch.float32).cpu().numpy()
+        return sums
     assert norm.weight.dtype == x.dtype
     assert norm.weight.shape == x.shape[1:]
-    out = torch.empty((len(rows), weight.num_rows), dtype=out_dtype)
-    weight.kernel.linear_of_norms(
-        out.data_ptr(),
-        out_dtype == torch.float32,
-        x.data_ptr(),
-        x.shape[0],
-        x.stride(0),
-        rows,
-        norm.weight.data_ptr(),
-        norm.eps,
+    out = np.empty((len(rows), weight.num_rows), np.float32)
+    weight.kernel.logits(
+        out, x.data_ptr(), x.shape[0], x.stride(0), rows, norm.weight.data_ptr(), norm.eps
     )
     return out
 

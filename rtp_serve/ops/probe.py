@@ -22,7 +22,8 @@ _NOT_KERNELS = ("isa", "supported_isas", "set_isa", "num_threads", "set_num_thre
 
 def memory(num_bytes: int, *, has_huge_pages: bool) -> NDArray[np.int64]:
     """New words, touched, on huge pages where the system has them or on none."""
-    region = mmap.mmap(-1, num_bytes)
+    # Private: the system gives shared memory no huge pages.
+    region = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     region.madvise(mmap.MADV_HUGEPAGE if has_huge_pages else mmap.MADV_NOHUGEPAGE)
     words: NDArray[np.int64] = np.frombuffer(region, np.int64)
     words[:] = 1

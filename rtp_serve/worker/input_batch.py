@@ -37,18 +37,10 @@ class InputBatch:
     seq_lens: Int32Array
     # [num_seqs, max_blocks of the step], int32
     block_tables: Int32Array
-    # [num_seqs], bool: which sequences get a new token
-    is_sampled: NDArray[np.bool_]
-
-    @property
-    def last_token(self) -> IntArray:
-        """[num_sampled], int64: index of each sampled sequence's last token."""
-        return self.query_start_loc[1:][self.is_sampled].astype(np.int64) - 1
-
-    @property
-    def sampled_rows(self) -> IntArray:
-        """[num_sampled], int64."""
-        return self.rows[self.is_sampled]
+    # [num_sampled], int64: index of the last token of each sequence that gets a new one
+    last_token: IntArray
+    # [num_sampled], int64: those sequences' rows
+    sampled_rows: IntArray
 
     def model_inputs(self) -> ModelInputs:
         """What the model reads of it."""
@@ -70,13 +62,17 @@ def build_input_batch(
     np.cumsum(num_scheduled, out=query_start_loc[1:])
     seq_lens = (scheduled.num_computed_tokens + num_scheduled).astype(np.int32)
 
-    row_of_token = np.repeat(rows, num_scheduled)
-    first_position = scheduled.num_computed_tokens - query_start_loc[:-1]
-    token = np.arange(query_start_loc[-1], dtype=np.int64)
-    positions = token + np.repeat(first_position, num_scheduled)
+    if query_start_loc[-1] == len(rows):
+        # One token each, as in most steps.
+        row_of_token, positions = rows, scheduled.num_computed_tokens.astype(np.int64)
+    else:
+        row_of_token = np.repeat(rows, num_scheduled)
+        first_position = scheduled.num_computed_tokens - query_start_loc[:-1]
+        token = np.arange(query_start_loc[-1], dtype=np.int64)
+        positions = token + np.repeat(first_position, num_scheduled)
     num_blocks = -(-int(seq_lens.max(initial=0)) // table.block_size)
-    block_ids = table.block_tables[row_of_token, positions // table.block_size]
-    slots = block_ids.astype(np.int64) * table.block_size + positions % table.block_size
+    blocks, offsets = np.divmod(positions, table.block_size)
+    slots = table.block_tables[row_of_token, blocks] * np.int64(table.block_size) + offsets
     return InputBatch(
         rows=rows,
         token_ids=table.token_ids[row_of_token, positions].astype(np.int64),
@@ -84,6 +80,7 @@ def build_input_batch(
         slots=slots,
         query_start_loc=query_start_loc,
         seq_lens=seq_lens,
-        block_tables=np.ascontiguousarray(table.block_tables[rows, :num_blocks]),
-        is_sampled=scheduled.is_sampled,
+        block_tables=table.block_tables[rows, :num_blocks],
+        last_token=(query_start_loc[1:] - 1)[scheduled.is_sampled].astype(np.int64),
+        sampled_rows=rows[scheduled.is_sampled],
     )

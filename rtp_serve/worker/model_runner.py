@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rtp_serve.engine.output import ModelOutput, SchedulerOutput
@@ -59,7 +58,7 @@ class ModelRunner:
         rows = batch.sampled_rows
         if not len(rows):
             return ModelOutput(np.empty(0, np.int32), (), prompt_logprobs, tuple(errors.items()))
-        sampled = sample(self._logits(hidden, batch.last_token), self._table, rows)
+        sampled = sample(self._model.logits(hidden, batch.last_token), self._table, rows)
         self._table.append(rows, sampled.token_ids)
         for index, message in sampled.errors:
             errors[self._table.tracked(rows[index]).seq_id] = message
@@ -69,11 +68,6 @@ class ModelRunner:
             prompt_logprobs,
             tuple(errors.items()),
         )
-
-    def _logits(self, hidden: Tensor, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[len(tokens), vocab_size], fp32, on the host."""
-        logits: NDArray[np.float32] = self._model.logits(hidden, tokens).cpu().numpy()
-        return logits
 
     def _prompt_logprobs(
         self, batch: InputBatch, hidden: Tensor, errors: dict[int, str]
@@ -92,7 +86,7 @@ class ModelRunner:
             for done in range(0, len(targets), _PROMPT_ROWS):
                 chunk = targets[done : done + _PROMPT_ROWS]
                 places = np.arange(len(chunk))
-                logits = self._logits(hidden, places + start + done)
+                logits = self._model.logits(hidden, places + start + done)
                 found = token_logprobs(logits, places, chunk, [num_top] * len(chunk))
                 entries += [entry for entry in found if entry]
                 if None in found:

@@ -55,7 +55,7 @@ def whole_prompt(token_ids: list[int], **replaced: Any) -> ModelInputs:
 
 def all_logits(model: Model, hidden: torch.Tensor) -> torch.Tensor:
     """[num_tokens, vocab_size] of every row."""
-    return model.logits(hidden, np.arange(len(hidden)))
+    return torch.from_numpy(model.logits(hidden, np.arange(len(hidden))))
 
 
 def make_prompt(length: int, seed: int = 0, vocab_size: int = 256) -> list[int]:

@@ -80,17 +80,17 @@ void LinearWeight::linear(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t m
   multiply(product(out, is_out_f32, x, m, x_stride));
 }
 
-void LinearWeight::linear_of_norms(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t num_rows,
-                                   int64_t x_stride, const CpuArray& rows_, uintptr_t norm_weight,
-                                   float eps) const {
-  const Array rows("linear_of_norms", "rows", rows_);
+void LinearWeight::logits(const CpuArray& out_, uintptr_t x, int64_t num_rows, int64_t x_stride,
+                          const CpuArray& rows_, uintptr_t norm_weight, float eps) const {
+  const Array out("logits", "out", out_), rows("logits", "rows", rows_);
   const int64_t m = rows.of(Scalar::kI64).shape({kAny}).contiguous().size(0);
-  Linear op = product(out, is_out_f32, x, m, x_stride);
+  out.of(Scalar::kF32).shape({m, projection_.weight.n}).contiguous();
+  Linear op = product(reinterpret_cast<uintptr_t>(out.data()), true, x, m, x_stride);
   op.rows = rows.data<const int64_t>();
   op.prologue = Prologue::kRmsNorm;
   op.norm_weight = reinterpret_cast<const void*>(norm_weight);
   op.eps = eps;
-  check_indices("linear_of_norms: rows", op.rows, m, num_rows);
+  check_indices("logits: rows", op.rows, m, num_rows);
   multiply(op);
 }
 
@@ -114,9 +114,8 @@ void bind_gemm(nb::module_& module) {
            array("bias").none(), nb::arg("n"), nb::arg("k"))
       .def("linear", &LinearWeight::linear, nb::arg("out"), nb::arg("is_out_f32"), nb::arg("x"),
            nb::arg("m"), nb::arg("x_stride"))
-      .def("linear_of_norms", &LinearWeight::linear_of_norms, nb::arg("out"), nb::arg("is_out_f32"),
-           nb::arg("x"), nb::arg("num_rows"), nb::arg("x_stride"), array("rows"),
-           nb::arg("norm_weight"), nb::arg("eps"))
+      .def("logits", &LinearWeight::logits, array("out"), nb::arg("x"), nb::arg("num_rows"),
+           nb::arg("x_stride"), array("rows"), nb::arg("norm_weight"), nb::arg("eps"))
       .def("gather_rows", &LinearWeight::gather_rows, nb::arg("out"), array("ids"));
 }
 

@@ -19,10 +19,9 @@ class LinearWeight {
   // x is [m, k] of the weight's type, out is [m, n] and contiguous, of that type or f32.
   void linear(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t m, int64_t x_stride) const;
 
-  // The same of the norms of some rows of x [num_rows, k].
-  void linear_of_norms(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t num_rows,
-                       int64_t x_stride, const CpuArray& rows, uintptr_t norm_weight,
-                       float eps) const;
+  // Of the norms of `rows` [m] of x [num_rows, k]; out is [m, n], f32.
+  void logits(const CpuArray& out, uintptr_t x, int64_t num_rows, int64_t x_stride,
+              const CpuArray& rows, uintptr_t norm_weight, float eps) const;
 
   // out[i] = row ids[i] of the unpacked weight; out is [len(ids), k], of the weight's type.
   void gather_rows(uintptr_t out, const CpuArray& ids) const;
