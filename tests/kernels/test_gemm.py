@@ -1,41 +1,19 @@
 """Linear layers over packed weights: right within rounding, and the same bits in every batch."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import rtp_kernels
 from rtp_serve.ops.gemm import PackedWeight, embedding, from_packed, linear, pack_weight
+from tests.kernels.levels import DTYPES, ISAS, random, using
 
-rtp_kernels = pytest.importorskip("rtp_kernels")
-
-ISAS = rtp_kernels.supported_isas()
-DTYPES = [torch.bfloat16, torch.float32]
 ROW_COUNTS = [1, 2, 3, 5, 6, 7, 8, 12, 13, 16, 31, 64, 96, 97, 512]
 
 # K x N of qkv, o, gate_up, down and lm_head.
 SMOLLM2_135M = [(576, 960), (576, 576), (576, 3072), (1536, 576), (576, 49152)]
 QWEN3_600M = [(1024, 4096), (2048, 1024), (1024, 6144), (3072, 1024)]
-
-
-@contextmanager
-def using(isa: str, num_threads: int = 2) -> Iterator[None]:
-    isa_before, threads_before = rtp_kernels.isa(), rtp_kernels.num_threads()
-    rtp_kernels.set_isa(isa)
-    rtp_kernels.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        rtp_kernels.set_isa(isa_before)
-        rtp_kernels.set_num_threads(threads_before)
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(dtype)
 
 
 def assert_rounds_to(out: Tensor, exact: Tensor, num_products: int) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import rtp_kernels
 from rtp_serve.engine.output import SchedulerOutput
 from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.worker.executor import InProcessExecutor
@@ -180,8 +181,9 @@ def test_the_executor_runs_a_step_with_its_own_thread_count(tmp_path: Path):
         while not sequence.is_finished:
             scheduled = driver._schedule([sequence])
             driver._update([sequence], scheduled, executor.submit(scheduled).result())
-        assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == rtp_kernels.num_threads() == 1
     finally:
         torch.set_num_threads(before)
+        rtp_kernels.set_num_threads(before)
     executor.shutdown()
     assert sequence.output == expected.output

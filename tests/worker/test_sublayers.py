@@ -73,10 +73,10 @@ def test_hidden_states_and_cache_have_the_same_bits(
 ):
     model = make_model(tmp_path, CONFIGS[name], dtype)
     steps = mixed_step(150)
-    with using(isa):
+    with using(isa, num_threads):
         together, cache = run(model, steps)
         op_by_op(model)
-    with using(isa, num_threads):
+    with using(isa):
         single, single_cache = run(model, steps)
     for one, other in zip(together, single, strict=True):
         assert torch.equal(bits(one), bits(other))
