@@ -7,10 +7,12 @@ namespace {
 
 template <typename T>
 void run(const SiluAndMul& op, const Member& member) {
-  for (int64_t row = member.begin(op.n); row < member.end(op.n); ++row) {
-    const T* gate = static_cast<const T*>(op.gate_up) + row * op.gate_up_stride;
-    gate_row(static_cast<T*>(op.out) + row * op.d, gate, gate + op.d, op.d);
-  }
+  member.split(op.n, 1, Repeats::kYes, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const T* gate = static_cast<const T*>(op.gate_up) + row * op.gate_up_stride;
+      gate_row(static_cast<T*>(op.out) + row * op.d, gate, gate + op.d, op.d);
+    }
+  });
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ class TileRun {
   static constexpr int kQueryElements = Units::kElements / Units::kOperands;
 
  public:
-  TileRun(const PagedAttention& op, const AttentionWork& work, const QueryTile& tile)
+  TileRun(const PagedAttention& op, const QueryTile& tile)
       : op_(op),
         step_(op.geometry),
         tile_(tile),
@@ -41,7 +41,7 @@ class TileRun {
         rows_(tile.num_tokens * group_),
         columns_(padded(step_.head_dim)),
         context_(context_of(step_, tile.seq)),
-        partials_(tile.partials < 0 ? nullptr : work.partials + tile.partials),
+        partials_(tile.partials < 0 ? nullptr : op.partials + tile.partials),
         source_(op, tile.seq, tile.kv_head),
         memory_{group_,  step_.head_dim, columns_, op.scale * kLog2E,
                 nullptr, nullptr,        nullptr,  nullptr} {
@@ -59,10 +59,12 @@ class TileRun {
 
   // Of a tile whose partitions were computed by several spans.
   void merge() const {
+    const PartialRow merged{thread_scratch(partial_floats(step_.head_dim)), columns_};
     for (int32_t row = 0; row < rows_; ++row) {
       const KeyRange range = range_of(row / group_);
       const int32_t first = range.begin / kPartitionKeys;
-      const PartialRow merged = partial(first, row);
+      const PartialRow start = partial(first, row);
+      merged.assign(start.data, start.maximum(), start.sum());
       for (int32_t p = first + 1; p * kPartitionKeys < range.end; ++p) {
         const PartialRow next = partial(p, row);
         merged.merge(next.data, next.maximum(), next.sum());
@@ -299,39 +301,42 @@ void clear_padding(const PagedAttention& op) {
                    (op.num_tokens - used) * row_bytes);
 }
 
-// The next span of this call, or one beyond the last: every member sees exactly one of these, and
-// whoever sees the last of them sets the count back.
-int32_t take_span(const AttentionWork& work, const Member& member) {
-  const int32_t span = __atomic_fetch_add(work.next_span, 1, __ATOMIC_RELAXED);
-  if (span == work.num_spans + member.size() - 1) {
-    __atomic_store_n(work.next_span, 0, __ATOMIC_RELAXED);
-  }
-  return span;
-}
-
-// Whether all spans of a tile are there with this one; then the count is set back.
-bool is_last_span(const AttentionWork& work, int32_t tile) {
-  int32_t* const left = work.spans_left + tile;
-  if (__atomic_sub_fetch(left, 1, __ATOMIC_ACQ_REL) != 0) return false;
-  __atomic_store_n(left, work.tiles[tile].num_spans, __ATOMIC_RELAXED);
-  return true;
+// Spans are dealt to shares in turn, as those that follow each other cost about the same.
+template <typename A>
+void attend_spans(const PagedAttention& op, const AttentionWork& work, const Member& member) {
+  const auto num_spans = [&](int share) {
+    return (work.num_spans - share + member.size() - 1) / member.size();
+  };
+  const auto num_units = [&](int share) {
+    return num_spans(share) < kMaxUnits ? num_spans(share) : kMaxUnits;
+  };
+  member.each(num_units, Repeats::kYes, [&](int share, int unit) {
+    const int count = num_spans(share), units = num_units(share);
+    for (int i = count * unit / units; i < count * (unit + 1) / units; ++i) {
+      const int32_t index = share + i * member.size();
+      const Span& span = work.spans[index];
+      if (index == 0) clear_padding(op);
+      TileRun<A>(op, work.tiles[span.tile]).attend(span);
+    }
+  });
 }
 
 template <typename A>
 void run(const PagedAttention& op, const AttentionWork& work, const Member& member) {
-  for (int32_t i; (i = take_span(work, member)) < work.num_spans;) {
-    const Span& span = work.spans[i];
-    const QueryTile& tile = work.tiles[span.tile];
-    TileRun<A> tile_run(op, work, tile);
-    tile_run.attend(span);
-    if (tile.num_spans > 1 && is_last_span(work, span.tile)) tile_run.merge();
-  }
+  if (work.num_spans == 0)
+    return member.each([](int) { return 1; }, Repeats::kYes, [&](int, int) { clear_padding(op); });
+  attend_spans<A>(op, work, member);
+  if (work.num_cut_tiles == 0) return;
+  member.split(work.num_cut_tiles, 1, Repeats::kYes, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      TileRun<A>(op, work.tiles[work.cut_tiles[i]]).merge();
+    }
+  });
 }
 
 }  // namespace
 
 void attend(const PagedAttention& op, const AttentionPlan& plan, const Member& member) {
-  if (member.index() == 0) clear_padding(op);
   const AttentionWork work = plan.work();
   if (op.dtype == DType::kF32) {
     return run<Arithmetic<float, FloatUnits, FloatUnits>>(op, work, member);

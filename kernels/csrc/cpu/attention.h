@@ -29,10 +29,10 @@ struct PagedAttention {
   int64_t num_tokens;
   int64_t query_stride, block_tables_stride;
   float scale;
+  float* partials;  // of the plan's num_partial_floats
 };
 
 }  // namespace rtp
 
-// One member's share. `plan` was made of op.geometry; it serves one call at a time: all members
-// have returned from one before any starts the next.
+// `plan` was made of op.geometry.
 RTP_PER_ISA(void attend(const PagedAttention& op, const AttentionPlan& plan, const Member& member);)

@@ -32,15 +32,11 @@ AttentionPlan::AttentionPlan(const AttentionGeometry& geometry, int num_threads)
   geometry_.seq_lens = seq_lens_.data();
   for (int64_t seq = 0; seq < geometry_.num_seqs; ++seq) add_sequence(seq);
   cut_tiles();
-  partials_.reset(new float[num_partial_floats_]);
-  counters_.reset(new int32_t[1 + tiles_.size()]);
-  counters_[0] = 0;
-  for (size_t tile = 0; tile < tiles_.size(); ++tile) counters_[1 + tile] = tiles_[tile].num_spans;
 }
 
 AttentionWork AttentionPlan::work() const {
-  return {tiles_.data(),   spans_.data(),       static_cast<int32_t>(spans_.size()),
-          counters_.get(), counters_.get() + 1, partials_.get()};
+  return {tiles_.data(), spans_.data(), static_cast<int32_t>(spans_.size()), cut_tiles_.data(),
+          static_cast<int32_t>(cut_tiles_.size())};
 }
 
 bool AttentionPlan::is_for(const AttentionGeometry& geometry, int num_threads) const {
@@ -80,7 +76,7 @@ void AttentionPlan::add_tiles(int64_t seq, int64_t first, int64_t num_tokens, in
     tiles_.push_back({static_cast<int32_t>(seq), static_cast<int32_t>(head),
                       static_cast<int32_t>(first), static_cast<int32_t>(num_tokens),
                       static_cast<int32_t>(key_begin / kPartitionKeys),
-                      static_cast<int32_t>(ceil_div(key_end, kPartitionKeys)), 1, -1});
+                      static_cast<int32_t>(ceil_div(key_end, kPartitionKeys)), -1});
     costs_.push_back(cost);
   }
 }
@@ -104,8 +100,8 @@ void AttentionPlan::cut(int32_t index, int64_t share) {
     };
     spans_.push_back({index, bound(span), bound(span + 1)});
   }
-  tile.num_spans = static_cast<int32_t>(num_spans);
   if (num_spans == 1) return;
+  cut_tiles_.push_back(index);
   tile.partials = num_partial_floats_;
   const int64_t rows = tile.num_tokens * (geometry_.num_heads / geometry_.num_kv_heads);
   num_partial_floats_ += partitions * rows * partial_floats(geometry_.head_dim);

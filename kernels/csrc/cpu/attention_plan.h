@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 namespace rtp {
@@ -28,7 +27,6 @@ struct QueryTile {
   int32_t seq, kv_head;
   int32_t first_token, num_tokens;  // within the sequence's tokens of this step
   int32_t partition_begin, partition_end;
-  int32_t num_spans;
   // Where its partitions' results go when several spans make it: [partitions][rows] partial rows;
   // -1 when one span makes it whole.
   int64_t partials;
@@ -45,10 +43,8 @@ struct AttentionWork {
   const QueryTile* tiles;
   const Span* spans;
   int32_t num_spans;
-  // Of the running call, atomic. Whoever ends a count sets it back for the call that follows.
-  int32_t* next_span;
-  int32_t* spans_left;  // [tiles]
-  float* partials;
+  const int32_t* cut_tiles;  // those of several spans
+  int32_t num_cut_tiles;
 };
 
 class AttentionPlan {
@@ -58,9 +54,10 @@ class AttentionPlan {
   // Whether there is enough work for more than one thread.
   bool is_parallel() const { return is_parallel_; }
 
-  // A plan is the same for the calls of a step, so that its counters and partial rows belong to
-  // the one that runs.
   AttentionWork work() const;
+
+  // Of partial rows, for a call.
+  int64_t num_partial_floats() const { return num_partial_floats_; }
 
   // Whether it was made of the like.
   bool is_for(const AttentionGeometry& geometry, int num_threads) const;
@@ -78,9 +75,8 @@ class AttentionPlan {
   std::vector<QueryTile> tiles_;
   std::vector<int64_t> costs_;
   std::vector<Span> spans_;
+  std::vector<int32_t> cut_tiles_;
   int64_t num_partial_floats_ = 0;
-  std::unique_ptr<float[]> partials_;
-  std::unique_ptr<int32_t[]> counters_;  // next_span, then spans_left
 };
 
 // Floats of a row of accumulators: head_dim up to a whole register of any level.

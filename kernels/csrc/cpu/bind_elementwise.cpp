@@ -114,11 +114,11 @@ void py_rotary(const CpuArray& query_, const CpuArray& key_, const CpuArray& pos
   cos_sin.of(Scalar::kF32).shape({kAny, op.head_dim}).contiguous(1);
   set_positions(op, positions, sections);
   check_positions(op, positions.rank() == 1 ? 1 : 3, cos_sin.size(0));
-  op.query = query.data();
-  op.key = key.data();
+  op.query = op.query_out = query.data();
+  op.key = op.key_out = key.data();
   op.cos_sin = cos_sin.data<const float>();
-  op.query_stride = query.stride(0);
-  op.key_stride = key.stride(0);
+  op.query_stride = op.query_out_stride = query.stride(0);
+  op.key_stride = op.key_out_stride = key.stride(0);
   op.cos_sin_stride = cos_sin.stride(0);
   const nb::gil_scoped_release release;
   run_team(op.n * (op.query_heads + op.key_heads) * op.head_dim > kParallelElements,

@@ -1,5 +1,6 @@
 // Bindings of what reads or writes the paged cache.
 #include <cmath>
+#include <memory>
 
 #include "bindings.h"
 #include "kv_write.h"
@@ -80,6 +81,8 @@ void py_paged_attention(const CpuArray& out_, const CpuArray& query_, const CpuA
   op.scale = scale;
   const nb::gil_scoped_release release;
   const AttentionPlan& plan = plan_for(op.geometry);
+  const std::unique_ptr<float[]> partials(new float[plan.num_partial_floats()]);
+  op.partials = partials.get();
   run_team(plan.is_parallel(),
            [&](const Member& member) { RTP_DISPATCH(attend)(op, plan, member); });
 }

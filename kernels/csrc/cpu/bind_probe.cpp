@@ -30,7 +30,7 @@ uint64_t py_read_memory(const CpuArray& words_, int64_t prefetch_bytes, const st
   }
   std::atomic<uint64_t> total{0};
   const nb::gil_scoped_release release;
-  run_team(true, [&](const Member& member) { total += RTP_DISPATCH(read_memory)(op, member); });
+  run_team(true, [&](const Member& member) { RTP_DISPATCH(read_memory)(op, total, member); });
   return total;
 }
 

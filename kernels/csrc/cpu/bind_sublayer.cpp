@@ -3,9 +3,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
-#include <new>
 
 #include "bindings.h"
 #include "linear_weight.h"
@@ -84,23 +82,6 @@ BoundSublayer mlp_sublayer(const CpuArray& norm, float eps, const LinearWeight& 
   return {std::make_unique<MlpSublayer>(parts), {norm}};
 }
 
-struct Free {
-  void operator()(char* memory) const { std::free(memory); }
-};
-
-// The calling thread's, kept from step to step.
-char* workspace(int64_t bytes) {
-  static thread_local std::unique_ptr<char, Free> memory;
-  static thread_local int64_t size = 0;
-  if (bytes > size) {
-    const int64_t rounded = (bytes + 63) / 64 * 64;
-    memory.reset(static_cast<char*>(std::aligned_alloc(64, rounded)));
-    size = memory ? rounded : 0;
-    if (!memory) throw std::bad_alloc();
-  }
-  return memory.get();
-}
-
 // [num_tokens], or [3, num_tokens] under M-RoPE.
 void set_positions(Step& step, const CpuArray& positions_) {
   const Array positions("run_sublayers", "positions", positions_);
@@ -123,15 +104,14 @@ void set_positions(Step& step, const CpuArray& positions_) {
   }
 }
 
-void run_sublayers(const std::vector<const BoundSublayer*>& sublayers, const CpuArray& residual_,
-                   const CpuArray& positions, const CpuArray& kv_cache_, const CpuArray& slots,
-                   const CpuArray& block_tables, const CpuArray& query_start_loc,
-                   const CpuArray& seq_lens, int64_t window, const CpuArray& ancestor_mask) {
+void py_run_sublayers(const std::vector<const BoundSublayer*>& sublayers, const CpuArray& residual_,
+                      const CpuArray& positions, const CpuArray& kv_cache_, const CpuArray& slots,
+                      const CpuArray& block_tables, const CpuArray& query_start_loc,
+                      const CpuArray& seq_lens, int64_t window, const CpuArray& ancestor_mask) {
   const char* name = "run_sublayers";
   const Array residual(name, "residual", residual_), kv_cache(name, "kv_cache", kv_cache_);
   Step step{};
   step.dtype = residual.floating().shape({kAny, kAny}).contiguous().dtype();
-  step.residual = residual.data();
   step.num_tokens = residual.size(0);
   step.hidden_size = residual.size(1);
   set_positions(step, positions);
@@ -152,21 +132,14 @@ void run_sublayers(const std::vector<const BoundSublayer*>& sublayers, const Cpu
   step.geometry = sequences.geometry;
   step.block_tables = sequences.block_tables;
   step.block_tables_stride = sequences.block_tables_stride;
-  int64_t workspace_bytes = 0;
+  std::vector<const Sublayer*> parts;
   for (const BoundSublayer* bound : sublayers) {
     bound->sublayer->check(step);
-    workspace_bytes = std::max(workspace_bytes, bound->sublayer->workspace_bytes(step.num_tokens));
+    parts.push_back(bound->sublayer.get());
   }
-  step.workspace = workspace(workspace_bytes);
   const nb::gil_scoped_release release;
   step.plan = &plan_for(step.geometry);
-  run_team(true, [&](const Member& member) {
-    for (size_t i = 0; i < sublayers.size(); ++i) {
-      sublayers[i]->sublayer->run(step, member);
-      if (i + 1 == sublayers.size()) break;
-      member.wait(sublayers[i + 1]->sublayer->first_reads(step, member));
-    }
-  });
+  run_sublayers(parts, step, residual.data());
 }
 
 }  // namespace
@@ -180,7 +153,7 @@ void bind_sublayer(nb::module_& module) {
              nb::arg("layer"), nb::keep_alive<0, 3>(), nb::keep_alive<0, 4>());
   module.def("mlp_sublayer", &mlp_sublayer, array("norm"), nb::arg("eps"), nb::arg("gate_up"),
              nb::arg("down"), nb::keep_alive<0, 3>(), nb::keep_alive<0, 4>());
-  module.def("run_sublayers", &run_sublayers, nb::arg("sublayers"), array("residual"),
+  module.def("run_sublayers", &py_run_sublayers, nb::arg("sublayers"), array("residual"),
              array("positions"), array("kv_cache"), array("slots"), array("block_tables"),
              array("query_start_loc"), array("seq_lens"), nb::arg("window"),
              array("ancestor_mask").none());

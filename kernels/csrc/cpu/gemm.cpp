@@ -45,8 +45,8 @@ struct Tile {
   void* out;
   DType out_dtype;
   int64_t out_stride;
-  bool adds;
-  int64_t outputs;  // how many of them exist
+  const void* residual;  // null: none
+  int64_t outputs;       // how many of them exist
 };
 
 RTP_INLINE VecF load_bias(const float* bias, int64_t count) {
@@ -55,12 +55,12 @@ RTP_INLINE VecF load_bias(const float* bias, int64_t count) {
 }
 
 template <typename Out>
-RTP_INLINE void store_outputs(Out* out, VecF sums, int64_t count, bool adds) {
+RTP_INLINE void store_outputs(Out* out, const Out* residual, VecF sums, int64_t count) {
   if (count >= kLanes) {
-    store(out, adds ? load(out) + rounded<Out>(sums) : sums);
+    store(out, residual ? load(residual) + rounded<Out>(sums) : sums);
   } else if (count > 0) {
     const int lanes = static_cast<int>(count);
-    store_first(out, adds ? load_first(out, lanes) + rounded<Out>(sums) : sums, lanes);
+    store_first(out, residual ? load_first(residual, lanes) + rounded<Out>(sums) : sums, lanes);
   }
 }
 
@@ -72,10 +72,12 @@ RTP_INLINE void store_tile(const Tile<T>& tile, const Sums<kRows, kStrips>& sums
     const int64_t count = tile.outputs - column;
     const VecF bias = tile.bias ? load_bias(tile.bias + column, count) : set1(0);
     Out* out = static_cast<Out*>(tile.out) + column;
+    const Out* residual = tile.residual ? static_cast<const Out*>(tile.residual) + column : nullptr;
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; ++row) {
       const VecF total = tile.bias ? sums[row][i] + bias : sums[row][i];
-      store_outputs(out + row * tile.out_stride, total, count, tile.adds);
+      const int64_t offset = row * tile.out_stride;
+      store_outputs(out + offset, residual ? residual + offset : nullptr, total, count);
     }
   }
 }
@@ -189,7 +191,6 @@ struct Grid {
     tile.k = op.weight.k;
     tile.out_dtype = op.out_dtype;
     tile.out_stride = op.out_stride;
-    tile.adds = op.adds;
     tile.ahead_step = kStripOutputs * kDepth<T> * static_cast<int64_t>(sizeof(T)) / tiles;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t row = part(rows, i, tiles);
@@ -204,31 +205,72 @@ struct Grid {
         tile.weight = weight + output * kDepth<T>;
         tile.bias = op.bias ? op.bias + column : nullptr;
         tile.outputs = op.weight.n - column;
-        tile.out = element(first + row, column);
+        tile.out = static_cast<char*>(op.out) + offset(first + row, column);
+        tile.residual = op.residual
+                            ? static_cast<const char*>(op.residual) + offset(first + row, column)
+                            : nullptr;
         multiply_rows<kTileRows / kStrips, kStrips>(tile, part(rows, i + 1, tiles) - row);
       }
     }
   }
 
-  void* element(int64_t row, int64_t column) const {
+  // In bytes, of an output.
+  int64_t offset(int64_t row, int64_t column) const {
     const int64_t size = op.out_dtype == DType::kBf16 ? sizeof(bf16) : sizeof(float);
-    return static_cast<char*>(op.out) + (row * op.out_stride + column) * size;
+    return (row * op.out_stride + column) * size;
   }
 
   void run(const Member& member) const {
-    const int64_t end = member.end(blocks * strips);
-    for (int64_t unit = member.begin(blocks * strips); unit < end;) {
-      const int64_t block = unit / strips;
-      const int64_t first = part(op.m, block, blocks), last = part(op.m, block + 1, blocks);
-      const X* x = prepare_rows(first, last);
-      const int64_t block_end = least(end, (block + 1) * strips);
-      const int64_t half = last - first <= kFewRows ? (block_end - unit) / 2 : 0;
-      for (int64_t i = 0; i < half; ++i) {
-        multiply_strips<2>(unit % strips + i, half, x, first, last);
+    PreparedRows prepared;
+    // Few rows: a share's strips as halves that go side by side, so that each reads on where its
+    // last strip ended, and perhaps one strip more.
+    const bool has_few_rows = blocks == 1 && op.m <= kFewRows;
+    const auto num_strips = [&](int share) {
+      return member.end(blocks * strips, share) - member.begin(blocks * strips, share);
+    };
+    const auto num_units = [&](int share) {
+      const int64_t count = has_few_rows ? (num_strips(share) + 1) / 2 : num_strips(share);
+      return static_cast<int>(least(count, kMaxUnits));
+    };
+    const auto multiply_unit = [&](int share, int unit) {
+      const int64_t begin = member.begin(blocks * strips, share), count = num_strips(share);
+      const int units = num_units(share);
+      if (!has_few_rows) {
+        return multiply_run(begin + part(count, unit, units), begin + part(count, unit + 1, units),
+                            prepared);
       }
-      for (unit += 2 * half; unit < block_end; ++unit) {
-        multiply_strips<1>(unit % strips, 0, x, first, last);
+      const int64_t half = (count + 1) / 2;
+      prepare(0, prepared);
+      for (int64_t i = part(half, unit, units); i < part(half, unit + 1, units); ++i) {
+        if (half + i < count) {
+          multiply_strips<2>(begin + i, half, prepared.rows, 0, op.m);
+        } else {
+          multiply_strips<1>(begin + i, 0, prepared.rows, 0, op.m);
+        }
       }
+    };
+    member.each(num_units, op.is_repeatable() ? Repeats::kYes : Repeats::kNo, multiply_unit);
+  }
+
+ private:
+  // The rows of one block as they meet the weights.
+  struct PreparedRows {
+    int64_t block = -1;
+    const X* rows;
+  };
+
+  void prepare(int64_t block, PreparedRows& prepared) const {
+    if (block == prepared.block) return;
+    prepared = {block, prepare_rows(part(op.m, block, blocks), part(op.m, block + 1, blocks))};
+  }
+
+  // Strips [begin, end) of the grid.
+  void multiply_run(int64_t begin, int64_t end, PreparedRows& prepared) const {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t block = i / strips;
+      prepare(block, prepared);
+      multiply_strips<1>(i % strips, 0, prepared.rows, part(op.m, block, blocks),
+                         part(op.m, block + 1, blocks));
     }
   }
 };

@@ -45,7 +45,11 @@ struct Linear {
   Prologue prologue = Prologue::kNone;
   const void* norm_weight = nullptr;  // [k], under kRmsNorm
   float eps = 0;
-  bool adds = false;  // the result, rounded to out's type, is added to what `out` holds
+  // [m, n], rows out_stride apart, of out's type: the result, rounded to it, is added. Null: none.
+  const void* residual = nullptr;
+
+  // A sum in place is not.
+  bool is_repeatable() const { return residual != out; }
 };
 
 // The weights that a member reads first, where rows are few enough for memory to matter.

@@ -41,7 +41,7 @@ void pack_as(T* out, const T* weight, int64_t stride, int64_t n, int64_t k, cons
   const int64_t elements = strip_elements<T>(k);
   // Columns of k go in blocks: their part of the strip stays in the first-level cache.
   constexpr int64_t kBlock = 128;
-  for (int64_t index = member.begin(strips); index < member.end(strips); ++index) {
+  const auto pack_strip = [&](int64_t index) {
     T* strip = out + index * elements;
     const int64_t rows = std::min<int64_t>(kStripOutputs, n - index * kStripOutputs);
     if (rows < kStripOutputs || k % kDepth<T>) std::memset(strip, 0, elements * sizeof(T));
@@ -52,17 +52,22 @@ void pack_as(T* out, const T* weight, int64_t stride, int64_t n, int64_t k, cons
                  std::min(kBlock, k - first));
       }
     }
-  }
+  };
+  member.split(strips, 1, Repeats::kNo, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) pack_strip(index);
+  });
 }
 
 template <typename T>
 void gather_as(T* out, const int64_t* ids, int64_t count, const T* packed, int64_t k,
                const Member& member) {
   const int64_t elements = strip_elements<T>(k);
-  for (int64_t i = member.begin(count); i < member.end(count); ++i) {
-    const T* strip = packed + ids[i] / kStripOutputs * elements;
-    unpack_row(out + i * k, strip + ids[i] % kStripOutputs * kDepth<T>, k);
-  }
+  member.split(count, 1, Repeats::kYes, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T* strip = packed + ids[i] / kStripOutputs * elements;
+      unpack_row(out + i * k, strip + ids[i] % kStripOutputs * kDepth<T>, k);
+    }
+  });
 }
 
 }  // namespace
@@ -76,7 +81,8 @@ Ahead first_weights(const Linear& op, const Member& member) {
   const int64_t strip_bytes =
       is_bf16 ? strip_elements<bf16>(weight.k) * 2 : strip_elements<float>(weight.k) * 4;
   const int64_t strips = (weight.n + kStripOutputs - 1) / kStripOutputs;
-  const int64_t begin = member.begin(strips), half = (member.end(strips) - begin) / 2;
+  const int64_t begin = member.begin(strips, member.index());
+  const int64_t half = (member.end(strips, member.index()) - begin + 1) / 2;
   const char* first = static_cast<const char*>(weight.data) + begin * strip_bytes;
   return {{first, first + half * strip_bytes}, half * strip_bytes};
 }

@@ -135,7 +135,10 @@ class Writer {
 
 template <typename Bits>
 void run(const WriteKv& op, const Member& member) {
-  Writer<Bits>(op).write(member.begin(op.n), member.end(op.n));
+  const Writer<Bits> writer(op);
+  // A part's first and last blocks may be incomplete, and go token by token.
+  member.split(op.n, 8 * kBlockTokens, Repeats::kYes,
+               [&](int64_t begin, int64_t end) { writer.write(begin, end); });
 }
 
 }  // namespace

@@ -7,12 +7,13 @@ namespace {
 
 template <typename T>
 void run(const RmsNorm& op, const Member& member) {
-  const int64_t rows = op.outer * op.inner;
-  for (int64_t row = member.begin(rows); row < member.end(rows); ++row) {
-    const int64_t offset = row / op.inner * op.outer_stride + row % op.inner * op.inner_stride;
-    norm_row(static_cast<T*>(op.out) + row * op.d, static_cast<const T*>(op.x) + offset,
-             static_cast<const T*>(op.weight), op.d, op.eps);
-  }
+  member.split(op.outer * op.inner, 1, Repeats::kYes, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t offset = row / op.inner * op.outer_stride + row % op.inner * op.inner_stride;
+      norm_row(static_cast<T*>(op.out) + row * op.d, static_cast<const T*>(op.x) + offset,
+               static_cast<const T*>(op.weight), op.d, op.eps);
+    }
+  });
 }
 
 }  // namespace

@@ -35,30 +35,29 @@ static uint64_t sum_stretches(const char* from, const char* to, int64_t ahead) {
   return total;
 }
 
-uint64_t read_memory(const ReadProbe& op, const Member& member) {
-  const char* data = static_cast<const char*>(op.data);
-  const int64_t stretches = op.bytes / kStretch;
-  const char* from = data + stretches * member.index() / member.size() * kStretch;
-  const char* to = data + stretches * (member.index() + 1) / member.size() * kStretch;
-  uint64_t total = 0;
+static uint64_t sum_between(const ReadProbe& op, const char* from, const char* to) {
   switch (op.prefetch) {
     case Prefetch::kNone:
-      total = sum_stretches<Prefetch::kNone>(from, to, 0);
-      break;
+      return sum_stretches<Prefetch::kNone>(from, to, 0);
     case Prefetch::kT0:
-      total = sum_stretches<Prefetch::kT0>(from, to, op.prefetch_bytes);
-      break;
+      return sum_stretches<Prefetch::kT0>(from, to, op.prefetch_bytes);
     case Prefetch::kT1:
-      total = sum_stretches<Prefetch::kT1>(from, to, op.prefetch_bytes);
-      break;
+      return sum_stretches<Prefetch::kT1>(from, to, op.prefetch_bytes);
     case Prefetch::kNta:
-      total = sum_stretches<Prefetch::kNta>(from, to, op.prefetch_bytes);
-      break;
+      return sum_stretches<Prefetch::kNta>(from, to, op.prefetch_bytes);
   }
-  if (member.index() + 1 < member.size()) return total;
+  return 0;
+}
+
+void read_memory(const ReadProbe& op, std::atomic<uint64_t>& total, const Member& member) {
+  const char* data = static_cast<const char*>(op.data);
+  const int64_t stretches = op.bytes / kStretch;
+  member.split(stretches, 1, Repeats::kNo, [&](int64_t begin, int64_t end) {
+    total += sum_between(op, data + begin * kStretch, data + end * kStretch);
+  });
+  if (member.index() > 0) return;
   const uint64_t* rest = reinterpret_cast<const uint64_t*>(data + stretches * kStretch);
   for (int64_t i = 0; i < op.bytes % kStretch / 8; ++i) total += rest[i];
-  return total;
 }
 
 }  // namespace rtp::RTP_ISA_NAMESPACE

@@ -1,6 +1,7 @@
 // Reads memory as fast as it comes and does nothing with it: the ceiling of a decode step.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "isa.h"
@@ -22,5 +23,6 @@ struct ReadProbe {
 
 }  // namespace rtp
 
-// The member's share: the sum of its 64-bit words, which wraps.
-RTP_PER_ISA(uint64_t read_memory(const ReadProbe& op, const Member& member);)
+// Adds what the member read of it to `total`: the sum of 64-bit words, which wraps.
+RTP_PER_ISA(void read_memory(const ReadProbe& op, std::atomic<uint64_t>& total,
+                             const Member& member);)

@@ -14,19 +14,19 @@ RTP_INLINE Turned turn(VecF low, VecF high, VecF cosine, VecF sine) {
 }
 
 template <typename T>
-void turn_head(T* head, const float* cosines, const float* sines, int64_t half) {
+void turn_head(T* out, const T* head, const float* cosines, const float* sines, int64_t half) {
   int64_t i = 0;
   for (; i + kLanes <= half; i += kLanes) {
     const Turned turned =
         turn(load(head + i), load(head + half + i), load(cosines + i), load(sines + i));
-    store(head + i, turned.low);
-    store(head + half + i, turned.high);
+    store(out + i, turned.low);
+    store(out + half + i, turned.high);
   }
   if (const int rest = static_cast<int>(half - i)) {
     const Turned turned = turn(load_first(head + i, rest), load_first(head + half + i, rest),
                                load_first(cosines + i, rest), load_first(sines + i, rest));
-    store_first(head + i, turned.low, rest);
-    store_first(head + half + i, turned.high, rest);
+    store_first(out + i, turned.low, rest);
+    store_first(out + half + i, turned.high, rest);
   }
 }
 
@@ -48,24 +48,36 @@ const float* angles_of(const Rotary& op, int64_t token, float* mixed) {
 }
 
 template <typename T>
-void turn_heads(const Rotary& op, T* heads, int64_t count, const void* norm, const float* angles) {
+void turn_heads(const Rotary& op, void* out_, const void* heads_, int64_t count, const void* norm,
+                const float* angles) {
   const int64_t half = op.head_dim / 2;
-  for (T* head = heads; head < heads + count * op.head_dim; head += op.head_dim) {
-    if (norm) norm_row(head, head, static_cast<const T*>(norm), op.head_dim, op.eps);
-    turn_head(head, angles, angles + half, half);
+  T normed[Rotary::kMaxHeadDim];
+  T* out = static_cast<T*>(out_);
+  const T* head = static_cast<const T*>(heads_);
+  for (int64_t i = 0; i < count; ++i, out += op.head_dim, head += op.head_dim) {
+    if (norm) norm_row(normed, head, static_cast<const T*>(norm), op.head_dim, op.eps);
+    turn_head(out, norm ? normed : head, angles, angles + half, half);
   }
 }
 
 template <typename T>
-void run(const Rotary& op, const Member& member) {
+void turn_token(const Rotary& op, int64_t token) {
   float mixed[Rotary::kMaxHeadDim];
-  for (int64_t token = member.begin(op.n); token < member.end(op.n); ++token) {
-    const float* angles = angles_of(op, token, mixed);
-    T* query = static_cast<T*>(op.query) + token * op.query_stride;
-    T* key = static_cast<T*>(op.key) + token * op.key_stride;
-    turn_heads(op, query, op.query_heads, op.query_norm, angles);
-    turn_heads(op, key, op.key_heads, op.key_norm, angles);
-  }
+  const float* angles = angles_of(op, token, mixed);
+  turn_heads<T>(op, static_cast<T*>(op.query_out) + token * op.query_out_stride,
+                static_cast<const T*>(op.query) + token * op.query_stride, op.query_heads,
+                op.query_norm, angles);
+  turn_heads<T>(op, static_cast<T*>(op.key_out) + token * op.key_out_stride,
+                static_cast<const T*>(op.key) + token * op.key_stride, op.key_heads, op.key_norm,
+                angles);
+}
+
+template <typename T>
+void run(const Rotary& op, const Member& member) {
+  member.split(op.n, 1, op.is_repeatable() ? Repeats::kYes : Repeats::kNo,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t token = begin; token < end; ++token) turn_token<T>(op, token);
+               });
 }
 
 }  // namespace

@@ -259,16 +259,16 @@ void logprobs_row(const Logprobs& op, int64_t i, float* scratch) {
 
 void sample(const Sample& op, const Member& member) {
   const Scratch scratch(op.vocab_size);
-  for (int64_t row = member.index(); row < op.n; row += member.size()) {
-    op.token_ids[row] = sample_row(op, row, scratch);
-  }
+  member.split(op.n, 1, Repeats::kYes, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) op.token_ids[row] = sample_row(op, row, scratch);
+  });
 }
 
 void logprobs(const Logprobs& op, const Member& member) {
   float* scratch = thread_scratch(num_spans(op.vocab_size) * kWide);
-  for (int64_t row = member.index(); row < op.n; row += member.size()) {
-    logprobs_row(op, row, scratch);
-  }
+  member.split(op.n, 1, Repeats::kNo, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) logprobs_row(op, row, scratch);
+  });
 }
 
 }  // namespace rtp::RTP_ISA_NAMESPACE

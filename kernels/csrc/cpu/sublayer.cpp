@@ -23,11 +23,12 @@ void check_stream(const Step& step, DType dtype, int64_t hidden_size) {
 }
 
 // projection(norm(residual)) into `out`.
-Linear project_normed(const Step& step, const Norm& norm, const Projection& projection, void* out) {
+Linear project_normed(const Step& step, const Norm& norm, const Projection& projection,
+                      const void* residual, void* out) {
   Linear op{};
   op.weight = projection.weight;
   op.bias = projection.bias;
-  op.x = step.residual;
+  op.x = residual;
   op.out = out;
   op.out_dtype = step.dtype;
   op.m = step.num_tokens;
@@ -39,19 +40,19 @@ Linear project_normed(const Step& step, const Norm& norm, const Projection& proj
   return op;
 }
 
-// residual += projection(x).
-Linear add_projected(const Step& step, const Projection& projection, const void* x,
-                     int64_t x_stride) {
+// residual + projection(x), into the place's `out`.
+Linear add_projected(const Step& step, const Place& place, const Projection& projection,
+                     const void* x, int64_t x_stride) {
   Linear op{};
   op.weight = projection.weight;
   op.bias = projection.bias;
   op.x = x;
-  op.out = step.residual;
+  op.out = place.out;
   op.out_dtype = step.dtype;
   op.m = step.num_tokens;
   op.x_stride = x_stride;
   op.out_stride = step.hidden_size;
-  op.adds = true;
+  op.residual = place.residual;
   return op;
 }
 
@@ -69,53 +70,72 @@ void AttentionSublayer::check(const Step& step) const {
               std::to_string(step.last_position));
 }
 
-int64_t AttentionSublayer::workspace_bytes(int64_t num_tokens) const {
-  const int64_t size = num_tokens * itemsize(parts_.dtype);
-  return aligned(size * qkv_columns()) + aligned(size * parts_.num_heads * parts_.head_dim);
+// The parts of an attention sublayer's workspace.
+struct AttentionSublayer::Buffers {
+  char* qkv;       // [num_tokens, qkv_columns]
+  char* turned;    // [num_tokens, qkv_columns]: queries and keys
+  char* attended;  // [num_tokens, num_heads * head_dim]
+  float* partials;
+  int64_t bytes;
+
+  Buffers(const AttentionSublayer& sublayer, const Step& step, char* workspace) {
+    const Parts& parts = sublayer.parts_;
+    const int64_t size = step.num_tokens * itemsize(parts.dtype);
+    const int64_t qkv_bytes = aligned(size * sublayer.qkv_columns());
+    const int64_t attended_bytes = aligned(size * parts.num_heads * parts.head_dim);
+    qkv = workspace;
+    turned = qkv + qkv_bytes;
+    attended = turned + qkv_bytes;
+    partials = reinterpret_cast<float*>(attended + attended_bytes);
+    bytes = 2 * qkv_bytes + attended_bytes +
+            aligned(step.plan->num_partial_floats() * static_cast<int64_t>(sizeof(float)));
+  }
+};
+
+int64_t AttentionSublayer::workspace_bytes(const Step& step) const {
+  return Buffers(*this, step, nullptr).bytes;
 }
 
 Ahead AttentionSublayer::first_reads(const Step& step, const Member& member) const {
-  return first_weights(project_normed(step, parts_.norm, parts_.qkv, nullptr), member);
+  return first_weights(project_normed(step, parts_.norm, parts_.qkv, nullptr, nullptr), member);
 }
 
-void AttentionSublayer::run(const Step& step, const Member& member) const {
+void AttentionSublayer::run(const Step& step, const Place& place, const Member& member,
+                            const Ahead& next) const {
+  const Buffers buffers(*this, step, place.workspace);
   const int64_t head_bytes = parts_.head_dim * itemsize(parts_.dtype);
-  const int64_t row_bytes = qkv_columns() * itemsize(parts_.dtype);
-  char* const query = step.workspace;
-  char* const key = query + parts_.num_heads * head_bytes;
-  char* const value = key + parts_.num_kv_heads * head_bytes;
-  char* const attended = step.workspace + aligned(step.num_tokens * row_bytes);
-
-  const int64_t width = parts_.num_heads * parts_.head_dim;
-  const Linear o = add_projected(step, parts_.o, attended, width);
-  const Ahead o_weights = first_weights(o, member);
-
-  RTP_DISPATCH(linear)(project_normed(step, parts_.norm, parts_.qkv, query), member);
-  member.wait(o_weights);
-  // Both take the same tokens of a member, so there is nothing to wait for between them.
-  RTP_DISPATCH(rotary)(rotary(step, query, key), member);
+  const char* key = buffers.turned + parts_.num_heads * head_bytes;
+  const char* value = buffers.qkv + (parts_.num_heads + parts_.num_kv_heads) * head_bytes;
+  const Linear o =
+      add_projected(step, place, parts_.o, buffers.attended, parts_.num_heads * parts_.head_dim);
+  member.reads_next(first_weights(o, member));
+  RTP_DISPATCH(linear)(project_normed(step, parts_.norm, parts_.qkv, place.residual, buffers.qkv),
+                       member);
+  RTP_DISPATCH(rotary)(rotary(step, buffers), member);
   RTP_DISPATCH(write_kv)(
       {parts_.dtype, key, value, cache(step, 0), cache(step, 1), step.slots, step.num_tokens,
        parts_.num_kv_heads, parts_.head_dim, qkv_columns(), qkv_columns()},
       member);
-  member.wait(o_weights);
-  RTP_DISPATCH(attend)(attention(step, query, attended), *step.plan, member);
-  member.wait(o_weights);
+  RTP_DISPATCH(attend)(attention(step, buffers), *step.plan, member);
+  member.reads_next(next);
   RTP_DISPATCH(linear)(o, member);
 }
 
-Rotary AttentionSublayer::rotary(const Step& step, char* query, char* key) const {
+Rotary AttentionSublayer::rotary(const Step& step, const Buffers& buffers) const {
+  const int64_t keys = parts_.num_heads * parts_.head_dim * itemsize(parts_.dtype);
   Rotary op{};
   op.dtype = parts_.dtype;
-  op.query = query;
-  op.key = key;
+  op.query = buffers.qkv;
+  op.key = buffers.qkv + keys;
+  op.query_out = buffers.turned;
+  op.key_out = buffers.turned + keys;
   op.positions = step.positions;
   op.cos_sin = parts_.cos_sin;
   op.n = step.num_tokens;
   op.query_heads = parts_.num_heads;
   op.key_heads = parts_.num_kv_heads;
   op.head_dim = parts_.head_dim;
-  op.query_stride = op.key_stride = qkv_columns();
+  op.query_stride = op.key_stride = op.query_out_stride = op.key_out_stride = qkv_columns();
   op.positions_stride = step.positions_stride;
   op.cos_sin_stride = parts_.cos_sin_stride;
   op.sections[0] = parts_.head_dim / 2;
@@ -128,12 +148,12 @@ Rotary AttentionSublayer::rotary(const Step& step, char* query, char* key) const
   return op;
 }
 
-PagedAttention AttentionSublayer::attention(const Step& step, const char* query, char* out) const {
+PagedAttention AttentionSublayer::attention(const Step& step, const Buffers& buffers) const {
   PagedAttention op{};
   op.geometry = step.geometry;
   op.dtype = parts_.dtype;
-  op.out = out;
-  op.query = query;
+  op.out = buffers.attended;
+  op.query = buffers.turned;
   op.key_cache = cache(step, 0);
   op.value_cache = cache(step, 1);
   op.block_tables = step.block_tables;
@@ -141,6 +161,7 @@ PagedAttention AttentionSublayer::attention(const Step& step, const char* query,
   op.query_stride = qkv_columns();
   op.block_tables_stride = step.block_tables_stride;
   op.scale = parts_.scale;
+  op.partials = buffers.partials;
   return op;
 }
 
@@ -155,20 +176,22 @@ void MlpSublayer::check(const Step& step) const {
   check_stream(step, parts_.dtype, parts_.gate_up.weight.k);
 }
 
-int64_t MlpSublayer::workspace_bytes(int64_t num_tokens) const {
-  return num_tokens * parts_.gate_up.weight.n * itemsize(parts_.dtype);
+int64_t MlpSublayer::workspace_bytes(const Step& step) const {
+  return aligned(step.num_tokens * parts_.gate_up.weight.n * itemsize(parts_.dtype));
 }
 
 Ahead MlpSublayer::first_reads(const Step& step, const Member& member) const {
-  return first_weights(project_normed(step, parts_.norm, parts_.gate_up, nullptr), member);
+  return first_weights(project_normed(step, parts_.norm, parts_.gate_up, nullptr, nullptr), member);
 }
 
-void MlpSublayer::run(const Step& step, const Member& member) const {
-  const int64_t columns = parts_.gate_up.weight.n;
-  Linear down = add_projected(step, parts_.down, step.workspace, columns);
+void MlpSublayer::run(const Step& step, const Place& place, const Member& member,
+                      const Ahead& next) const {
+  Linear down = add_projected(step, place, parts_.down, place.workspace, parts_.gate_up.weight.n);
   down.prologue = Prologue::kSiluAndMul;
-  RTP_DISPATCH(linear)(project_normed(step, parts_.norm, parts_.gate_up, step.workspace), member);
-  member.wait(first_weights(down, member));
+  member.reads_next(first_weights(down, member));
+  RTP_DISPATCH(linear)(
+      project_normed(step, parts_.norm, parts_.gate_up, place.residual, place.workspace), member);
+  member.reads_next(next);
   RTP_DISPATCH(linear)(down, member);
 }
 

@@ -1,11 +1,13 @@
 // The two halves of a decoder layer, each adding to the residual stream what it makes of it. A
-// step runs all of them in one call of the team:
+// step runs all of them in one call of the team (run_sublayers):
 //
 //   attention   residual += o(attend(rope(qkv(norm(residual)))))    and writes keys and values
 //   gated MLP   residual += down(silu_and_mul(gate_up(norm(residual))))
 //
 // The same in single ops gives the same bits.
 #pragma once
+
+#include <vector>
 
 #include "attention.h"
 #include "gemm.h"
@@ -16,7 +18,6 @@ namespace rtp {
 // What the sublayers of one step share.
 struct Step {
   DType dtype;
-  void* residual;  // [num_tokens, hidden_size]
   int64_t num_tokens, hidden_size;
 
   const int64_t* positions;  // [num_tokens], or [3, num_tokens] with rows positions_stride apart
@@ -31,8 +32,13 @@ struct Step {
   const int32_t* block_tables;  // [num_seqs, max_blocks]; rows block_tables_stride apart
   int64_t block_tables_stride;
   const AttentionPlan* plan;
+};
 
-  char* workspace;  // of the bytes that the greediest sublayer asks for
+// Where a sublayer reads and stores; none of it is the same.
+struct Place {
+  const void* residual;  // [num_tokens, hidden_size]
+  void* out;             // the same and what the sublayer adds
+  char* workspace;       // of the bytes that it asks for
 };
 
 struct Norm {
@@ -50,15 +56,20 @@ class Sublayer {
   // Whether the step's arrays are those it was made for: throws std::invalid_argument.
   virtual void check(const Step& step) const = 0;
 
-  // Of the workspace, for so many tokens.
-  virtual int64_t workspace_bytes(int64_t num_tokens) const = 0;
+  // Of the workspace.
+  virtual int64_t workspace_bytes(const Step& step) const = 0;
 
   // What a member reads first.
   virtual Ahead first_reads(const Step& step, const Member& member) const = 0;
 
-  // One member's share. All members have to be done before the next sublayer starts.
-  virtual void run(const Step& step, const Member& member) const = 0;
+  // `next` is what the member reads afterwards.
+  virtual void run(const Step& step, const Place& place, const Member& member,
+                   const Ahead& next) const = 0;
 };
+
+// Adds all of them to `residual` [num_tokens, hidden_size] in place, on the calling thread's team.
+// Throws std::bad_alloc.
+void run_sublayers(const std::vector<const Sublayer*>& sublayers, const Step& step, void* residual);
 
 class AttentionSublayer final : public Sublayer {
  public:
@@ -79,13 +90,15 @@ class AttentionSublayer final : public Sublayer {
 
   int64_t num_heads() const override { return parts_.num_heads; }
   void check(const Step& step) const override;
-  int64_t workspace_bytes(int64_t num_tokens) const override;
+  int64_t workspace_bytes(const Step& step) const override;
   Ahead first_reads(const Step& step, const Member& member) const override;
-  void run(const Step& step, const Member& member) const override;
+  void run(const Step& step, const Place& place, const Member& member,
+           const Ahead& next) const override;
 
  private:
-  Rotary rotary(const Step& step, char* query, char* key) const;
-  PagedAttention attention(const Step& step, const char* query, char* out) const;
+  struct Buffers;
+  Rotary rotary(const Step& step, const Buffers& buffers) const;
+  PagedAttention attention(const Step& step, const Buffers& buffers) const;
   char* cache(const Step& step, int64_t index) const;
   int64_t qkv_columns() const {
     return (parts_.num_heads + 2 * parts_.num_kv_heads) * parts_.head_dim;
@@ -105,9 +118,10 @@ class MlpSublayer final : public Sublayer {
   explicit MlpSublayer(const Parts& parts) : parts_(parts) {}
 
   void check(const Step& step) const override;
-  int64_t workspace_bytes(int64_t num_tokens) const override;
+  int64_t workspace_bytes(const Step& step) const override;
   Ahead first_reads(const Step& step, const Member& member) const override;
-  void run(const Step& step, const Member& member) const override;
+  void run(const Step& step, const Place& place, const Member& member,
+           const Ahead& next) const override;
 
  private:
   Parts parts_;

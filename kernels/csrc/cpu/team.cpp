@@ -1,14 +1,16 @@
 #include "team.h"
 
-#include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "phase.h"
 #include "placement.h"
 
 namespace rtp {
@@ -18,14 +20,26 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kMaxThreads = 512;
 
-// A barrier inside a step comes every few microseconds to some hundreds: the others are near.
-constexpr auto kBarrierSpin = std::chrono::microseconds(50);
-
 // The next call comes after some Python: between two of a step, and between two steps.
 constexpr auto kIdleSpin = std::chrono::microseconds(300);
 
+// The others leave a call within microseconds, if they are running.
+constexpr auto kLeaveSpin = std::chrono::microseconds(50);
+
 // Spinning alone for so long; then between yields, so that whoever wants the core has it.
 constexpr auto kOwnSpin = std::chrono::microseconds(5);
+
+// Between looks at what somebody else has to end, after that.
+constexpr auto kNap = std::chrono::microseconds(20);
+
+// Of a unit that somebody else runs, where this member has run none to tell.
+constexpr auto kUnitTime = std::chrono::microseconds(10);
+
+// As much as stays in a second-level cache beside what is read in between.
+constexpr int64_t kFetchBytes = 64 << 10;
+
+// Beyond every stage: of a member that takes no part.
+constexpr int kAway = std::numeric_limits<int>::max();
 
 void pause() {
 #if defined(__x86_64__)
@@ -35,16 +49,35 @@ void pause() {
 #endif
 }
 
-// As much as stays in a second-level cache beside what is read in between.
-constexpr int64_t kFetchBytes = 64 << 10;
-
-// Fetches into the cache until `word` is no longer `old`, or there is enough.
-void fetch_while(const std::atomic<int>& word, int old, const Ahead& ahead) {
-  const int64_t bytes = std::min(ahead.bytes, kFetchBytes);
-  for (int64_t i = 0; i < bytes && word.load(std::memory_order_acquire) == old; i += 256) {
+// Fetches into the cache until `is_over` or there is enough.
+template <typename Condition>
+void fetch_until(const Condition& is_over, const Ahead& ahead) {
+  const int64_t bytes = ahead.bytes < kFetchBytes ? ahead.bytes : kFetchBytes;
+  for (int64_t i = 0; i < bytes && !is_over(); i += 256) {
     for (const char* stream : ahead.streams) {
       for (int line = 0; stream && line < 256; line += 64) __builtin_prefetch(stream + i + line);
     }
+  }
+}
+
+// Whether it came to be within `time`.
+template <typename Condition>
+bool spin_until(const Condition& is_over, Clock::duration time) {
+  const auto start = Clock::now();
+  do {
+    for (int i = 0; i < 8; ++i) {
+      if (is_over()) return true;
+      pause();
+    }
+  } while (Clock::now() - start < time);
+  return false;
+}
+
+template <typename Condition>
+void wait_until(const Condition& is_over) {
+  if (spin_until(is_over, kOwnSpin)) return;
+  for (int yields = 0; !is_over(); ++yields) {
+    yields < 8 ? std::this_thread::yield() : std::this_thread::sleep_for(kNap);
   }
 }
 
@@ -63,10 +96,9 @@ void wait_while(const std::atomic<int>& word, int old, Clock::duration spin) {
 
 }  // namespace
 
-// Every thread takes part in every call.
 class Team {
  public:
-  explicit Team(int size) : size_(size), placement_(size) {
+  explicit Team(int size) : size_(size), placement_(size), shares_(size), stages_(size) {
     for (int index = 1; index < size; ++index) {
       threads_.emplace_back([this, index] { work(index); });
       handles_.push_back(threads_.back().native_handle());
@@ -74,7 +106,7 @@ class Team {
   }
 
   ~Team() {
-    function_ = nullptr;
+    is_ending_ = true;
     start();
     for (std::thread& thread : threads_) thread.join();
   }
@@ -84,55 +116,132 @@ class Team {
   void run(TeamFunction function, void* context) {
     function_ = function;
     context_ = context;
-    num_working_.store(size_ - 1, std::memory_order_relaxed);
+    stages_[0].store(0, std::memory_order_relaxed);
     placement_.hold(handles_);
+    num_inside_.store(0, std::memory_order_release);
     start();
-    function(context, Member(this, 0, size_));
-    for (int left; (left = num_working_.load(std::memory_order_acquire)) != 0;) {
-      wait_while(num_working_, left, kBarrierSpin);
+    const Member member(this, 0, size_, first_phase_);
+    function(context, member);
+    // Whoever has not come by now has nothing to do here.
+    int inside = num_inside_.fetch_or(kClosed, std::memory_order_acq_rel) | kClosed;
+    for (; inside != kClosed; inside = num_inside_.load(std::memory_order_acquire)) {
+      wait_while(num_inside_, inside, kLeaveSpin);
     }
+    first_phase_ = member.phase_;
     placement_.release();
   }
 
-  void barrier(const Ahead& ahead) {
-    const int round = round_.load(std::memory_order_relaxed);
-    if (num_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-      num_arrived_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-      round_.notify_all();
-    } else {
-      fetch_while(round_, round, ahead);
-      wait_while(round_, round, kBarrierSpin);
+  void share(const Member& member, const Work& work) {
+    const uint32_t phase = ++member.phase_;
+    for (int share = 0; share < size_; ++share) {
+      shares_[share].open(phase, work.num_units(work.work, share));
     }
+    const auto start = Clock::now();
+    const int num_run = run_free_units(member, work);
+    const auto is_over = [&] { return is_complete(phase, work); };
+    if (is_over()) return;
+    const auto now = Clock::now();
+    fetch_until(is_over, member.ahead_);
+    // Whoever runs a unit for longer than it took here has been put aside.
+    const auto unit_time = num_run ? (now - start) / num_run : kUnitTime;
+    if (spin_until(is_over, 2 * unit_time)) return;
+    if (work.repeats == Repeats::kYes) run_unended_units(phase, work);
+    wait_until(is_over);
+  }
+
+  void come_to(int index, int stage, int others) {
+    stages_[index].store(stage, std::memory_order_seq_cst);
+    wait_until([&] {
+      for (int i = 0; i < size_; ++i) {
+        if (i != index && stages_[i].load(std::memory_order_acquire) < others) return false;
+      }
+      return true;
+    });
   }
 
  private:
+  // In num_inside_, beside the number: nobody enters any more.
+  static constexpr int kClosed = 1 << 30;
+
   void start() {
     call_.fetch_add(1, std::memory_order_release);
     call_.notify_all();
   }
 
+  bool enter() {
+    int inside = num_inside_.load(std::memory_order_relaxed);
+    do {
+      if (inside & kClosed) return false;
+    } while (!num_inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel));
+    return true;
+  }
+
   void work(int index) {
-    for (int call = 0;; ++call) {
+    stages_[index].store(kAway);
+    for (int call = 0;;) {
       wait_while(call_, call, kIdleSpin);
-      if (!function_) return;
-      function_(context_, Member(this, index, size_));
-      num_working_.fetch_sub(1, std::memory_order_acq_rel);
-      num_working_.notify_one();
+      call = call_.load(std::memory_order_acquire);
+      if (is_ending_) return;
+      if (!enter()) continue;
+      stages_[index].store(0);
+      function_(context_, Member(this, index, size_, first_phase_));
+      stages_[index].store(kAway);
+      num_inside_.fetch_sub(1, std::memory_order_acq_rel);
+      num_inside_.notify_one();
     }
   }
 
+  // Of its own share from the front, of others from the back; returns how many.
+  int run_free_units(const Member& member, const Work& work) {
+    int count = 0;
+    for (int i = 0; i < size_; ++i) {
+      const int index = member.index_ + i < size_ ? member.index_ + i : member.index_ + i - size_;
+      Share& share = shares_[index];
+      for (int unit;
+           (unit = i ? share.take_last(member.phase_) : share.take_first(member.phase_)) >= 0;) {
+        work.run(work.work, index, unit);
+        share.end(member.phase_, unit);
+        ++count;
+      }
+    }
+    return count;
+  }
+
+  void run_unended_units(uint32_t phase, const Work& work) {
+    for (int index = 0; index < size_; ++index) {
+      Share& share = shares_[index];
+      for (uint32_t left; (left = share.unended(phase, work.num_units(work.work, index))) != 0;) {
+        const int unit = std::countr_zero(left);
+        work.run(work.work, index, unit);
+        share.end(phase, unit);
+      }
+    }
+  }
+
+  bool is_complete(uint32_t phase, const Work& work) const {
+    for (int share = 0; share < size_; ++share) {
+      if (shares_[share].unended(phase, work.num_units(work.work, share))) return false;
+    }
+    return true;
+  }
+
+  // Each on a cache line of its own.
+  struct alignas(64) Stage : std::atomic<int> {
+    using std::atomic<int>::operator=;
+  };
+
   const int size_;
+  Placement placement_;
+  std::vector<Share> shares_;
+  std::vector<Stage> stages_;
   TeamFunction function_ = nullptr;
   void* context_ = nullptr;
-  Placement placement_;
+  uint32_t first_phase_ = 0;
+  bool is_ending_ = false;
+  alignas(64) std::atomic<int> call_{0};
+  alignas(64) std::atomic<int> num_inside_{kClosed};
   std::vector<std::thread> threads_;
   std::vector<pthread_t> handles_;
-  // Each on a cache line of its own.
-  alignas(64) std::atomic<int> call_{0};
-  alignas(64) std::atomic<int> num_working_{0};
-  alignas(64) std::atomic<int> num_arrived_{0};
-  alignas(64) std::atomic<int> round_{0};
 };
 
 namespace {
@@ -146,7 +255,9 @@ thread_local ThreadTeam own;
 
 }  // namespace
 
-void Member::wait_for_others(const Ahead& ahead) const { team_->barrier(ahead); }
+void Member::share(const Work& work) const { team_->share(*this, work); }
+
+void Member::wait_for_stage(int stage, int others) const { team_->come_to(index_, stage, others); }
 
 int num_threads() { return own.size; }
 

@@ -1,0 +1,86 @@
+// A run of sublayers in places of their own, which come round again.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "sublayer.h"
+
+namespace rtp {
+namespace {
+
+// Of all places. With few tokens every sublayer has one of its own, so that a thread may be late by
+// a whole step; with many there are two, and threads wait for each other between sublayers.
+constexpr int64_t kPlacesBytes = 8 << 20;
+
+struct Free {
+  void operator()(char* memory) const { std::free(memory); }
+};
+
+// The calling thread's, kept from step to step.
+char* places_memory(int64_t bytes) {
+  static thread_local std::unique_ptr<char, Free> memory;
+  static thread_local int64_t size = 0;
+  if (bytes > size) {
+    memory.reset();
+    memory.reset(static_cast<char*>(std::aligned_alloc(64, bytes)));
+    size = memory ? bytes : 0;
+    if (!memory) throw std::bad_alloc();
+  }
+  return memory.get();
+}
+
+// Where each sublayer of a run reads and stores: the first reads a copy of the residual, the last
+// stores into it.
+class Places {
+ public:
+  Places(const std::vector<const Sublayer*>& sublayers, const Step& step, void* residual)
+      : num_sublayers_(static_cast<int>(sublayers.size())), residual_(residual) {
+    const int64_t bytes = step.num_tokens * step.hidden_size * (step.dtype == DType::kBf16 ? 2 : 4);
+    stream_bytes_ = (bytes + 63) / 64 * 64;
+    int64_t workspace_bytes = 0;
+    for (const Sublayer* sublayer : sublayers) {
+      workspace_bytes = std::max(workspace_bytes, sublayer->workspace_bytes(step));
+    }
+    place_bytes_ = stream_bytes_ + workspace_bytes;
+    const int64_t fitting = kPlacesBytes / std::max<int64_t>(1, place_bytes_);
+    count_ = static_cast<int>(std::clamp<int64_t>(fitting, 2, std::max(2, num_sublayers_)));
+    first_ = places_memory(stream_bytes_ + count_ * place_bytes_);
+    std::memcpy(first_, residual, bytes);
+  }
+
+  int count() const { return count_; }
+
+  Place of(int index) const {
+    return {index == 0 ? first_ : stream(index - 1),
+            index + 1 == num_sublayers_ ? residual_ : stream(index), stream(index) + stream_bytes_};
+  }
+
+ private:
+  char* stream(int index) const { return first_ + stream_bytes_ + index % count_ * place_bytes_; }
+
+  const int num_sublayers_;
+  void* const residual_;
+  int64_t stream_bytes_, place_bytes_;
+  int count_;
+  char* first_;
+};
+
+}  // namespace
+
+void run_sublayers(const std::vector<const Sublayer*>& sublayers, const Step& step,
+                   void* residual) {
+  const Places places(sublayers, step, residual);
+  const int count = static_cast<int>(sublayers.size());
+  run_team(true, [&](const Member& member) {
+    for (int i = 0; i < count; ++i) {
+      // The place is that of sublayer i - count of places, and the one after that reads from it.
+      member.come_to(i, i - places.count() + 2);
+      const Ahead next = i + 1 < count ? sublayers[i + 1]->first_reads(step, member) : Ahead{};
+      sublayers[i]->run(step, places.of(i), member, next);
+    }
+  });
+}
+
+}  // namespace rtp
