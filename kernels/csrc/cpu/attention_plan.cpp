@@ -13,6 +13,9 @@ constexpr int64_t kTileRows = 192;
 // Reading a key costs about as much as this many rows looking at it.
 constexpr int64_t kReadingRows = 6;
 
+// Partitions that a span has at least: merging costs a wait.
+constexpr int64_t kSpanPartitions = 2;
+
 // Spans a thread should find, so that the last ones level the threads' loads.
 constexpr int64_t kSpansPerThread = 4;
 
@@ -93,7 +96,8 @@ void AttentionPlan::cut_tiles() {
 void AttentionPlan::cut(int32_t index, int64_t share) {
   QueryTile& tile = tiles_[index];
   const int64_t partitions = tile.partition_end - tile.partition_begin;
-  const int64_t num_spans = std::min(partitions, ceil_div(costs_[index], share));
+  const int64_t num_spans =
+      std::min(std::max<int64_t>(1, partitions / kSpanPartitions), ceil_div(costs_[index], share));
   for (int64_t span = 0; span < num_spans; ++span) {
     const auto bound = [&](int64_t i) {
       return static_cast<int32_t>(tile.partition_begin + partitions * i / num_spans);

@@ -122,7 +122,12 @@ void py_rotary(const CpuArray& query_, const CpuArray& key_, const CpuArray& pos
   op.cos_sin_stride = cos_sin.stride(0);
   const nb::gil_scoped_release release;
   run_team(op.n * (op.query_heads + op.key_heads) * op.head_dim > kParallelElements,
-           [&](const Member& member) { RTP_DISPATCH(rotary)(op, member); });
+           [&](const Member& member) {
+             // In place: a token must not turn twice.
+             member.split(op.n, 1, Repeats::kNo, [&](int64_t begin, int64_t end) {
+               RTP_DISPATCH(rotary)(op, begin, end);
+             });
+           });
 }
 
 }  // namespace

@@ -44,8 +44,10 @@ void py_write_kv(const CpuArray& key_, const CpuArray& value_, const CpuArray& k
   op.value_stride = value.stride(0);
   op.slots = check_slots(name, slots, op.n, key_cache.size(0));
   const nb::gil_scoped_release release;
-  run_team(op.n * heads * head_dim > kParallelElements,
-           [&](const Member& member) { RTP_DISPATCH(write_kv)(op, member); });
+  run_team(op.n * heads * head_dim > kParallelElements, [&](const Member& member) {
+    member.split(op.n, 4 * kBlockTokens, Repeats::kYes,
+                 [&](int64_t begin, int64_t end) { RTP_DISPATCH(write_kv)(op, begin, end); });
+  });
 }
 
 void py_paged_attention(const CpuArray& out_, const CpuArray& query_, const CpuArray& key_cache_,

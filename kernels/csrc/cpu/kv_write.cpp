@@ -133,18 +133,11 @@ class Writer {
   const int64_t key_words_;
 };
 
-template <typename Bits>
-void run(const WriteKv& op, const Member& member) {
-  const Writer<Bits> writer(op);
-  // A part's first and last blocks may be incomplete, and go token by token.
-  member.split(op.n, 8 * kBlockTokens, Repeats::kYes,
-               [&](int64_t begin, int64_t end) { writer.write(begin, end); });
-}
-
 }  // namespace
 
-void write_kv(const WriteKv& op, const Member& member) {
-  op.dtype == DType::kBf16 ? run<uint16_t>(op, member) : run<uint32_t>(op, member);
+void write_kv(const WriteKv& op, int64_t begin, int64_t end) {
+  op.dtype == DType::kBf16 ? Writer<uint16_t>(op).write(begin, end)
+                           : Writer<uint32_t>(op).write(begin, end);
 }
 
 }  // namespace rtp::RTP_ISA_NAMESPACE

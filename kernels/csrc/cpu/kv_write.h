@@ -3,7 +3,7 @@
 
 #include "isa.h"
 #include "kv_layout.h"
-#include "team.h"
+#include "types.h"
 
 namespace rtp {
 
@@ -20,5 +20,5 @@ struct WriteKv {
 
 }  // namespace rtp
 
-// One member's share. Slots differ.
-RTP_PER_ISA(void write_kv(const WriteKv& op, const Member& member);)
+// Tokens [begin, end). Slots differ. Tokens that fill a block together are written faster.
+RTP_PER_ISA(void write_kv(const WriteKv& op, int64_t begin, int64_t end);)

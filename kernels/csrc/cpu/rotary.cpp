@@ -73,17 +73,14 @@ void turn_token(const Rotary& op, int64_t token) {
 }
 
 template <typename T>
-void run(const Rotary& op, const Member& member) {
-  member.split(op.n, 1, op.is_repeatable() ? Repeats::kYes : Repeats::kNo,
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t token = begin; token < end; ++token) turn_token<T>(op, token);
-               });
+void turn_tokens(const Rotary& op, int64_t begin, int64_t end) {
+  for (int64_t token = begin; token < end; ++token) turn_token<T>(op, token);
 }
 
 }  // namespace
 
-void rotary(const Rotary& op, const Member& member) {
-  op.dtype == DType::kBf16 ? run<bf16>(op, member) : run<float>(op, member);
+void rotary(const Rotary& op, int64_t begin, int64_t end) {
+  op.dtype == DType::kBf16 ? turn_tokens<bf16>(op, begin, end) : turn_tokens<float>(op, begin, end);
 }
 
 }  // namespace rtp::RTP_ISA_NAMESPACE

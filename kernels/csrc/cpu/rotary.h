@@ -2,7 +2,6 @@
 #pragma once
 
 #include "isa.h"
-#include "team.h"
 #include "types.h"
 
 namespace rtp {
@@ -26,11 +25,9 @@ struct Rotary {
   const void* query_norm;
   const void* key_norm;
   float eps;
-
-  // Not in place.
-  bool is_repeatable() const { return query != query_out && key != key_out; }
 };
 
 }  // namespace rtp
 
-RTP_PER_ISA(void rotary(const Rotary& op, const Member& member);)
+// Tokens [begin, end).
+RTP_PER_ISA(void rotary(const Rotary& op, int64_t begin, int64_t end);)

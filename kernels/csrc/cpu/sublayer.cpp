@@ -3,10 +3,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "kv_write.h"
-
 namespace rtp {
 namespace {
+
+// As many tokens as a unit turns and writes at least: some of them fill blocks.
+constexpr int64_t kWrittenTokens = 64;
 
 int64_t itemsize(DType dtype) { return dtype == DType::kBf16 ? 2 : 4; }
 
@@ -103,19 +104,17 @@ Ahead AttentionSublayer::first_reads(const Step& step, const Member& member) con
 void AttentionSublayer::run(const Step& step, const Place& place, const Member& member,
                             const Ahead& next) const {
   const Buffers buffers(*this, step, place.workspace);
-  const int64_t head_bytes = parts_.head_dim * itemsize(parts_.dtype);
-  const char* key = buffers.turned + parts_.num_heads * head_bytes;
-  const char* value = buffers.qkv + (parts_.num_heads + parts_.num_kv_heads) * head_bytes;
   const Linear o =
       add_projected(step, place, parts_.o, buffers.attended, parts_.num_heads * parts_.head_dim);
   member.reads_next(first_weights(o, member));
   RTP_DISPATCH(linear)(project_normed(step, parts_.norm, parts_.qkv, place.residual, buffers.qkv),
                        member);
-  RTP_DISPATCH(rotary)(rotary(step, buffers), member);
-  RTP_DISPATCH(write_kv)(
-      {parts_.dtype, key, value, cache(step, 0), cache(step, 1), step.slots, step.num_tokens,
-       parts_.num_kv_heads, parts_.head_dim, qkv_columns(), qkv_columns()},
-      member);
+  const Rotary turn = rotary(step, buffers);
+  const WriteKv write = kv_write(step, buffers);
+  member.split(step.num_tokens, kWrittenTokens, Repeats::kYes, [&](int64_t begin, int64_t end) {
+    RTP_DISPATCH(rotary)(turn, begin, end);
+    RTP_DISPATCH(write_kv)(write, begin, end);
+  });
   RTP_DISPATCH(attend)(attention(step, buffers), *step.plan, member);
   member.reads_next(next);
   RTP_DISPATCH(linear)(o, member);
@@ -145,6 +144,22 @@ Rotary AttentionSublayer::rotary(const Step& step, const Buffers& buffers) const
   op.query_norm = parts_.query_norm.weight;
   op.key_norm = parts_.key_norm.weight;
   op.eps = parts_.query_norm.eps;
+  return op;
+}
+
+WriteKv AttentionSublayer::kv_write(const Step& step, const Buffers& buffers) const {
+  const int64_t head_bytes = parts_.head_dim * itemsize(parts_.dtype);
+  WriteKv op{};
+  op.dtype = parts_.dtype;
+  op.key = buffers.turned + parts_.num_heads * head_bytes;
+  op.value = buffers.qkv + (parts_.num_heads + parts_.num_kv_heads) * head_bytes;
+  op.key_cache = cache(step, 0);
+  op.value_cache = cache(step, 1);
+  op.slots = step.slots;
+  op.n = step.num_tokens;
+  op.num_kv_heads = parts_.num_kv_heads;
+  op.head_dim = parts_.head_dim;
+  op.key_stride = op.value_stride = qkv_columns();
   return op;
 }
 

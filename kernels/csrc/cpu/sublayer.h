@@ -11,6 +11,7 @@
 
 #include "attention.h"
 #include "gemm.h"
+#include "kv_write.h"
 #include "rotary.h"
 
 namespace rtp {
@@ -98,6 +99,7 @@ class AttentionSublayer final : public Sublayer {
  private:
   struct Buffers;
   Rotary rotary(const Step& step, const Buffers& buffers) const;
+  WriteKv kv_write(const Step& step, const Buffers& buffers) const;
   PagedAttention attention(const Step& step, const Buffers& buffers) const;
   char* cache(const Step& step, int64_t index) const;
   int64_t qkv_columns() const {
