@@ -1,5 +1,6 @@
 """A model whose layers run as compiled sublayers gives the bits of the same one op by op."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import rtp_kernels
 from rtp_kernels import _C
 from rtp_serve import ops
 from rtp_serve.config.model import RopeConfig, read_model_config
@@ -111,6 +113,32 @@ def test_three_rows_of_positions_have_the_same_bits(tmp_path: Path):
     op_by_op(model)
     single, _ = run(model, [inputs])
     assert torch.equal(bits(together[0]), bits(single[0]))
+
+
+@pytest.mark.parametrize("size", [{}, {"intermediate_size": 8192}], ids=["little", "much"])
+def test_threads_that_are_put_aside_change_no_bits(size: dict[str, Any], tmp_path: Path):
+    """More threads than cores, so that some are always late, with places for all and for two."""
+    model = make_model(tmp_path, tiny_config(**size), torch.float32)
+    steps = mixed_step(150)
+    with using(ISAS[-1], 1):
+        expected, expected_cache = run(model, steps)
+    wrong: list[int] = []
+
+    def compute(caller: int) -> None:
+        rtp_kernels.set_num_threads(3)
+        for _ in range(10):
+            actual, cache = run(model, steps)
+            same = [torch.equal(bits(a), bits(b)) for a, b in zip(actual, expected, strict=True)]
+            if not all(same) or not torch.equal(bits(cache.data), bits(expected_cache.data)):
+                wrong.append(caller)
+
+    with using(ISAS[-1]):
+        threads = [threading.Thread(target=compute, args=(caller,)) for caller in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
 
 
 def test_one_layer_may_go_op_by_op(tmp_path: Path):
