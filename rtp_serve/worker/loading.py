@@ -1,5 +1,6 @@
 """Checkpoint directory → a runner that is ready for its first step."""
 
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def load_runner(directory: Path, config: EngineConfig) -> LoadedRunner:
     capacity = plan_capacity(model_config, config)
     dtype = getattr(torch, compute_dtype(model_config, config))
     model = load_model(directory, model_config, dtype, capacity.max_model_len)
+    _return_free_memory()
     cache = KVCacheTensors(capacity.spec, capacity.num_blocks)
     runner = ModelRunner(model, cache, config.scheduler.max_num_seqs, capacity.max_model_len)
     return LoadedRunner(runner, model_config, capacity)
@@ -45,3 +47,10 @@ def load_model(
     factory = MODELS.load(config.architecture)
     weights = load_weights(Checkpoint(directory), factory.weight_specs(config), config, dtype)
     return factory(config, weights, max_positions)
+
+
+def _return_free_memory() -> None:
+    """Weights on their way leave holes in the heap, which glibc would keep."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
