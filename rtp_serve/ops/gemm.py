@@ -114,15 +114,16 @@ def logits(
 ) -> NDArray[np.float32]:
     """`linear`, unrounded, of the RMS norms of rows [m] of x [num_rows, K]: [m, N], on the host."""
     _check_operands(x, weight, torch.float32)
+    num_rows, num_cols = x.shape
     if weight.kernel is None:
         chosen = rms_norm(x[torch.from_numpy(rows).to(x.device)], norm.weight, norm.eps)
         sums: NDArray[np.float32] = _reference_linear(chosen, weight, torch.float32).cpu().numpy()
         return sums
     assert norm.weight.dtype == x.dtype
-    assert norm.weight.shape == x.shape[1:]
+    assert norm.weight.shape == (num_cols,)
     out = np.empty((len(rows), weight.num_rows), np.float32)
     weight.kernel.logits(
-        out, x.data_ptr(), x.shape[0], x.stride(0), rows, norm.weight.data_ptr(), norm.eps
+        out, x.data_ptr(), num_rows, x.stride(0), rows, norm.weight.data_ptr(), norm.eps
     )
     return out
 

@@ -35,26 +35,35 @@ class SequenceTable:
         self._rows: dict[int, int] = {}
         self._tracked: list[TrackedSequence | None] = [None] * max_num_seqs
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+        # The last step's sequences, and their rows.
+        self._batch_ids: tuple[int, ...] = ()
+        self._batch_rows: IntArray = np.empty(0, np.int64)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def apply(self, scheduled: SchedulerOutput) -> IntArray:
-        """Forget, admit and extend as the step says; return its rows [num_seqs], in batch order."""
+        """Forget, admit and extend as the step says; return its rows [num_seqs], in batch order.
+
+        The same array as for the last step says that it was of the same sequences.
+        """
         for seq_id in scheduled.finished_seq_ids:
             self._forget(seq_id)
         for new in scheduled.new_seqs:
             self._admit(new)
-        rows = np.fromiter((self._rows[seq_id] for seq_id in scheduled.seq_ids), np.int64)
-        for row, block_ids in zip(rows, scheduled.new_block_ids, strict=True):
-            if block_ids:
+        if scheduled.new_seqs or scheduled.seq_ids != self._batch_ids:
+            self._batch_ids = scheduled.seq_ids
+            self._batch_rows = np.array([self._rows[i] for i in scheduled.seq_ids], np.int64)
+        if any(scheduled.new_block_ids):
+            for row, block_ids in zip(self._batch_rows, scheduled.new_block_ids, strict=True):
                 self._add_blocks(row, block_ids)
-        return rows
+        return self._batch_rows
 
     def append(self, rows: IntArray, token_ids: Int32Array) -> None:
         """One more token for each row. A missing one (-1) becomes 0, which the model can read."""
-        self.token_ids[rows, self.num_tokens[rows]] = np.maximum(token_ids, 0)
-        self.num_tokens[rows] += 1
+        num_tokens = self.num_tokens[rows]
+        self.token_ids[rows, num_tokens] = np.maximum(token_ids, 0)
+        self.num_tokens[rows] = num_tokens + 1
 
     def tracked(self, row: int) -> TrackedSequence:
         sequence = self._tracked[row]
@@ -90,6 +99,8 @@ class SequenceTable:
         self._add_blocks(row, new.block_ids)
 
     def _add_blocks(self, row: int, block_ids: Sequence[int]) -> None:
+        if not block_ids:
+            return
         start = self.num_blocks[row]
         self.block_tables[row, start : start + len(block_ids)] = block_ids
         self.num_blocks[row] = start + len(block_ids)
