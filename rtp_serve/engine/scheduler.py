@@ -63,6 +63,8 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._forgotten: list[int] = []
         self._step = 0
+        # The sequences of steps under way, in batch order.
+        self._seqs_by_step: dict[int, list[Sequence]] = {}
         self.counters = SchedulerCounters()
 
     @property
@@ -173,6 +175,7 @@ class Scheduler:
 
     def _close(self, plan: _StepPlan) -> SchedulerOutput:
         self._step += 1
+        self._seqs_by_step[self._step] = plan.seqs
         forgotten, self._forgotten = tuple(self._forgotten), []
         return SchedulerOutput(
             step=self._step,
@@ -192,13 +195,12 @@ class Scheduler:
 
     def update(self, scheduled: SchedulerOutput, output: ModelOutput) -> list[SequenceDelta]:
         """Take in what the model made of the step: a delta per sequence that got a token."""
-        seq_by_id = {seq.seq_id: seq for seq in self._running}
-        seqs = [seq_by_id[seq_id] for seq_id in scheduled.seq_ids]
+        seqs = self._seqs_by_step.pop(scheduled.step)
         for seq, num_tokens in zip(seqs, scheduled.num_scheduled_tokens, strict=True):
             seq.num_computed_tokens += num_tokens
         for seq_id, entries in output.prompt_logprobs:
-            seq_by_id[seq_id].prompt_logprobs.extend(entries)
-        deltas = [self._fail(seq_by_id[seq_id], error) for seq_id, error in output.errors]
+            _find(seqs, seq_id).prompt_logprobs.extend(entries)
+        deltas = [self._fail(_find(seqs, seq_id), error) for seq_id, error in output.errors]
         sampled = compress(seqs, scheduled.is_sampled)
         token_ids = output.token_ids.tolist()
         logprobs = output.logprobs or (None,) * len(token_ids)
@@ -260,6 +262,10 @@ class Scheduler:
         for seq in self._waiting:
             assert not seq.block_ids, f"{seq} waits but holds blocks"
         self._cache.pool.check_holders(holders)
+
+
+def _find(seqs: list[Sequence], seq_id: int) -> Sequence:
+    return next(seq for seq in seqs if seq.seq_id == seq_id)
 
 
 def _first_prompt_logprobs(seq: Sequence) -> tuple[TokenLogprobs | None, ...]:

@@ -6,8 +6,8 @@ A step's tokens lie one sequence behind the other:
     | t t t t t t t t t t t t | t        | t t t t t t |
     ^ query_start_loc[0]      ^ [1]      ^ [2]         ^ [3]
 
-Most steps are decodes of the sequences that decoded in the step before, one token each: these keep
-what cannot have changed.
+Most steps are decodes of the sequences that decoded in the step before: their batch is the last one
+brought on by a token.
 """
 
 from dataclasses import dataclass
@@ -34,18 +34,8 @@ class InputBatch:
     last_token: IntArray
     # of those sequences
     sampling: RowSampling
-
-
-@dataclass(slots=True)
-class _Decodes:
-    """What steps share in which the same sequences decode."""
-
-    rows: IntArray
-    query_start_loc: Int32Array
-    last_token: IntArray
-    sampling: RowSampling
-    # of the last step
-    block_tables: Int32Array
+    # every sequence computes one token and gets one
+    is_decode: bool
 
 
 class BatchBuilder:
@@ -53,72 +43,77 @@ class BatchBuilder:
 
     def __init__(self, table: SequenceTable) -> None:
         self._table = table
-        self._decodes: _Decodes | None = None
+        self._last: InputBatch | None = None
 
     def build(self, rows: IntArray, scheduled: SchedulerOutput) -> InputBatch:
         """Gather the scheduled tokens of `rows`, which the table gave for this step."""
-        if scheduled.is_decode:
-            return self._decode_batch(rows, scheduled)
-        self._decodes = None
-        return self._mixed_batch(rows, scheduled)
+        last, is_decode = self._last, scheduled.is_decode
+        if is_decode and last is not None and last.is_decode and last.rows is rows:
+            self._last = self._bring_on(last, scheduled.num_computed_tokens)
+        else:
+            self._last = self._gather(rows, scheduled, is_decode)
+        return self._last
 
-    def _decode_batch(self, rows: IntArray, scheduled: SchedulerOutput) -> InputBatch:
-        table, decodes = self._table, self._decodes
-        num_blocks = max(scheduled.num_computed_tokens) // table.block_size + 1
-        if decodes is None or decodes.rows is not rows:
-            decodes = self._decodes = _Decodes(
-                rows,
-                query_start_loc=np.arange(len(rows) + 1, dtype=np.int32),
-                last_token=np.arange(len(rows)),
-                sampling=table.sampling.of(rows),
-                block_tables=table.block_tables[rows, :num_blocks],
-            )
-        elif any(scheduled.new_block_ids) or decodes.block_tables.shape[1] != num_blocks:
-            decodes.block_tables = table.block_tables[rows, :num_blocks]
-        positions = np.array(scheduled.num_computed_tokens, np.int64)
+    def _bring_on(self, last: InputBatch, num_computed_tokens: tuple[int, ...]) -> InputBatch:
+        rows, attention = last.rows, last.inputs.attention
+        positions = last.inputs.positions + 1
+        assert positions[0] == num_computed_tokens[0], "a decode is not the one after the last"
+        slots, block_tables = attention.slots + 1, attention.block_tables
+        block_size = self._table.block_size
+        if 0 in [position % block_size for position in num_computed_tokens]:
+            # A token is the first of its block.
+            slots = self._slots(rows, positions)
+            block_tables = self._block_tables(rows, max(num_computed_tokens) + 1)
         inputs = self._inputs(
-            rows,
-            positions,
-            decodes.block_tables,
-            decodes.query_start_loc,
-            seq_lens=(positions + 1).astype(np.int32),
+            rows, positions, slots, block_tables, attention.query_start_loc, attention.seq_lens + 1
         )
-        return InputBatch(rows, inputs, decodes.last_token, decodes.sampling)
+        return InputBatch(rows, inputs, last.last_token, last.sampling, is_decode=True)
 
-    def _mixed_batch(self, rows: IntArray, scheduled: SchedulerOutput) -> InputBatch:
+    def _gather(self, rows: IntArray, scheduled: SchedulerOutput, is_decode: bool) -> InputBatch:
         computed = np.array(scheduled.num_computed_tokens, np.int32)
         num_scheduled = np.array(scheduled.num_scheduled_tokens, np.int32)
         is_sampled = np.array(scheduled.is_sampled)
         query_start_loc = np.zeros(len(rows) + 1, np.int32)
         np.cumsum(num_scheduled, out=query_start_loc[1:])
         seq_lens = computed + num_scheduled
-        num_blocks = -(-int(seq_lens.max()) // self._table.block_size)
 
         row_of_token = np.repeat(rows, num_scheduled)
         token = np.arange(query_start_loc[-1], dtype=np.int64)
         positions = token + np.repeat(computed - query_start_loc[:-1], num_scheduled)
-        block_tables = self._table.block_tables[rows, :num_blocks]
-        inputs = self._inputs(row_of_token, positions, block_tables, query_start_loc, seq_lens)
+        inputs = self._inputs(
+            row_of_token,
+            positions,
+            self._slots(row_of_token, positions),
+            self._block_tables(rows, int(seq_lens.max())),
+            query_start_loc,
+            seq_lens,
+        )
         last_token = (query_start_loc[1:] - 1)[is_sampled].astype(np.int64)
-        return InputBatch(rows, inputs, last_token, self._table.sampling.of(rows[is_sampled]))
+        sampling = self._table.sampling.of(rows[is_sampled])
+        return InputBatch(rows, inputs, last_token, sampling, is_decode)
+
+    def _slots(self, row_of_token: IntArray, positions: IntArray) -> IntArray:
+        """Where the tokens' KV goes: block_id * block_size + offset."""
+        blocks, offsets = np.divmod(positions, self._table.block_size)
+        block_ids = self._table.block_tables[row_of_token, blocks]
+        slots: IntArray = block_ids * np.int64(self._table.block_size) + offsets
+        return slots
+
+    def _block_tables(self, rows: IntArray, longest: int) -> Int32Array:
+        num_blocks = -(-longest // self._table.block_size)
+        return self._table.block_tables[rows, :num_blocks]
 
     def _inputs(
         self,
         row_of_token: IntArray,
         positions: IntArray,
+        slots: IntArray,
         block_tables: Int32Array,
         query_start_loc: Int32Array,
         seq_lens: Int32Array,
     ) -> ModelInputs:
-        table = self._table
-        blocks, offsets = np.divmod(positions, table.block_size)
-        block_ids = table.block_tables[row_of_token, blocks]
+        token_ids = self._table.token_ids[row_of_token, positions].astype(np.int64)
         metadata: AttentionMetadata[NDArray[Any]] = AttentionMetadata(
-            # block_id * block_size + offset
-            block_ids * np.int64(table.block_size) + offsets,
-            block_tables,
-            query_start_loc,
-            seq_lens,
+            slots, block_tables, query_start_loc, seq_lens
         )
-        token_ids = table.token_ids[row_of_token, positions].astype(np.int64)
         return ModelInputs(token_ids, positions, metadata)

@@ -41,7 +41,7 @@ class ModelRunner:
         hidden = self._model.forward(batch.inputs, self._cache).last
         errors: dict[int, str] = {}
         # A decode is of the prompt's last token or a later one, which predicts none of the prompt.
-        entries = () if scheduled.is_decode else self._prompt_logprobs(batch, hidden, errors)
+        entries = () if batch.is_decode else self._prompt_logprobs(batch, hidden, errors)
         return self._sample(batch, hidden, tuple(entries), errors)
 
     def check_invariants(self) -> None:

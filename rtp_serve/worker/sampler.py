@@ -45,7 +45,7 @@ def sample(logits: NDArray[np.float32], table: SequenceTable, chosen: RowSamplin
     if chosen.is_greedy:
         token_ids = sampling.greedy(logits)
     else:
-        token_ids = sampling.sample(logits, chosen.draws(table.num_tokens[chosen.rows]))
+        token_ids = sampling.sample(logits, chosen.draws(table.lengths(chosen.rows)))
     for index, before in replaced.items():
         before.restore(logits[index])
     return Sampled(

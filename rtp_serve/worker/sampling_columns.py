@@ -35,9 +35,9 @@ class RowSampling:
     # indices into `rows` where log-probabilities of the tokens are wanted
     asking: tuple[int, ...]
 
-    def draws(self, positions: NDArray[np.integer]) -> Draws:
+    def draws(self, positions: NDArray[np.int64]) -> Draws:
         """For the tokens at these positions [n]."""
-        numbers = ops.uniforms(self.seed, positions.astype(np.int64))
+        numbers = ops.uniforms(self.seed, positions)
         return Draws(self.temperature, self.min_p, self.top_k, self.top_p, numbers)
 
 

@@ -24,8 +24,8 @@ class SequenceTable:
         num_columns = max_model_len + 1
         # [max_num_seqs, max_model_len + 1], int32
         self.token_ids = np.zeros((max_num_seqs, num_columns), np.int32)
-        # [max_num_seqs], int32: how many of the columns count
-        self.num_tokens = np.zeros(max_num_seqs, np.int32)
+        # how many of the columns count, by row
+        self._num_tokens = [0] * max_num_seqs
         # [max_num_seqs, max_blocks], int32: block ids in order; 0 is the null block
         self.block_tables = np.zeros((max_num_seqs, -(-num_columns // block_size)), np.int32)
         # [max_num_seqs], int32: how many of the columns count
@@ -61,9 +61,13 @@ class SequenceTable:
 
     def append(self, rows: IntArray, token_ids: Int32Array) -> None:
         """One more token for each row. A missing one (-1) becomes 0, which the model can read."""
-        num_tokens = self.num_tokens[rows]
-        self.token_ids[rows, num_tokens] = np.maximum(token_ids, 0)
-        self.num_tokens[rows] = num_tokens + 1
+        for row, token_id in zip(rows.tolist(), token_ids.tolist(), strict=True):
+            self.token_ids[row, self._num_tokens[row]] = max(token_id, 0)
+            self._num_tokens[row] += 1
+
+    def lengths(self, rows: IntArray) -> IntArray:
+        """How many tokens the rows [n] have so far: [n], int64."""
+        return np.array([self._num_tokens[row] for row in rows], np.int64)
 
     def tracked(self, row: int) -> TrackedSequence:
         sequence = self._tracked[row]
@@ -72,7 +76,7 @@ class SequenceTable:
 
     def tokens(self, row: int) -> Int32Array:
         """A view of the row's tokens so far."""
-        return self.token_ids[row, : self.num_tokens[row]]
+        return self.token_ids[row, : self._num_tokens[row]]
 
     def _forget(self, seq_id: int) -> None:
         # A sequence that never reached the worker is unknown here.
@@ -92,7 +96,7 @@ class SequenceTable:
         self._tracked[row] = sequence
         self.sampling.admit(row, sequence)
         self.token_ids[row, : len(new.token_ids)] = new.token_ids
-        self.num_tokens[row] = len(new.token_ids)
+        self._num_tokens[row] = len(new.token_ids)
         # Columns past a sequence's blocks are null blocks, whoever had the row before.
         self.block_tables[row] = 0
         self.num_blocks[row] = 0
@@ -112,5 +116,5 @@ class SequenceTable:
         assert sorted(used + self._free_rows) == list(range(len(self._tracked))), "rows are lost"
         for seq_id, row in self._rows.items():
             assert self.tracked(row).seq_id == seq_id
-            assert 0 < self.num_tokens[row] <= self.token_ids.shape[1]
+            assert 0 < self._num_tokens[row] <= self.token_ids.shape[1]
             assert not self.block_tables[row, self.num_blocks[row] :].any()

@@ -41,6 +41,7 @@ def make_model(tmp_path: Path, config: dict[str, Any], dtype: torch.dtype) -> De
 def op_by_op(model: DenseDecoder) -> None:
     for layer in model.layers:
         layer.sublayers = tuple
+    model._runs.clear()
 
 
 def mixed_step(context: int) -> list[ModelInputs]:
