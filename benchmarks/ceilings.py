@@ -4,8 +4,12 @@ import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,7 +28,13 @@ _SETTINGS: tuple[tuple[PrefetchHint, int], ...] = (
 )
 """Prefetch hint and distance in bytes."""
 
-_ROTATED_BYTES = 64 << 20
+_ReadSetting = tuple[NDArray[np.int64], PrefetchHint, int]
+"""Memory, prefetch hint and distance."""
+
+_SLICE_BYTES = 64 << 20
+"""Read at a time between blocks of steps: some milliseconds, so that a start weighs nothing."""
+
+_ROTATED_BYTES = 16 << 20
 """Weights of one shape are rotated through as many copies as this holds, as layers would be."""
 
 
@@ -36,18 +46,26 @@ class ReadProbe:
             "huge pages": probe.memory(num_bytes, has_huge_pages=True),
             "small pages": probe.memory(num_bytes, has_huge_pages=False),
         }
+        self._chosen: _ReadSetting = (self._regions["huge pages"], *_SETTINGS[0])
+        self._next_word = 0
 
-    def bytes_per_s(self, num_passes: int = 2) -> dict[str, float]:
-        """The best pass of each setting."""
-        found = {}
-        for pages, words in self._regions.items():
+    def choose(self, num_passes: int = 2) -> float:
+        """Keep from now on to what reads the whole region fastest; its best pass in bytes/s."""
+        rates: list[tuple[float, _ReadSetting]] = []
+        for words in self._regions.values():
             for hint, ahead in _SETTINGS:
-                seconds = (
-                    _seconds(lambda: probe.read(words, ahead, hint))  # noqa: B023
-                    for _ in range(num_passes)
-                )
-                found[f"{pages}, {hint} {ahead}"] = words.nbytes / min(seconds)
-        return found
+                run = partial(probe.read, words, ahead, hint)
+                seconds = min(_seconds(run) for _ in range(num_passes))
+                rates.append((words.nbytes / seconds, (words, hint, ahead)))
+        best, self._chosen = max(rates, key=itemgetter(0))
+        return best
+
+    def bytes_per_s(self) -> float:
+        """Of one slice as chosen. Slices go through the whole region in turn."""
+        words, hint, ahead = self._chosen
+        part = words[self._next_word : self._next_word + _SLICE_BYTES // words.itemsize]
+        self._next_word = (self._next_word + len(part)) % len(words)
+        return part.nbytes / _seconds(partial(probe.read, part, ahead, hint))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +75,9 @@ class GemmRates:
     by_shape: dict[str, dict[str, float]]
 
     @property
-    def best(self) -> dict[str, float]:
-        """Of the fastest implementation of each shape."""
-        return {name: max(rates.values()) for name, rates in self.by_shape.items()}
+    def fastest(self) -> dict[str, str]:
+        """The fastest implementation of each shape."""
+        return {name: max(rates, key=rates.__getitem__) for name, rates in self.by_shape.items()}
 
 
 class GemmProbe:
@@ -69,35 +87,47 @@ class GemmProbe:
         self._shapes = shapes
         self._num_rows = num_rows
         self._weights = {shape.name: _copies(shape) for shape in shapes}
-        self._packed = {
-            name: [ops.pack_weight(weight) for weight in weights]
-            for name, weights in self._weights.items()
-        }
-        self._zentorch = _zentorch_linear()
+        zentorch = _zentorch_linear()
+        self._runs = {shape.name: self._bind(shape, zentorch) for shape in shapes}
+        self._chosen = dict.fromkeys(self._runs, "ours")
 
-    def rates(self, num_passes: int = 3) -> GemmRates:
-        """The best pass of each implementation."""
-        by_shape = {}
-        for shape in self._shapes:
-            x = torch.randn(self._num_rows, shape.num_cols).bfloat16()
-            weights, packed = self._weights[shape.name], self._packed[shape.name]
-            runs = {
-                "oneDNN": _bound(functional.linear, x, weights),
-                "ours": _bound(ops.linear, x, packed),
+    def choose(self, num_passes: int = 3) -> GemmRates:
+        """Keep from now on to the fastest implementation of each shape; the best pass of each."""
+        rates = GemmRates(
+            {
+                shape.name: {
+                    who: max(self._rate(shape, who) for _ in range(num_passes))
+                    for who in self._runs[shape.name]
+                }
+                for shape in self._shapes
             }
-            if self._zentorch is not None:
-                runs["zentorch"] = _bound(self._zentorch, x, weights)
-            flops = shape.flops(self._num_rows) / shape.count * len(weights)
-            by_shape[shape.name] = {
-                name: flops / min(_seconds(run) for _ in range(num_passes))
-                for name, run in runs.items()
-            }
-        return GemmRates(by_shape)
+        )
+        self._chosen = rates.fastest
+        return rates
 
-    def best_rate(self, rates: GemmRates) -> float:
-        """FLOP/s over all the model's linears when each runs at its best."""
+    def flops_per_s(self) -> float:
+        """Of one pass as chosen: over all the model's linears, each at its own rate."""
         flops = {shape.name: float(shape.flops(self._num_rows)) for shape in self._shapes}
-        return combined_rate(flops, rates.best)
+        rates = {shape.name: self._rate(shape, self._chosen[shape.name]) for shape in self._shapes}
+        return combined_rate(flops, rates)
+
+    def _bind(
+        self, shape: LinearShape, zentorch: Callable[..., Tensor] | None
+    ) -> dict[str, Callable[[], None]]:
+        x = torch.randn(self._num_rows, shape.num_cols).bfloat16()
+        weights = self._weights[shape.name]
+        runs = {
+            "oneDNN": _bound(functional.linear, x, weights),
+            "ours": _bound(ops.linear, x, [ops.pack_weight(weight) for weight in weights]),
+        }
+        if zentorch is not None:
+            runs["zentorch"] = _bound(zentorch, x, weights)
+        return runs
+
+    def _rate(self, shape: LinearShape, who: str) -> float:
+        seconds = _seconds(self._runs[shape.name][who])
+        per_weight = shape.flops(self._num_rows) / shape.count
+        return per_weight * len(self._weights[shape.name]) / seconds
 
 
 def _copies(shape: LinearShape) -> list[Tensor]:

@@ -1,14 +1,16 @@
 """The engine in this process, against what the machine could do.
 
-Each repetition measures the ceilings and the engine one after the other, and a fraction compares
-the two of one repetition; a figure is the median of its repetitions.
+Ceilings are measured between the steps that they are compared with; a figure is the median of its
+repetitions.
 
-decode_tokens_per_s          one sequence, between its first and its last token
-prefill_tokens_per_s         a long prompt, from the call to the first token
+decode_tokens_per_s          one sequence, its steps after the first token, reads left out
+prefill_tokens_per_s         the steps of a long prompt, GEMMs left out
 decode_bandwidth_fraction    bytes a decode step must read (weights, and KV at the mean context) per
-                             second of step, over the fastest read of plain memory
+                             second of step, over the rate of plain reads before and after: the
+                             median over blocks of steps
 prefill_gemm_fraction        FLOPs of a prefill (linears, causal half of attention) per second, over
-                             the rate of the fastest GEMM at each of the model's shapes
+                             the rate of GEMMs before and after each step, each of the model's
+                             shapes by its fastest implementation
 dispatch_fraction            share of a decode step outside compiled kernels, of runs in which each
                              of the kernels' entry points is wrapped by a timer. What the timers
                              cost counts as outside, and so do torch's own small operations;
@@ -28,11 +30,12 @@ import typer
 from benchmarks.ceilings import GemmProbe, ReadProbe
 from benchmarks.command import run
 from benchmarks.in_process import InProcessEngine
+from benchmarks.pairing import PairedRun, alternate
 from benchmarks.prompts import PromptSource
 from benchmarks.report import Report, say
 from benchmarks.samples import short
 from benchmarks.traffic import decode_bytes, layer_shapes, prefill_flops
-from rtp_serve.config.engine import CacheConfig, EngineConfig
+from rtp_serve.config.engine import CacheConfig, EngineConfig, SchedulerConfig
 from rtp_serve.config.model import ModelConfig, read_model_config
 from rtp_serve.errors import ConfigError
 from rtp_serve.loader.hub import resolve
@@ -47,6 +50,9 @@ FIGURES = (
     "decode_tokens_per_s",
     "prefill_tokens_per_s",
 )
+
+_BLOCK_STEPS = 4
+"""Decode steps between two reads of memory."""
 
 _SWEEP_TOKENS = 32
 """Steps of a sweep in which all sequences decode, at least."""
@@ -94,37 +100,36 @@ class EngineBenchmark:
 
     def warm_up(self) -> None:
         """Threads started, memory touched."""
-        self._decode_step_s()
-        self._prefill_s()
-        self._memory.bytes_per_s(1)
+        self._decode()
+        self._prefill()
 
     def repetition(self) -> dict[str, float]:
         """Every figure once, ceilings among them."""
-        read_rate = max(self._memory.bytes_per_s().values())
-        step_s = self._decode_step_s()
+        best_read_rate = self._memory.choose()
+        decode = self._decode()
         kernel_s, timed_step_s = self._kernel_s()
-        prefill_s = self._prefill_s()
-        rates = self._gemm.rates()
-        gemm_rate = self._gemm.best_rate(rates)
+        gemm_rates = self._gemm.choose()
+        prefill = self._prefill()
         flops = prefill_flops(self._model, self._sizes.prefill)
         # The output's tokens see the prompt and what came before them: half of it in the mean.
         read = decode_bytes(self._model, self._sizes.prompt + self._sizes.output / 2)
         return {
-            "decode_bandwidth_fraction": read.total / step_s / read_rate,
-            "prefill_gemm_fraction": flops.total / prefill_s / gemm_rate,
+            "decode_bandwidth_fraction": decode.fraction(read.total),
+            "prefill_gemm_fraction": flops.total / prefill.seconds / prefill.ceiling,
             "dispatch_fraction": 1 - kernel_s / timed_step_s,
-            "decode_tokens_per_s": 1 / step_s,
-            "prefill_tokens_per_s": self._sizes.prefill / prefill_s,
-            "decode_step_ms": step_s * 1e3,
+            "decode_tokens_per_s": 1 / decode.step_s,
+            "prefill_tokens_per_s": self._sizes.prefill / prefill.seconds,
+            "decode_step_ms": decode.step_s * 1e3,
             "timed_decode_step_ms": timed_step_s * 1e3,
             "kernels_ms": kernel_s * 1e3,
             "step_megabytes": read.total / 1e6,
             "prefill_gflops": flops.total / 1e9,
-            "read_gigabytes_per_s": read_rate / 1e9,
-            "gemm_gflops_per_s": gemm_rate / 1e9,
+            "read_gigabytes_per_s": decode.ceiling / 1e9,
+            "best_read_gigabytes_per_s": best_read_rate / 1e9,
+            "gemm_gflops_per_s": prefill.ceiling / 1e9,
             **{
                 f"gemm_{name}_{who}_gflops_per_s": rate / 1e9
-                for name, by_who in rates.by_shape.items()
+                for name, by_who in gemm_rates.by_shape.items()
                 for who, rate in by_who.items()
             },
         }
@@ -136,14 +141,17 @@ class EngineBenchmark:
             times = self._engine.token_times(prompts, sweep_output(batch))
             yield f"decode_tokens_per_s_b{batch}", rate_of_all(times)
 
-    def _decode_step_s(self) -> float:
+    def _decode(self) -> PairedRun:
         prompt = self._prompts.prompt(self._sizes.prompt)
-        (times,) = self._engine.token_times([prompt], self._sizes.output)
-        return (times[-1] - times[0]) / (len(times) - 1)
+        with closing(self._engine.steps([prompt], self._sizes.output)) as steps:
+            # The prompt's steps give nothing but the last one, which gives the first token.
+            next(filter(None, steps))
+            return alternate(steps, self._memory.bytes_per_s, _BLOCK_STEPS, time.perf_counter)
 
-    def _prefill_s(self) -> float:
-        (times,) = self._engine.token_times([self._prompts.prompt(self._sizes.prefill)], 1)
-        return times[0]
+    def _prefill(self) -> PairedRun:
+        prompt = self._prompts.prompt(self._sizes.prefill)
+        with closing(self._engine.steps([prompt], 1)) as steps:
+            return alternate(steps, self._gemm.flops_per_s, 1, time.perf_counter)
 
     def _kernel_s(self) -> tuple[float, float]:
         """Time inside kernels of a decode step, and of the whole step while that is timed."""
@@ -177,7 +185,9 @@ def main(  # noqa: PLR0913  # a command's options
     output_tokens: Annotated[int, typer.Option(min=3)] = 128,
     prefill_tokens: Annotated[int, typer.Option(min=1)] = 2048,
     batches: Annotated[str, typer.Option(help="Sizes of the sweep.")] = "1,2,4,8,16,32",
-    chunk_tokens: Annotated[int, typer.Option(help="Token budget of a step.", min=1)] = 512,
+    chunk_tokens: Annotated[
+        int, typer.Option(help="Token budget of a step.", min=1)
+    ] = SchedulerConfig().max_num_batched_tokens,
     threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
     probe_mib: Annotated[int, typer.Option(help="Memory the read probe reads.", min=1)] = 1024,
     seed: int = 0,

@@ -73,7 +73,7 @@ class MemoryWorker:
             assert new.seq_id not in self._seqs, f"sequence {new.seq_id} is here already"
             self._seqs[new.seq_id] = _WorkerSequence(new)
         self._write_all(scheduled)
-        lengths = (scheduled.num_computed_tokens + scheduled.num_scheduled_tokens).tolist()
+        lengths = map(int.__add__, scheduled.num_computed_tokens, scheduled.num_scheduled_tokens)
         broken = {
             seq_id
             for seq_id, length in zip(scheduled.seq_ids, lengths, strict=True)
@@ -92,8 +92,8 @@ class MemoryWorker:
         for i, seq_id in enumerate(scheduled.seq_ids):
             seq = self._seqs[seq_id]
             seq.block_ids += scheduled.new_block_ids[i]
-            start = int(scheduled.num_computed_tokens[i])
-            for position in range(start, start + int(scheduled.num_scheduled_tokens[i])):
+            start = scheduled.num_computed_tokens[i]
+            for position in range(start, start + scheduled.num_scheduled_tokens[i]):
                 block_id = seq.block_ids[position // self._block_size]
                 self._memory[block_id, position % self._block_size] = seq.token_ids[position]
 

@@ -32,7 +32,7 @@ class SchedulerConfig(Config):
     policy: Literal["fcfs", "priority"] = "fcfs"
     """Order of the waiting queue; with "priority" lower numbers go first."""
 
-    max_num_batched_tokens: int = Field(default=512, ge=1)
+    max_num_batched_tokens: int = Field(default=1024, ge=1)
     """Token budget of one step; longer prompts are computed in chunks."""
 
     max_num_seqs: int = Field(default=64, ge=1, le=4096)

@@ -128,7 +128,7 @@ class EngineCore:
             if seq.finish_reason is None:
                 self._scheduler.abort(seq)
                 self._forget(seq)
-        self._recorder.gauges(self._scheduler, self._cache.usage)
+        self._recorder.state(self._scheduler, self._cache.usage)
 
     def step(self) -> list[SequenceDelta]:
         """Run one step. Without work it does nothing."""
@@ -158,12 +158,13 @@ class EngineCore:
     def _record(self, deltas: list[SequenceDelta]) -> None:
         now_s = self._clock.monotonic()
         seqs = [self._seqs_by_request[delta.request_id][delta.index] for delta in deltas]
-        for delta, seq in zip(deltas, seqs, strict=True):
-            if delta.token_ids:
-                self._recorder.token(seq, now_s)
-            if delta.finish_reason is not None:
+        self._recorder.tokens(
+            [seq for delta, seq in zip(deltas, seqs, strict=True) if delta.token_ids], now_s
+        )
+        for seq in seqs:
+            if seq.finish_reason is not None:
                 self._forget(seq)
-        self._recorder.gauges(self._scheduler, self._cache.usage)
+        self._recorder.state(self._scheduler, self._cache.usage)
 
     def _forget(self, seq: Sequence) -> None:
         self._recorder.finished(seq, self._clock.monotonic())
@@ -175,7 +176,7 @@ class EngineCore:
     def _debug(self, scheduled: SchedulerOutput, elapsed_s: float) -> None:
         """One line a step; when the engine falls idle, its books are checked too."""
         stats = self.stats
-        num_decode = int((scheduled.num_scheduled_tokens == 1).sum())
+        num_decode = scheduled.num_scheduled_tokens.count(1)
         num_longer = scheduled.num_tokens - num_decode
         logger.debug(
             "step %d | run %d wait %d | %d decode + %d prefill tok | free %d/%d blk | %.1f ms",

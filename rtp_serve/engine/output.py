@@ -38,21 +38,21 @@ class NewSequence:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """One step. Row i of every array is one sequence; rows are in batch order."""
+    """One step. Entry i of every tuple of [num_seqs] is one sequence, in batch order."""
 
     step: int
     seq_ids: tuple[int, ...]
-    num_computed_tokens: Int32Array
-    """[num_seqs], int32: tokens whose KV is in the cache before this step."""
+    num_computed_tokens: tuple[int, ...]
+    """[num_seqs]: tokens whose KV is in the cache before this step."""
 
-    num_scheduled_tokens: Int32Array
-    """[num_seqs], int32, ≥ 1: tokens to compute in this step."""
+    num_scheduled_tokens: tuple[int, ...]
+    """[num_seqs], ≥ 1: tokens to compute in this step."""
 
-    is_sampled: NDArray[np.bool_]
-    """[num_seqs]: the row's last scheduled token is its last token, so a new one is sampled."""
+    is_sampled: tuple[bool, ...]
+    """[num_seqs]: the last scheduled token is the sequence's last, so a new one is sampled."""
 
     new_block_ids: tuple[tuple[int, ...], ...]
-    """Per row, blocks appended to its table before the step."""
+    """[num_seqs]: blocks appended to the sequence's table before the step."""
 
     new_seqs: tuple[NewSequence, ...] = ()
     finished_seq_ids: tuple[int, ...] = ()
@@ -60,12 +60,17 @@ class SchedulerOutput:
 
     @property
     def num_tokens(self) -> int:
-        return int(self.num_scheduled_tokens.sum())
+        return sum(self.num_scheduled_tokens)
+
+    @property
+    def is_decode(self) -> bool:
+        """Every sequence computes one token and gets one."""
+        return self.num_tokens == len(self.seq_ids) and all(self.is_sampled)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOutput:
-    """What the model made of a step. Rows are those of the SchedulerOutput with `is_sampled`."""
+    """What the model made of a step. Rows are the sequences with `is_sampled`, in batch order."""
 
     token_ids: Int32Array
     """[num_sampled], int32."""

@@ -7,10 +7,14 @@
 TPOT = decode time / (output tokens − 1), per sequence.
 """
 
+from dataclasses import replace
+
 from rtp_serve.engine.scheduler import Scheduler, SchedulerCounters
 from rtp_serve.engine.sequence import Sequence
 from rtp_serve.observability import metrics
 from rtp_serve.observability.metrics import MetricsSink
+
+_GAUGES = (metrics.NUM_RUNNING, metrics.NUM_WAITING, metrics.KV_USAGE)
 
 
 class EngineRecorder:
@@ -19,29 +23,31 @@ class EngineRecorder:
 
     def __init__(self, sink: MetricsSink) -> None:
         self._sink = sink
-        self._reported = SchedulerCounters()
+        self._counters = SchedulerCounters()
+        self._gauges: tuple[float, ...] = ()
 
     def scheduled(self, seq: Sequence, now_s: float) -> None:
         """A sequence is in a step for the first time."""
         seq.first_scheduled_s = now_s
         self._sink.observe(metrics.QUEUE_TIME, now_s - seq.arrival_s)
 
-    def token(self, seq: Sequence, now_s: float) -> None:
-        """A sequence got a token."""
-        self._sink.add(metrics.GENERATION_TOKENS, 1, {})
-        if seq.last_token_s is None:
-            seq.first_token_s = now_s
-            self._sink.observe(metrics.TTFT, now_s - seq.arrival_s)
-        else:
-            self._sink.observe(metrics.ITL, now_s - seq.last_token_s)
-        seq.last_token_s = now_s
+    def tokens(self, seqs: list[Sequence], now_s: float) -> None:
+        """Each of these got a token."""
+        self._sink.add(metrics.GENERATION_TOKENS, len(seqs))
+        for seq in seqs:
+            if seq.last_token_s is None:
+                seq.first_token_s = now_s
+                self._sink.observe(metrics.TTFT, now_s - seq.arrival_s)
+            else:
+                self._sink.observe(metrics.ITL, now_s - seq.last_token_s)
+            seq.last_token_s = now_s
 
     def finished(self, seq: Sequence, now_s: float) -> None:
         """A sequence ended, for whatever reason."""
         assert seq.finish_reason is not None, f"{seq} has not finished"
         labels = {"finished_reason": seq.finish_reason.value}
         self._sink.add(metrics.REQUESTS_FINISHED, 1, labels)
-        self._sink.add(metrics.PROMPT_TOKENS, seq.num_prompt_tokens, {})
+        self._sink.add(metrics.PROMPT_TOKENS, seq.num_prompt_tokens)
         if seq.first_token_s is None or seq.last_token_s is None:
             return
         self._sink.observe(metrics.E2E, now_s - seq.arrival_s)
@@ -49,13 +55,16 @@ class EngineRecorder:
             decode_s = seq.last_token_s - seq.first_token_s
             self._sink.observe(metrics.TPOT, decode_s / (seq.num_output_tokens - 1))
 
-    def gauges(self, scheduler: Scheduler, kv_usage: float) -> None:
-        """The engine's state after a step or an abort."""
-        self._sink.set(metrics.NUM_RUNNING, scheduler.num_running)
-        self._sink.set(metrics.NUM_WAITING, scheduler.num_waiting)
-        self._sink.set(metrics.KV_USAGE, kv_usage)
-        now, before = scheduler.counters, self._reported
-        self._sink.add(metrics.PREEMPTIONS, now.num_preemptions - before.num_preemptions, {})
-        self._sink.add(metrics.PREFIX_QUERIES, now.prefix_queries - before.prefix_queries, {})
-        self._sink.add(metrics.PREFIX_HITS, now.prefix_hits - before.prefix_hits, {})
-        self._reported = SchedulerCounters(now.num_preemptions, now.prefix_queries, now.prefix_hits)
+    def state(self, scheduler: Scheduler, kv_usage: float) -> None:
+        """The engine's state after a step or an abort; what has not changed is not told again."""
+        gauges = (scheduler.num_running, scheduler.num_waiting, kv_usage)
+        if gauges != self._gauges:
+            for gauge, value in zip(_GAUGES, gauges, strict=True):
+                self._sink.set(gauge, value)
+            self._gauges = gauges
+        now, before = scheduler.counters, self._counters
+        if now != before:
+            self._sink.add(metrics.PREEMPTIONS, now.num_preemptions - before.num_preemptions)
+            self._sink.add(metrics.PREFIX_QUERIES, now.prefix_queries - before.prefix_queries)
+            self._sink.add(metrics.PREFIX_HITS, now.prefix_hits - before.prefix_hits)
+            self._counters = replace(now)

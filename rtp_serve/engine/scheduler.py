@@ -14,6 +14,7 @@ front of the queue, and is computed again later, partly out of the prefix cache.
 """
 
 from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 
@@ -62,6 +63,8 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._forgotten: list[int] = []
         self._step = 0
+        # The sequences of steps under way, in batch order.
+        self._seqs_by_step: dict[int, list[Sequence]] = {}
         self.counters = SchedulerCounters()
 
     @property
@@ -171,17 +174,20 @@ class Scheduler:
         plan.add(seq, count, seq.block_ids[num_cached_blocks:])
 
     def _close(self, plan: _StepPlan) -> SchedulerOutput:
-        computed = np.array([seq.num_computed_tokens for seq in plan.seqs], np.int32)
-        scheduled = np.array(plan.num_scheduled, np.int32)
-        totals = np.array([seq.num_tokens for seq in plan.seqs], np.int32)
         self._step += 1
+        self._seqs_by_step[self._step] = plan.seqs
         forgotten, self._forgotten = tuple(self._forgotten), []
         return SchedulerOutput(
             step=self._step,
-            seq_ids=tuple(seq.seq_id for seq in plan.seqs),
-            num_computed_tokens=computed,
-            num_scheduled_tokens=scheduled,
-            is_sampled=computed + scheduled == totals,
+            seq_ids=tuple([seq.seq_id for seq in plan.seqs]),
+            num_computed_tokens=tuple([seq.num_computed_tokens for seq in plan.seqs]),
+            num_scheduled_tokens=tuple(plan.num_scheduled),
+            is_sampled=tuple(
+                [
+                    seq.num_computed_tokens + num_tokens == seq.num_tokens
+                    for seq, num_tokens in zip(plan.seqs, plan.num_scheduled, strict=True)
+                ]
+            ),
             new_block_ids=tuple(plan.new_block_ids),
             new_seqs=tuple(plan.new_seqs),
             finished_seq_ids=forgotten,
@@ -189,27 +195,26 @@ class Scheduler:
 
     def update(self, scheduled: SchedulerOutput, output: ModelOutput) -> list[SequenceDelta]:
         """Take in what the model made of the step: a delta per sequence that got a token."""
-        seq_by_id = {seq.seq_id: seq for seq in self._running}
-        seqs = [seq_by_id[seq_id] for seq_id in scheduled.seq_ids]
-        for seq, num_tokens in zip(seqs, scheduled.num_scheduled_tokens.tolist(), strict=True):
+        seqs = self._seqs_by_step.pop(scheduled.step)
+        for seq, num_tokens in zip(seqs, scheduled.num_scheduled_tokens, strict=True):
             seq.num_computed_tokens += num_tokens
         for seq_id, entries in output.prompt_logprobs:
-            seq_by_id[seq_id].prompt_logprobs.extend(entries)
-        failed = dict(output.errors)
-        deltas = [self._fail(seq_by_id[seq_id], error) for seq_id, error in failed.items()]
-        sampled = [seq for seq, yes in zip(seqs, scheduled.is_sampled.tolist(), strict=True) if yes]
-        logprobs = output.logprobs or (None,) * len(sampled)
-        for seq, token_id, entry in zip(sampled, output.token_ids.tolist(), logprobs, strict=True):
-            if seq.seq_id not in failed:
+            _find(seqs, seq_id).prompt_logprobs.extend(entries)
+        deltas = [self._fail(_find(seqs, seq_id), error) for seq_id, error in output.errors]
+        sampled = compress(seqs, scheduled.is_sampled)
+        token_ids = output.token_ids.tolist()
+        logprobs = output.logprobs or (None,) * len(token_ids)
+        for seq, token_id, entry in zip(sampled, token_ids, logprobs, strict=True):
+            if seq.finish_reason is None:
                 deltas.append(self._append(seq, token_id, entry))
         self._running = [seq for seq in self._running if seq.finish_reason is None]
         return deltas
 
     def _append(self, seq: Sequence, token_id: int, entry: TokenLogprobs | None) -> SequenceDelta:
         """Give a sequence its sampled token, and end it if that was its last."""
-        is_first = seq.num_output_tokens == 0
         seq.token_ids.append(token_id)
-        reason = self._finish_reason(seq, token_id)
+        num_output = seq.num_output_tokens
+        reason = self._finish_reason(seq, token_id, num_output)
         if reason is not None:
             self._finish_running(seq, reason)
         return SequenceDelta(
@@ -220,7 +225,7 @@ class Scheduler:
             finish_reason=reason,
             stop_token_id=token_id if reason is FinishReason.STOP else None,
             num_cached_tokens=seq.num_cached_tokens,
-            prompt_logprobs=_first_prompt_logprobs(seq) if is_first else (),
+            prompt_logprobs=_first_prompt_logprobs(seq) if num_output == 1 else (),
         )
 
     def _fail(self, seq: Sequence, error: str) -> SequenceDelta:
@@ -234,11 +239,10 @@ class Scheduler:
         self._forgotten.append(seq.seq_id)
         self._finish(seq, reason)
 
-    def _finish_reason(self, seq: Sequence, token_id: int) -> FinishReason | None:
-        enough = seq.num_output_tokens >= seq.request.sampling.min_tokens
-        if enough and token_id in seq.stop_token_ids:
+    def _finish_reason(self, seq: Sequence, token_id: int, num_output: int) -> FinishReason | None:
+        if token_id in seq.stop_token_ids and num_output >= seq.request.sampling.min_tokens:
             return FinishReason.STOP
-        if seq.num_output_tokens >= seq.max_tokens or seq.num_tokens >= self._max_model_len:
+        if num_output >= seq.max_tokens or seq.num_tokens >= self._max_model_len:
             return FinishReason.LENGTH
         return None
 
@@ -258,6 +262,10 @@ class Scheduler:
         for seq in self._waiting:
             assert not seq.block_ids, f"{seq} waits but holds blocks"
         self._cache.pool.check_holders(holders)
+
+
+def _find(seqs: list[Sequence], seq_id: int) -> Sequence:
+    return next(seq for seq in seqs if seq.seq_id == seq_id)
 
 
 def _first_prompt_logprobs(seq: Sequence) -> tuple[TokenLogprobs | None, ...]:

@@ -71,11 +71,13 @@ class KVCacheManager:
     def extend(self, seq: BlockHolder, num_new_tokens: int) -> list[int] | None:
         """Room for `num_new_tokens` after the computed ones: the blocks added, or None if full."""
         num_tokens = seq.num_computed_tokens + num_new_tokens
-        needed = max(0, self._num_blocks(num_tokens) - len(seq.block_ids))
-        if needed > self.pool.num_free:
-            return None
-        added = self.pool.allocate(needed)
-        seq.block_ids += added
+        needed = self._num_blocks(num_tokens) - len(seq.block_ids)
+        added: list[int] = []
+        if needed > 0:
+            if needed > self.pool.num_free:
+                return None
+            added = self.pool.allocate(needed)
+            seq.block_ids += added
         self._register_full(seq, num_tokens)
         return added
 

@@ -4,6 +4,7 @@ The residual stream is one tensor, to which every half of a layer adds what it m
 whose linears are all packed ones run together, in one call of the kernels; others op by op.
 """
 
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -69,6 +70,15 @@ class DecoderLayer:
         return (attention, mlp) if attention is not None and mlp is not None else ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Layers one behind the other that are computed alike."""
+
+    layers: list[DecoderLayer]
+    # theirs, in one list; empty where layers are computed op by op
+    sublayers: list[ops.Sublayer]
+
+
 class DenseDecoder:
     """Embedding, layers, final norm and output head."""
 
@@ -85,7 +95,8 @@ class DenseDecoder:
         ]
         self.norm = RMSNorm(norm_weight, config.rms_norm_eps)
         self.lm_head: Linear = PackedLinear(head, out_dtype=torch.float32)
-        self._sublayers = [layer.sublayers() for layer in self.layers]
+        # by first layer and the one after the last
+        self._runs: dict[tuple[int, int], list[_Run]] = {}
 
     @staticmethod
     def weight_specs(config: ModelConfig) -> tuple[WeightSpec, ...]:
@@ -107,27 +118,28 @@ class DenseDecoder:
         tapped: dict[int, Tensor] = {}
         done = 0
         for index in sorted(taps):
-            self._run_layers(range(done, index + 1), residual, inputs, cache)
+            self._run_layers(done, index + 1, residual, inputs, cache)
             tapped[index] = residual.clone()
             done = index + 1
-        self._run_layers(range(done, len(self.layers)), residual, inputs, cache)
-        return HiddenStates(residual, tuple(tapped[index] for index in taps))
+        self._run_layers(done, len(self.layers), residual, inputs, cache)
+        return HiddenStates(residual, tuple([tapped[index] for index in taps]))
 
     def _run_layers(
-        self, indices: range, residual: Tensor, inputs: ModelInputs, cache: KVCacheTensors
+        self, start: int, end: int, residual: Tensor, inputs: ModelInputs, cache: KVCacheTensors
     ) -> None:
-        """Layers that are kernels run as many at a time as follow each other."""
-        for is_compiled, run in groupby(indices, lambda index: bool(self._sublayers[index])):
-            if is_compiled:
-                sublayers = [part for index in run for part in self._sublayers[index]]
+        runs = self._runs.get((start, end))
+        if runs is None:
+            runs = self._runs[start, end] = _runs(self.layers[start:end])
+        for run in runs:
+            if run.sublayers:
                 ops.run_sublayers(
-                    sublayers, residual, inputs.positions, cache.data, inputs.attention
+                    run.sublayers, residual, inputs.positions, cache.data, inputs.attention
                 )
             else:
                 positions = torch.from_numpy(inputs.positions).to(self.device)
                 metadata = ops.to_device(inputs.attention, self.device)
-                for index in run:
-                    self.layers[index](residual, positions, cache, metadata)
+                for layer in run.layers:
+                    layer(residual, positions, cache, metadata)
 
     def logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Of the rows [n] of `HiddenStates.last`: [n, vocab_size], on the host."""
@@ -148,7 +160,7 @@ class DenseDecoder:
         """Put another linear, of the same shape, in its place."""
         owner, name = self._locate(path)
         setattr(owner, name, linear)
-        self._sublayers = [layer.sublayers() for layer in self.layers]
+        self._runs.clear()
 
     def _locate(self, path: str) -> tuple[object, str]:
         """The object that holds the linear at `path`, and its name there. Raises KeyError."""
@@ -159,6 +171,16 @@ class DenseDecoder:
         if not name.endswith(("_proj", "lm_head")) or not hasattr(owner, name):
             raise KeyError(f"no linear at {path!r}")
         return owner, name
+
+
+def _runs(layers: list[DecoderLayer]) -> list[_Run]:
+    """Layers that are kernels go as many at a time as follow each other."""
+    bound = [(layer, layer.sublayers()) for layer in layers]
+    groups = [list(group) for _, group in groupby(bound, lambda pair: bool(pair[1]))]
+    return [
+        _Run([layer for layer, _ in group], [part for _, parts in group for part in parts])
+        for group in groups
+    ]
 
 
 def _layer_specs(config: ModelConfig, path: str, module: str) -> list[WeightSpec]:

@@ -114,15 +114,16 @@ def logits(
 ) -> NDArray[np.float32]:
     """`linear`, unrounded, of the RMS norms of rows [m] of x [num_rows, K]: [m, N], on the host."""
     _check_operands(x, weight, torch.float32)
+    num_rows, num_cols = x.shape
     if weight.kernel is None:
         chosen = rms_norm(x[torch.from_numpy(rows).to(x.device)], norm.weight, norm.eps)
         sums: NDArray[np.float32] = _reference_linear(chosen, weight, torch.float32).cpu().numpy()
         return sums
     assert norm.weight.dtype == x.dtype
-    assert norm.weight.shape == x.shape[1:]
+    assert norm.weight.shape == (num_cols,)
     out = np.empty((len(rows), weight.num_rows), np.float32)
     weight.kernel.logits(
-        out, x.data_ptr(), x.shape[0], x.stride(0), rows, norm.weight.data_ptr(), norm.eps
+        out, x.data_ptr(), num_rows, x.stride(0), rows, norm.weight.data_ptr(), norm.eps
     )
     return out
 
@@ -138,14 +139,15 @@ def embedding(token_ids: NDArray[np.int64], weight: PackedWeight) -> Tensor:
 
 
 def _check_operands(x: Tensor, weight: PackedWeight, out_dtype: torch.dtype) -> None:
-    if x.dtype != weight.data.dtype:
-        raise TypeError(f"linear: x must be {weight.dtype} like its weight, got {x.dtype}")
-    if out_dtype not in (x.dtype, torch.float32):
-        raise TypeError(f"linear: out_dtype must be {x.dtype} or torch.float32, got {out_dtype}")
+    dtype, shape = x.dtype, x.shape
+    if dtype != weight.data.dtype:
+        raise TypeError(f"linear: x must be {weight.dtype} like its weight, got {dtype}")
+    if out_dtype not in (dtype, torch.float32):
+        raise TypeError(f"linear: out_dtype must be {dtype} or torch.float32, got {out_dtype}")
     if x.device != weight.data.device:
         raise ValueError(f"linear: x must be on {weight.data.device}, got {x.device}")
-    if x.dim() != 2 or x.shape[1] != weight.num_cols:
-        raise ValueError(f"linear: x must be [*, {weight.num_cols}], got {list(x.shape)}")
+    if len(shape) != 2 or shape[1] != weight.num_cols:
+        raise ValueError(f"linear: x must be [*, {weight.num_cols}], got {list(shape)}")
     if x.stride(1) != 1 and weight.num_cols > 1:
         raise ValueError("linear: the elements of a row of x must lie one after the other")
 

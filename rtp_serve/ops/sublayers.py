@@ -8,7 +8,9 @@ wherever the compiled kernels do not serve the weights, and the caller computes 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,8 +68,7 @@ def attention_sublayer(
     if qkv.kernel is None or o.kernel is None:
         return None
     query_norm, key_norm = (norm.weight for norm in head_norms) if head_norms else (None, None)
-    kernels = import_module("rtp_kernels._C")
-    sublayer: Sublayer = kernels.attention_sublayer(
+    sublayer: Sublayer = _kernels().attention_sublayer(
         norm.weight,
         norm.eps,
         qkv.kernel,
@@ -87,8 +88,8 @@ def mlp_sublayer(norm: Norm, gate_up: PackedWeight, down: PackedWeight) -> Subla
     """residual += down(silu_and_mul(gate_up(norm(residual))))."""
     if gate_up.kernel is None or down.kernel is None:
         return None
-    kernels = import_module("rtp_kernels._C")
-    sublayer: Sublayer = kernels.mlp_sublayer(norm.weight, norm.eps, gate_up.kernel, down.kernel)
+    weights = gate_up.kernel, down.kernel
+    sublayer: Sublayer = _kernels().mlp_sublayer(norm.weight, norm.eps, *weights)
     return sublayer
 
 
@@ -105,7 +106,7 @@ def run_sublayers(
     num_kv_heads, block_size, head_dim], of residual's dtype. Raises TypeError or ValueError before
     anything is computed.
     """
-    import_module("rtp_kernels._C").run_sublayers(
+    _kernels().run_sublayers(
         sublayers,
         dl(residual),
         positions,
@@ -117,3 +118,9 @@ def run_sublayers(
         metadata.window,
         metadata.ancestor_mask,
     )
+
+
+@cache
+def _kernels() -> ModuleType:
+    """Imported late: they are not built everywhere."""
+    return import_module("rtp_kernels._C")

@@ -5,6 +5,9 @@ A step's tokens lie one sequence behind the other:
     seq 0                     seq 1      seq 2
     | t t t t t t t t t t t t | t        | t t t t t t |
     ^ query_start_loc[0]      ^ [1]      ^ [2]         ^ [3]
+
+Most steps are decodes of the sequences that decoded in the step before: their batch is the last one
+brought on by a token.
 """
 
 from dataclasses import dataclass
@@ -16,71 +19,101 @@ from numpy.typing import NDArray
 from rtp_serve.engine.output import Int32Array, SchedulerOutput
 from rtp_serve.models.model import ModelInputs
 from rtp_serve.ops import AttentionMetadata
+from rtp_serve.worker.sampling_columns import RowSampling
 from rtp_serve.worker.sequence_table import IntArray, SequenceTable
 
 
 @dataclass(frozen=True, slots=True)
 class InputBatch:
-    """What one forward pass reads, on the host."""
+    """What a step reads, on the host."""
 
     # [num_seqs], int64: each sequence's row in the SequenceTable
     rows: IntArray
-    # [num_tokens], int64
-    token_ids: IntArray
-    # [num_tokens], int64: place in the sequence, from 0
-    positions: IntArray
-    # [num_tokens], int64: where the token's KV goes, block_id * block_size + offset
-    slots: IntArray
-    # [num_seqs + 1], int32
-    query_start_loc: Int32Array
-    # [num_seqs], int32: KV length including this step
-    seq_lens: Int32Array
-    # [num_seqs, max_blocks of the step], int32
-    block_tables: Int32Array
+    inputs: ModelInputs
     # [num_sampled], int64: index of the last token of each sequence that gets a new one
     last_token: IntArray
-    # [num_sampled], int64: those sequences' rows
-    sampled_rows: IntArray
+    # of those sequences
+    sampling: RowSampling
+    # every sequence computes one token and gets one
+    is_decode: bool
 
-    def model_inputs(self) -> ModelInputs:
-        """What the model reads of it."""
-        metadata: AttentionMetadata[NDArray[Any]] = AttentionMetadata(
-            slots=self.slots,
-            block_tables=self.block_tables,
-            query_start_loc=self.query_start_loc,
-            seq_lens=self.seq_lens,
+
+class BatchBuilder:
+    """Makes batches of the sequences in a table."""
+
+    def __init__(self, table: SequenceTable) -> None:
+        self._table = table
+        self._last: InputBatch | None = None
+
+    def build(self, rows: IntArray, scheduled: SchedulerOutput) -> InputBatch:
+        """Gather the scheduled tokens of `rows`, which the table gave for this step."""
+        last, is_decode = self._last, scheduled.is_decode
+        if is_decode and last is not None and last.is_decode and last.rows is rows:
+            self._last = self._bring_on(last, scheduled.num_computed_tokens)
+        else:
+            self._last = self._gather(rows, scheduled, is_decode)
+        return self._last
+
+    def _bring_on(self, last: InputBatch, num_computed_tokens: tuple[int, ...]) -> InputBatch:
+        rows, attention = last.rows, last.inputs.attention
+        positions = last.inputs.positions + 1
+        assert positions[0] == num_computed_tokens[0], "a decode is not the one after the last"
+        slots, block_tables = attention.slots + 1, attention.block_tables
+        block_size = self._table.block_size
+        if 0 in [position % block_size for position in num_computed_tokens]:
+            # A token is the first of its block.
+            slots = self._slots(rows, positions)
+            block_tables = self._block_tables(rows, max(num_computed_tokens) + 1)
+        inputs = self._inputs(
+            rows, positions, slots, block_tables, attention.query_start_loc, attention.seq_lens + 1
         )
-        return ModelInputs(self.token_ids, self.positions, metadata)
+        return InputBatch(rows, inputs, last.last_token, last.sampling, is_decode=True)
 
+    def _gather(self, rows: IntArray, scheduled: SchedulerOutput, is_decode: bool) -> InputBatch:
+        computed = np.array(scheduled.num_computed_tokens, np.int32)
+        num_scheduled = np.array(scheduled.num_scheduled_tokens, np.int32)
+        is_sampled = np.array(scheduled.is_sampled)
+        query_start_loc = np.zeros(len(rows) + 1, np.int32)
+        np.cumsum(num_scheduled, out=query_start_loc[1:])
+        seq_lens = computed + num_scheduled
 
-def build_input_batch(
-    table: SequenceTable, rows: IntArray, scheduled: SchedulerOutput
-) -> InputBatch:
-    """Gather the scheduled tokens of `rows`."""
-    num_scheduled = scheduled.num_scheduled_tokens
-    query_start_loc = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum(num_scheduled, out=query_start_loc[1:])
-    seq_lens = (scheduled.num_computed_tokens + num_scheduled).astype(np.int32)
-
-    if query_start_loc[-1] == len(rows):
-        # One token each, as in most steps.
-        row_of_token, positions = rows, scheduled.num_computed_tokens.astype(np.int64)
-    else:
         row_of_token = np.repeat(rows, num_scheduled)
-        first_position = scheduled.num_computed_tokens - query_start_loc[:-1]
         token = np.arange(query_start_loc[-1], dtype=np.int64)
-        positions = token + np.repeat(first_position, num_scheduled)
-    num_blocks = -(-int(seq_lens.max(initial=0)) // table.block_size)
-    blocks, offsets = np.divmod(positions, table.block_size)
-    slots = table.block_tables[row_of_token, blocks] * np.int64(table.block_size) + offsets
-    return InputBatch(
-        rows=rows,
-        token_ids=table.token_ids[row_of_token, positions].astype(np.int64),
-        positions=positions,
-        slots=slots,
-        query_start_loc=query_start_loc,
-        seq_lens=seq_lens,
-        block_tables=table.block_tables[rows, :num_blocks],
-        last_token=(query_start_loc[1:] - 1)[scheduled.is_sampled].astype(np.int64),
-        sampled_rows=rows[scheduled.is_sampled],
-    )
+        positions = token + np.repeat(computed - query_start_loc[:-1], num_scheduled)
+        inputs = self._inputs(
+            row_of_token,
+            positions,
+            self._slots(row_of_token, positions),
+            self._block_tables(rows, int(seq_lens.max())),
+            query_start_loc,
+            seq_lens,
+        )
+        last_token = (query_start_loc[1:] - 1)[is_sampled].astype(np.int64)
+        sampling = self._table.sampling.of(rows[is_sampled])
+        return InputBatch(rows, inputs, last_token, sampling, is_decode)
+
+    def _slots(self, row_of_token: IntArray, positions: IntArray) -> IntArray:
+        """Where the tokens' KV goes: block_id * block_size + offset."""
+        blocks, offsets = np.divmod(positions, self._table.block_size)
+        block_ids = self._table.block_tables[row_of_token, blocks]
+        slots: IntArray = block_ids * np.int64(self._table.block_size) + offsets
+        return slots
+
+    def _block_tables(self, rows: IntArray, longest: int) -> Int32Array:
+        num_blocks = -(-longest // self._table.block_size)
+        return self._table.block_tables[rows, :num_blocks]
+
+    def _inputs(
+        self,
+        row_of_token: IntArray,
+        positions: IntArray,
+        slots: IntArray,
+        block_tables: Int32Array,
+        query_start_loc: Int32Array,
+        seq_lens: Int32Array,
+    ) -> ModelInputs:
+        token_ids = self._table.token_ids[row_of_token, positions].astype(np.int64)
+        metadata: AttentionMetadata[NDArray[Any]] = AttentionMetadata(
+            slots, block_tables, query_start_loc, seq_lens
+        )
+        return ModelInputs(token_ids, positions, metadata)

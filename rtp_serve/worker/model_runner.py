@@ -6,14 +6,13 @@ It decides nothing: which sequences, how many tokens and which blocks come with 
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rtp_serve.engine.output import ModelOutput, SchedulerOutput
 from rtp_serve.engine.request import TokenLogprobs
 from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.models.model import Model
-from rtp_serve.worker.input_batch import InputBatch, build_input_batch
+from rtp_serve.worker.input_batch import BatchBuilder, InputBatch
 from rtp_serve.worker.logprobs import token_logprobs
 from rtp_serve.worker.sampler import NOT_FINITE, sample
 from rtp_serve.worker.sequence_table import SequenceTable
@@ -31,18 +30,19 @@ class ModelRunner:
         self._model = model
         self._cache = cache
         self._table = SequenceTable(max_num_seqs, max_model_len, cache.spec.block_size)
+        self._builder = BatchBuilder(self._table)
 
-    @torch.inference_mode()
     def execute(self, scheduled: SchedulerOutput) -> ModelOutput:
         """Compute the step. A sequence whose logits are no numbers gets an error, others go on."""
         rows = self._table.apply(scheduled)
         if not len(rows):
             return ModelOutput(np.empty(0, np.int32))
-        batch = build_input_batch(self._table, rows, scheduled)
-        hidden = self._model.forward(batch.model_inputs(), self._cache).last
+        batch = self._builder.build(rows, scheduled)
+        hidden = self._model.forward(batch.inputs, self._cache).last
         errors: dict[int, str] = {}
-        prompt_logprobs = tuple(self._prompt_logprobs(batch, hidden, errors))
-        return self._sample(batch, hidden, prompt_logprobs, errors)
+        # A decode is of the prompt's last token or a later one, which predicts none of the prompt.
+        entries = () if batch.is_decode else self._prompt_logprobs(batch, hidden, errors)
+        return self._sample(batch, hidden, tuple(entries), errors)
 
     def check_invariants(self) -> None:
         """Recompute the books from scratch."""
@@ -55,18 +55,16 @@ class ModelRunner:
         prompt_logprobs: tuple[tuple[int, tuple[TokenLogprobs, ...]], ...],
         errors: dict[int, str],
     ) -> ModelOutput:
-        rows = batch.sampled_rows
+        rows = batch.sampling.rows
         if not len(rows):
             return ModelOutput(np.empty(0, np.int32), (), prompt_logprobs, tuple(errors.items()))
-        sampled = sample(self._model.logits(hidden, batch.last_token), self._table, rows)
+        logits = self._model.logits(hidden, batch.last_token)
+        sampled = sample(logits, self._table, batch.sampling)
         self._table.append(rows, sampled.token_ids)
         for index, message in sampled.errors:
             errors[self._table.tracked(rows[index]).seq_id] = message
         return ModelOutput(
-            sampled.token_ids,
-            sampled.logprobs,
-            prompt_logprobs,
-            tuple(errors.items()),
+            sampled.token_ids, sampled.logprobs, prompt_logprobs, tuple(errors.items())
         )
 
     def _prompt_logprobs(
@@ -78,8 +76,8 @@ class ModelRunner:
             num_top = sequence.sampling.prompt_logprobs
             if num_top is None:
                 continue
-            start, end = batch.query_start_loc[index : index + 2]
-            first = int(batch.positions[start]) + 1
+            start, end = batch.inputs.attention.query_start_loc[index : index + 2]
+            first = int(batch.inputs.positions[start]) + 1
             # The prompt's last token predicts the first output token, which is not of the prompt.
             targets = self._table.tokens(row)[first : sequence.num_prompt_tokens][: end - start]
             entries: list[TokenLogprobs] = []

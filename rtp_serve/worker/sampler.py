@@ -16,7 +16,8 @@ from rtp_serve.ops import sampling
 from rtp_serve.ops.draws import NO_TOKEN
 from rtp_serve.worker.logits import Replaced, adjust
 from rtp_serve.worker.logprobs import token_logprobs
-from rtp_serve.worker.sequence_table import IntArray, SequenceTable
+from rtp_serve.worker.sampling_columns import RowSampling
+from rtp_serve.worker.sequence_table import SequenceTable
 
 NOT_FINITE = "the model's logits are not finite numbers"
 ALL_BARRED = "no token is left to choose: all are barred"
@@ -34,43 +35,45 @@ class Sampled:
     errors: tuple[tuple[int, str], ...]
 
 
-def sample(logits: NDArray[np.float32], table: SequenceTable, rows: IntArray) -> Sampled:
-    """Choose the next token of the sequence in each of the table's `rows` [num_rows].
+def sample(logits: NDArray[np.float32], table: SequenceTable, chosen: RowSampling) -> Sampled:
+    """Choose the next token of the sequences in `chosen.rows` [num_rows] of the table.
 
     logits [num_rows, vocab_size] must be writable; they are what they were on return. A row that
     holds NaN or whose largest logit is not finite has an error and no token.
     """
-    columns = table.sampling
-    draws = columns.draws(rows, table.num_tokens[rows])
-    replaced = _adjust(logits, table, rows) if columns.has_adjustments[rows].any() else {}
-    token_ids = sampling.sample(logits, draws) if draws else sampling.greedy(logits)
+    replaced = _adjust(logits, table, chosen) if chosen.adjusted else {}
+    if chosen.is_greedy:
+        token_ids = sampling.greedy(logits)
+    else:
+        token_ids = sampling.sample(logits, chosen.draws(table.lengths(chosen.rows)))
     for index, before in replaced.items():
         before.restore(logits[index])
     return Sampled(
         token_ids,
-        _logprobs(logits, table, rows, token_ids) if columns.has_logprobs[rows].any() else (),
-        _errors(logits, token_ids) if token_ids.min(initial=0) == NO_TOKEN else (),
+        _logprobs(logits, table, chosen, token_ids) if chosen.asking else (),
+        _errors(logits, token_ids) if NO_TOKEN in token_ids.tolist() else (),
     )
 
 
 def _adjust(
-    logits: NDArray[np.float32], table: SequenceTable, rows: IntArray
+    logits: NDArray[np.float32], table: SequenceTable, chosen: RowSampling
 ) -> dict[int, Replaced]:
     """In place; index of each adjusted row → what was there."""
+    rows = chosen.rows
     return {
         index: adjust(logits[index], table.tracked(rows[index]), table.tokens(rows[index]))
-        for index in np.flatnonzero(table.sampling.has_adjustments[rows]).tolist()
+        for index in chosen.adjusted
     }
 
 
 def _logprobs(
-    logits: NDArray[np.float32], table: SequenceTable, rows: IntArray, token_ids: Int32Array
+    logits: NDArray[np.float32], table: SequenceTable, chosen: RowSampling, token_ids: Int32Array
 ) -> tuple[TokenLogprobs | None, ...]:
-    asking = np.flatnonzero(table.sampling.has_logprobs[rows] & (token_ids != NO_TOKEN))
-    num_top = [table.tracked(row).sampling.logprobs or 0 for row in rows[asking]]
+    asking = np.array([index for index in chosen.asking if token_ids[index] != NO_TOKEN], np.int64)
+    num_top = [table.tracked(row).sampling.logprobs or 0 for row in chosen.rows[asking]]
     entries = token_logprobs(logits, asking, token_ids[asking], num_top)
     by_index = dict(zip(asking.tolist(), entries, strict=True))
-    return tuple(map(by_index.get, range(len(rows))))
+    return tuple(map(by_index.get, range(len(token_ids))))
 
 
 def _errors(logits: NDArray[np.float32], token_ids: Int32Array) -> tuple[tuple[int, str], ...]:

@@ -1,5 +1,7 @@
 """How the running sequences are sampled, as arrays by row: no Python per sequence in a step."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,6 +10,35 @@ from rtp_serve.ops.draws import MIN_TEMPERATURE, Draws
 from rtp_serve.worker.tracked_sequence import TrackedSequence
 
 _SEED_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RowSampling:
+    """How the sequences in some rows are sampled, for as long as the rows are theirs."""
+
+    # [n], int64: rows of the table
+    rows: NDArray[np.int64]
+    # all take the likeliest token
+    is_greedy: bool
+    # [n], float32: 0 is greedy
+    temperature: NDArray[np.float32]
+    # [n], float32
+    min_p: NDArray[np.float32]
+    # [n], int32
+    top_k: NDArray[np.int32]
+    # [n], float32
+    top_p: NDArray[np.float32]
+    # [n], uint64
+    seed: NDArray[np.uint64]
+    # indices into `rows` where logits may have to be adjusted
+    adjusted: tuple[int, ...]
+    # indices into `rows` where log-probabilities of the tokens are wanted
+    asking: tuple[int, ...]
+
+    def draws(self, positions: NDArray[np.int64]) -> Draws:
+        """For the tokens at these positions [n]."""
+        numbers = ops.uniforms(self.seed, positions)
+        return Draws(self.temperature, self.min_p, self.top_k, self.top_p, numbers)
 
 
 class SamplingColumns:
@@ -21,9 +52,9 @@ class SamplingColumns:
         self._top_p = np.ones(num_rows, np.float32)
         self._seed = np.zeros(num_rows, np.uint64)
         # bool: the sequence's logits may have to be adjusted
-        self.has_adjustments = np.zeros(num_rows, np.bool_)
+        self._has_adjustments = np.zeros(num_rows, np.bool_)
         # bool: log-probabilities of its tokens are wanted
-        self.has_logprobs = np.zeros(num_rows, np.bool_)
+        self._has_logprobs = np.zeros(num_rows, np.bool_)
 
     def admit(self, row: int, sequence: TrackedSequence) -> None:
         """From now on the row is this sequence's."""
@@ -34,18 +65,20 @@ class SamplingColumns:
         self._top_k[row] = sampling.top_k
         self._top_p[row] = sampling.top_p
         self._seed[row] = sequence.seed & _SEED_MASK
-        self.has_adjustments[row] = sequence.has_adjustments
-        self.has_logprobs[row] = sampling.logprobs is not None
+        self._has_adjustments[row] = sequence.has_adjustments
+        self._has_logprobs[row] = sampling.logprobs is not None
 
-    def draws(self, rows: NDArray[np.int64], positions: NDArray[np.integer]) -> Draws | None:
-        """For the tokens at these positions, both [n]; None if all rows are greedy."""
+    def of(self, rows: NDArray[np.int64]) -> RowSampling:
+        """Of the sequences in these rows [n]."""
         temperature = self._temperature[rows]
-        if not temperature.any():
-            return None
-        return Draws(
-            temperature,
-            self._min_p[rows],
-            self._top_k[rows],
-            self._top_p[rows],
-            ops.uniforms(self._seed[rows], positions.astype(np.int64)),
+        return RowSampling(
+            rows,
+            is_greedy=not temperature.any(),
+            temperature=temperature,
+            min_p=self._min_p[rows],
+            top_k=self._top_k[rows],
+            top_p=self._top_p[rows],
+            seed=self._seed[rows],
+            adjusted=tuple(np.flatnonzero(self._has_adjustments[rows]).tolist()),
+            asking=tuple(np.flatnonzero(self._has_logprobs[rows]).tolist()),
         )

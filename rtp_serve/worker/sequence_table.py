@@ -24,8 +24,8 @@ class SequenceTable:
         num_columns = max_model_len + 1
         # [max_num_seqs, max_model_len + 1], int32
         self.token_ids = np.zeros((max_num_seqs, num_columns), np.int32)
-        # [max_num_seqs], int32: how many of the columns count
-        self.num_tokens = np.zeros(max_num_seqs, np.int32)
+        # how many of the columns count, by row
+        self._num_tokens = [0] * max_num_seqs
         # [max_num_seqs, max_blocks], int32: block ids in order; 0 is the null block
         self.block_tables = np.zeros((max_num_seqs, -(-num_columns // block_size)), np.int32)
         # [max_num_seqs], int32: how many of the columns count
@@ -35,26 +35,39 @@ class SequenceTable:
         self._rows: dict[int, int] = {}
         self._tracked: list[TrackedSequence | None] = [None] * max_num_seqs
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+        # The last step's sequences, and their rows.
+        self._batch_ids: tuple[int, ...] = ()
+        self._batch_rows: IntArray = np.empty(0, np.int64)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def apply(self, scheduled: SchedulerOutput) -> IntArray:
-        """Forget, admit and extend as the step says; return its rows [num_seqs], in batch order."""
+        """Forget, admit and extend as the step says; return its rows [num_seqs], in batch order.
+
+        The same array as for the last step says that it was of the same sequences.
+        """
         for seq_id in scheduled.finished_seq_ids:
             self._forget(seq_id)
         for new in scheduled.new_seqs:
             self._admit(new)
-        rows = np.fromiter((self._rows[seq_id] for seq_id in scheduled.seq_ids), np.int64)
-        for row, block_ids in zip(rows, scheduled.new_block_ids, strict=True):
-            if block_ids:
+        if scheduled.new_seqs or scheduled.seq_ids != self._batch_ids:
+            self._batch_ids = scheduled.seq_ids
+            self._batch_rows = np.array([self._rows[i] for i in scheduled.seq_ids], np.int64)
+        if any(scheduled.new_block_ids):
+            for row, block_ids in zip(self._batch_rows, scheduled.new_block_ids, strict=True):
                 self._add_blocks(row, block_ids)
-        return rows
+        return self._batch_rows
 
     def append(self, rows: IntArray, token_ids: Int32Array) -> None:
         """One more token for each row. A missing one (-1) becomes 0, which the model can read."""
-        self.token_ids[rows, self.num_tokens[rows]] = np.maximum(token_ids, 0)
-        self.num_tokens[rows] += 1
+        for row, token_id in zip(rows.tolist(), token_ids.tolist(), strict=True):
+            self.token_ids[row, self._num_tokens[row]] = max(token_id, 0)
+            self._num_tokens[row] += 1
+
+    def lengths(self, rows: IntArray) -> IntArray:
+        """How many tokens the rows [n] have so far: [n], int64."""
+        return np.array([self._num_tokens[row] for row in rows], np.int64)
 
     def tracked(self, row: int) -> TrackedSequence:
         sequence = self._tracked[row]
@@ -63,7 +76,7 @@ class SequenceTable:
 
     def tokens(self, row: int) -> Int32Array:
         """A view of the row's tokens so far."""
-        return self.token_ids[row, : self.num_tokens[row]]
+        return self.token_ids[row, : self._num_tokens[row]]
 
     def _forget(self, seq_id: int) -> None:
         # A sequence that never reached the worker is unknown here.
@@ -83,13 +96,15 @@ class SequenceTable:
         self._tracked[row] = sequence
         self.sampling.admit(row, sequence)
         self.token_ids[row, : len(new.token_ids)] = new.token_ids
-        self.num_tokens[row] = len(new.token_ids)
+        self._num_tokens[row] = len(new.token_ids)
         # Columns past a sequence's blocks are null blocks, whoever had the row before.
         self.block_tables[row] = 0
         self.num_blocks[row] = 0
         self._add_blocks(row, new.block_ids)
 
     def _add_blocks(self, row: int, block_ids: Sequence[int]) -> None:
+        if not block_ids:
+            return
         start = self.num_blocks[row]
         self.block_tables[row, start : start + len(block_ids)] = block_ids
         self.num_blocks[row] = start + len(block_ids)
@@ -101,5 +116,5 @@ class SequenceTable:
         assert sorted(used + self._free_rows) == list(range(len(self._tracked))), "rows are lost"
         for seq_id, row in self._rows.items():
             assert self.tracked(row).seq_id == seq_id
-            assert 0 < self.num_tokens[row] <= self.token_ids.shape[1]
+            assert 0 < self._num_tokens[row] <= self.token_ids.shape[1]
             assert not self.block_tables[row, self.num_blocks[row] :].any()

@@ -68,8 +68,8 @@ class Driver:
     def _schedule(self, sequences: list[DrivenSequence]) -> SchedulerOutput:
         self._step += 1
         totals = [len(sequence.prompt) + len(sequence.output) for sequence in sequences]
-        computed = np.array([sequence.num_computed for sequence in sequences], np.int32)
-        counts = np.minimum(np.array(totals, np.int32) - computed, self._chunk)
+        computed = [sequence.num_computed for sequence in sequences]
+        ends = [min(pair) for pair in zip(totals, (c + self._chunk for c in computed), strict=True)]
         new = [
             NewSequence(
                 sequence.seq_id,
@@ -88,10 +88,10 @@ class Driver:
         return SchedulerOutput(
             self._step,
             tuple(sequence.seq_id for sequence in sequences),
-            computed,
-            counts,
-            computed + counts == totals,
-            tuple(map(self._new_blocks, sequences, (computed + counts).tolist())),
+            tuple(computed),
+            tuple(end - start for start, end in zip(computed, ends, strict=True)),
+            tuple(map(int.__eq__, ends, totals)),
+            tuple(map(self._new_blocks, sequences, ends)),
             tuple(new),
             finished,
         )
@@ -107,7 +107,7 @@ class Driver:
     ) -> None:
         by_seq_id = {sequence.seq_id: sequence for sequence in sequences}
         for sequence, count in zip(sequences, scheduled.num_scheduled_tokens, strict=True):
-            sequence.num_computed += int(count)
+            sequence.num_computed += count
         for seq_id, entries in output.prompt_logprobs:
             by_seq_id[seq_id].prompt_logprobs += entries
         for seq_id, message in output.errors:

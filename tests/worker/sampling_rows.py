@@ -30,14 +30,13 @@ def sample_rows(logits: np.ndarray, rows: Sequence[NewSequence]) -> Sampled:
     """One step of a table that has just got these sequences."""
     num_rows, longest = len(rows), max(len(row.token_ids) for row in rows)
     table = SequenceTable(num_rows, longest, block_size=16)
-    lengths = np.array([len(row.token_ids) for row in rows], np.int32)
     step = SchedulerOutput(
         step=1,
         seq_ids=tuple(range(num_rows)),
-        num_computed_tokens=np.zeros(num_rows, np.int32),
-        num_scheduled_tokens=lengths,
-        is_sampled=np.ones(num_rows, np.bool_),
+        num_computed_tokens=(0,) * num_rows,
+        num_scheduled_tokens=tuple(len(row.token_ids) for row in rows),
+        is_sampled=(True,) * num_rows,
         new_block_ids=((),) * num_rows,
         new_seqs=tuple(replace(row, seq_id=seq_id) for seq_id, row in enumerate(rows)),
     )
-    return sample(logits, table, table.apply(step))
+    return sample(logits, table, table.sampling.of(table.apply(step)))

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -158,10 +157,7 @@ def test_a_step_may_only_bring_news_of_the_finished(tmp_path: Path):
     runner = make_runner(write_checkpoint(tmp_path))
     driver = Driver(runner)
     driver.step([DrivenSequence(1, make_prompt(5))])
-    nothing = np.empty(0, np.int32)
-    goodbye = SchedulerOutput(
-        2, (), nothing, nothing, np.empty(0, np.bool_), (), finished_seq_ids=(1, 77)
-    )
+    goodbye = SchedulerOutput(2, (), (), (), (), (), finished_seq_ids=(1, 77))
     output = runner.execute(goodbye)
     assert output.token_ids.tolist() == []
     runner.check_invariants()

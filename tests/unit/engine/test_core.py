@@ -105,7 +105,7 @@ def test_requests_of_one_step_share_their_prefix():
     core = make_core(worker=worker, max_num_batched_tokens=256)
     request = make_request("a", make_prompt(40), n=4, max_tokens=4, ignore_eos=True)
     outputs = run_to_end(core, [request])
-    assert worker.steps[0].num_scheduled_tokens.tolist() == [40, 8, 8, 8]
+    assert worker.steps[0].num_scheduled_tokens == (40, 8, 8, 8)
     assert outputs["a"] == [predicted_tokens(request, i) for i in range(4)]
 
 
