@@ -7,12 +7,15 @@ millisecond of CPU a token, on cores that the engine computes with.
 import asyncio
 import logging
 import socket
+from contextlib import suppress
 
 import uvicorn
 from ray.serve.config import HTTPOptions
 from starlette.types import ASGIApp
 
 from rtp_serve.errors import ConfigError
+
+_TICK_S = 1.0
 
 
 class HttpServer:
@@ -22,7 +25,7 @@ class HttpServer:
         """Binds. Raises ConfigError when another user or program has the port."""
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         self._socket = _bind(options.host, options.port)
-        self._server = uvicorn.Server(
+        self._server = _Server(
             uvicorn.Config(
                 app,
                 root_path=options.root_path,
@@ -41,8 +44,25 @@ class HttpServer:
 
     async def close(self) -> None:
         """Take no more connections, and return when the open requests are answered."""
-        self._server.should_exit = True
+        self._server.stop()
         await self._serving
+
+
+class _Server(uvicorn.Server):
+    """Looks once a second what time it is, for the headers; uvicorn itself does it ten times."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        self.should_exit = True
+        self._stopping.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _TICK_S)
 
 
 def _bind(host: str, port: int) -> socket.socket:
