@@ -93,12 +93,12 @@ class Rollout:
         while not self._are_running():
             poll.wait(_POLL_S)
         for application in self._file.applications:
-            if application.is_ours and self._has_http(application) and not self.http.ssl_certfile:
+            if application.is_ours and self.has_http(application) and not self.http.ssl_certfile:
                 url = base_url(self.http, application.route_prefix)
                 while not _answers(f"{url}/health"):
                     poll.wait(_POLL_S)
 
-    def _has_http(self, application: ApplicationEntry) -> bool:
+    def has_http(self, application: ApplicationEntry) -> bool:
         """Whether HTTP reaches it: on a cluster where Serve ran before, as that Serve has it."""
         if self.http.host is None:
             return False
