@@ -15,7 +15,8 @@ from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
 from deployments.coalesce import CoalescingClient
-from deployments.exposure import check_exposure
+from deployments.exposure import exposed_options
+from deployments.http_server import HttpServer
 from deployments.replica_client import ReplicaClient
 from deployments.request_id import WithoutRequestId
 from deployments.token_stream.listener import TokenListener
@@ -55,7 +56,7 @@ class Ingress:
             ray.util.get_node_ip_address(),
             config.channel.tcp_port_range,
         )
-        await asyncio.to_thread(check_exposure, config)
+        http_options = await asyncio.to_thread(exposed_options, config)
         await self._listener.start()
         engine = ReplicaClient(replicas, self._listener, config.ingress.replica_timeout_s)
         tokenizer, chat_template = await asyncio.to_thread(_load_text, config)
@@ -65,14 +66,18 @@ class Ingress:
         slow = replace(self._context, engine=CoalescingClient(engine, _HANDLE_PERIOD_S))
         self._chat = ChatService(slow)
         self._completion = CompletionService(slow)
+        self._server = HttpServer(self._build_app(), http_options) if http_options else None
 
     async def __serve_build_asgi_app__(self) -> Starlette:
-        context = self._context
-        app = build_app(
-            context.engine, context.tokenizer, context.chat_template, self._config.api, WallClock()
-        )
+        app = self._build_app()
         app.add_middleware(WithoutRequestId)
         return app
+
+    def _build_app(self) -> Starlette:
+        context = self._context
+        return build_app(
+            context.engine, context.tokenizer, context.chat_template, self._config.api, WallClock()
+        )
 
     async def chat(self, body: Json, tenant: str = "") -> Json:
         return await answer(self._chat, body, tenant)
@@ -92,6 +97,8 @@ class Ingress:
 
     async def __del__(self) -> None:
         """Serve awaits it when the ingress has drained."""
+        if self._server is not None:
+            await self._server.close()
         await self._listener.close()
 
 

@@ -68,7 +68,7 @@ def _start_ray(cluster: OwnCluster | None, rollout: Rollout, file: ServeFile) ->
 
 def _announce(cluster: OwnCluster | None, rollout: Rollout, file: ServeFile) -> None:
     for application in file.applications:
-        if application.is_ours:
+        if application.is_ours and rollout.has_http(application):
             print(banner(application, rollout.http), flush=True)
     if cluster is not None:
         say(f"From Python, with serve.get_app_handle:\n\n{cluster.access()} python SCRIPT\n")

@@ -18,7 +18,7 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from rtp_serve.cli.serve import base_url
 from rtp_serve.config.parse import explain, read_yaml
-from rtp_serve.config.serve_file import HttpOptions, ServeFile
+from rtp_serve.config.serve_file import ApplicationEntry, HttpOptions, ServeFile
 from rtp_serve.errors import ConfigError, RtpServeError
 
 _POLL_S = 0.1
@@ -49,7 +49,7 @@ class Rollout:
     def check_port(self) -> None:
         """Raise ConfigError if something else listens on our HTTP port."""
         host, port = self._file.http_options.host, self._file.http_options.port
-        if self._file.proxy_location == "Disabled" or host is None:
+        if host is None or not any(map(self._file.serves_http, self._file.applications)):
             return
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -93,10 +93,18 @@ class Rollout:
         while not self._are_running():
             poll.wait(_POLL_S)
         for application in self._file.applications:
-            if application.is_ours and self.http.host is not None and not self.http.ssl_certfile:
+            if application.is_ours and self.has_http(application) and not self.http.ssl_certfile:
                 url = base_url(self.http, application.route_prefix)
                 while not _answers(f"{url}/health"):
                     poll.wait(_POLL_S)
+
+    def has_http(self, application: ApplicationEntry) -> bool:
+        """Whether HTTP reaches it: on a cluster where Serve ran before, as that Serve has it."""
+        if self.http.host is None:
+            return False
+        if self._has_started_serve:
+            return self._file.serves_http(application)
+        return bool(serve.status().proxies) or application.listens
 
     def _are_running(self) -> bool:
         applications = serve.status().applications

@@ -91,6 +91,11 @@ async def merge(
     generators: Sequence[AsyncGenerator[Piece, None]],
 ) -> AsyncGenerator[tuple[int, Piece], None]:
     """(which generator, piece) as they come. Ends, failing too, with every generator closed."""
+    if len(generators) == 1:  # spares a task for each piece
+        async with aclosing(generators[0]) as pieces:
+            async for only in pieces:
+                yield 0, only
+        return
     waiting = {asyncio.ensure_future(anext(each, None)): i for i, each in enumerate(generators)}
     try:
         while waiting:

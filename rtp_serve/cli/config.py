@@ -20,7 +20,7 @@ def check_config(path: str) -> None:
 
 
 def _address(file: ServeFile) -> str:
-    if file.proxy_location == "Disabled":
+    if not any(map(file.serves_http, file.applications)):
         return "disabled"
     return f"http://{file.http_options.host}:{file.http_options.port}"
 

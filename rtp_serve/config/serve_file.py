@@ -8,7 +8,7 @@ from rtp_serve.config.base import Config
 from rtp_serve.config.exposure import require_keys_beyond_loopback
 from rtp_serve.config.parse import parse_config, read_yaml
 from rtp_serve.config.serving import AppConfig
-from rtp_serve.errors import did_you_mean
+from rtp_serve.errors import ConfigError, did_you_mean
 
 _OUR_PACKAGE = "deployments."
 _TOPOLOGIES = ("deployments.aggregated:app",)
@@ -93,6 +93,11 @@ class ApplicationEntry(Config):
         return self.import_path in _TOPOLOGIES
 
     @property
+    def listens(self) -> bool:
+        """Whether its ingress serves HTTP itself where Serve runs no proxy."""
+        return self.is_ours and self.config.ingress.listens
+
+    @property
     def config(self) -> AppConfig:
         """`args` of an application of ours. Raises ConfigError."""
         where = f"args of application {self.name!r}"
@@ -126,6 +131,10 @@ class ServeFile(Config):
     target_capacity: float | None = None
     """Serve's."""
 
+    def serves_http(self, application: ApplicationEntry) -> bool:
+        """Whether an application is reached at `http_options`, by a proxy or by itself."""
+        return self.proxy_location != "Disabled" or application.listens
+
 
 def read_serve_file(path: str) -> ServeFile:
     """Read and check a file, with the arguments of our applications in it.
@@ -134,8 +143,26 @@ def read_serve_file(path: str) -> ServeFile:
     other machines without a key.
     """
     file = parse_config(ServeFile, read_yaml(path), path)
+    if file.proxy_location == "Disabled":
+        _check_listeners([each for each in file.applications if each.listens])
     for application in file.applications:
         if application.is_ours:
-            host = None if file.proxy_location == "Disabled" else file.http_options.host
+            host = file.http_options.host if file.serves_http(application) else None
             require_keys_beyond_loopback(application.config, host)
     return file
+
+
+def _check_listeners(listeners: list[ApplicationEntry]) -> None:
+    """Without a proxy nobody tells applications apart by their prefixes."""
+    if len(listeners) > 1:
+        names = ", ".join(repr(each.name) for each in listeners)
+        raise ConfigError(
+            f"applications {names} cannot all listen at http_options: leave ingress.listens to one "
+            "or let a proxy listen (proxy_location: HeadOnly)"
+        )
+    for application in listeners:
+        if application.route_prefix != "/":
+            raise ConfigError(
+                f"application {application.name!r}: with ingress.listens and without a proxy "
+                f"route_prefix must be '/', got {application.route_prefix!r}"
+            )

@@ -63,6 +63,9 @@ class IngressConfig(Config):
     max_ongoing_requests: int = Field(default=4096, ge=1)
     """HTTP requests one ingress handles at once."""
 
+    listens: bool = False
+    """Serve HTTP at `http_options` from the ingress itself where Serve runs no proxy."""
+
     replica_timeout_s: float = Field(default=30.0, gt=0)
     """A request that no engine replica takes for so long is answered 503."""
 

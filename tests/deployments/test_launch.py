@@ -33,7 +33,9 @@ def write_config(directory: Path, model: Path | str, **changes: Any) -> Path:
     text = Path("configs/quickstart.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(text)
     config["http_options"]["port"] = free_port()
-    config["applications"][0]["args"] = {"engine": tiny_engine(Path(model)), **changes}
+    (application,) = config["applications"]
+    ingress = application["args"]["ingress"]
+    application["args"] = {"engine": tiny_engine(Path(model)), "ingress": ingress, **changes}
     path = directory / "config.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path

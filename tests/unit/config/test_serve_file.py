@@ -71,3 +71,31 @@ def test_the_quickstart_listens_on_this_machine_alone():
     file = read_serve_file("configs/quickstart.yaml")
     assert (file.http_options.host, file.http_options.port) == ("127.0.0.1", 8000)
     assert [application.name for application in file.applications] == ["rtp-serve"]
+
+
+LISTENING = "{ingress: {listens: true}}"
+NO_PROXY = LOOPBACK + "proxy_location: Disabled\n"
+
+
+def test_an_ingress_that_listens_itself_needs_no_proxy(tmp_path: Path):
+    file = read_serve_file(with_args(tmp_path, LISTENING, NO_PROXY))
+    assert file.serves_http(file.applications[0])
+    silent = read_serve_file(with_args(tmp_path, "{}", NO_PROXY))
+    assert not silent.serves_http(silent.applications[0])
+
+
+def test_an_ingress_that_listens_itself_needs_keys_beyond_loopback(tmp_path: Path):
+    head = "http_options: {host: 0.0.0.0}\nproxy_location: Disabled\n"
+    with pytest.raises(ConfigError, match=r"http_options.host '0.0.0.0'"):
+        read_serve_file(with_args(tmp_path, LISTENING, head))
+
+
+def test_without_a_proxy_one_application_listens_at_the_root(tmp_path: Path):
+    entry = "{name: %s, route_prefix: %s, import_path: 'deployments.aggregated:app', args: %s}"
+    two = ", ".join(entry % (name, f"/{name}", LISTENING) for name in "ab")
+    with pytest.raises(ConfigError, match="applications 'a', 'b' cannot all listen"):
+        read_serve_file(write(tmp_path, f"{NO_PROXY}applications: [{two}]"))
+    one = entry % ("a", "/a", LISTENING)
+    with pytest.raises(ConfigError, match="route_prefix must be '/', got '/a'"):
+        read_serve_file(write(tmp_path, f"{NO_PROXY}applications: [{one}]"))
+    read_serve_file(write(tmp_path, f"{LOOPBACK}applications: [{two}]"))
