@@ -20,7 +20,15 @@ from benchmarks.checkpoints import qwen_checkpoint
 from benchmarks.command import run
 from benchmarks.interleave import Interleaver
 from benchmarks.plans import Settings
-from benchmarks.ratios import PROMISED, US, memory_ratio, ratios
+from benchmarks.ratios import (
+    LLAMACPP,
+    LLAMACPP_FLASH,
+    PROMISED,
+    US,
+    VARIANTS,
+    memory_ratio,
+    ratios,
+)
 from benchmarks.report import Report, say
 from benchmarks.servers import Server, ServerPlan
 from benchmarks.vllm_load import VllmBench
@@ -36,7 +44,7 @@ FIGURES = PROMISED
 MODELS = {"smollm2": "", "qwen": "qwen_"}
 """Name of a model → prefix of its figures."""
 
-SERVERS = (US, "vllm", "llamacpp")
+SERVERS = (US, "vllm", *(server for servers in VARIANTS.values() for server in servers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +76,9 @@ def compare(settings: Settings, choice: Choice, peers: Path, report: Report, pre
         for name in choice.workloads:
             for number in range(choice.repetitions):
                 interleaver.repetition(WORKLOADS[name], number)
-    for peer in choice.servers:
-        if peer != US and US in choice.servers:
+    peers_run = [server for server in choice.servers if server not in (US, LLAMACPP_FLASH)]
+    for peer in peers_run:
+        if US in choice.servers:
             for name, values in ratios(interleaver.measured, peer):
                 report.add(prefix + name, values)
             seen = tuple({run.workload for run in interleaver.runs})
@@ -84,7 +93,12 @@ def started(settings: Settings, choice: Choice, peers: Path) -> Iterator[list[Se
     make: dict[str, Callable[[], ServerPlan]] = {
         US: lambda: plans.ours(settings, work),
         "vllm": lambda: plans.vllm(settings, peers),
-        "llamacpp": lambda: plans.llamacpp(settings, peers, choice.prompt_cache_mib),
+        LLAMACPP: lambda: plans.llamacpp(
+            LLAMACPP, settings, peers, choice.prompt_cache_mib, has_flash_attention=False
+        ),
+        LLAMACPP_FLASH: lambda: plans.llamacpp(
+            LLAMACPP_FLASH, settings, peers, choice.prompt_cache_mib, has_flash_attention=True
+        ),
     }
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rtp-bench-")))

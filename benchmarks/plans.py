@@ -93,19 +93,22 @@ def vllm(settings: Settings, peers: Path) -> ServerPlan:
     )
 
 
-def llamacpp(settings: Settings, peers: Path, prompt_cache_mib: int) -> ServerPlan:
+def llamacpp(
+    name: str, settings: Settings, peers: Path, prompt_cache_mib: int, *, has_flash_attention: bool
+) -> ServerPlan:
     """llama-server out of `peers/llama-bin`. Its cache is fixed slots of one sequence each."""
     port = free_port()
     tokens = slot_tokens(settings) * _SLOTS
     threads = str(settings.num_threads)
     return ServerPlan(
-        name="llamacpp",
+        name=name,
         command=(
             *(str(peers / "llama-bin/llama-server"), "--model", str(settings.gguf)),
             *("--host", "127.0.0.1", "--port", str(port), "--alias", SERVED_NAME),
             *("--threads", threads, "--threads-batch", threads),
             *("--parallel", str(_SLOTS), "--ctx-size", str(tokens)),
             *("--batch-size", "2048", "--ubatch-size", "512"),
+            *("--flash-attn", "on" if has_flash_attention else "off"),
             *("--cache-ram", str(prompt_cache_mib)),
         ),
         port=port,

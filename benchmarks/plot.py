@@ -15,8 +15,18 @@ from benchmarks.command import run
 from benchmarks.samples import Spread
 from benchmarks.workloads import SWEPT, WORKLOADS
 
-LABELS = {"rtp-serve": "rtp-serve", "vllm": "vLLM CPU", "llamacpp": "llama.cpp"}
-_COLOURS = {"rtp-serve": "#c0392b", "vllm": "#2c3e50", "llamacpp": "#7f8c8d"}
+LABELS = {
+    "rtp-serve": "rtp-serve",
+    "vllm": "vLLM CPU",
+    "llamacpp": "llama.cpp",
+    "llamacpp-flash": "llama.cpp, flash attention",
+}
+_COLOURS = {
+    "rtp-serve": "#c0392b",
+    "vllm": "#2c3e50",
+    "llamacpp": "#7f8c8d",
+    "llamacpp-flash": "#b2babb",
+}
 
 Curves = dict[str, dict[int, Spread]]
 """Server → concurrency → output tokens per second."""

@@ -1,6 +1,6 @@
 """Ours over theirs: which figure of which workload becomes which ratio. Pure arithmetic."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from benchmarks.interleave import Measured
 from benchmarks.samples import paired_ratios
@@ -9,6 +9,11 @@ MeasuredOf = Callable[[str, str], Measured]
 """(server, workload) → what was measured."""
 
 US = "rtp-serve"
+
+LLAMACPP, LLAMACPP_FLASH = "llamacpp", "llamacpp-flash"
+
+VARIANTS = {LLAMACPP: (LLAMACPP, LLAMACPP_FLASH)}
+"""Peers that run with more than one setting: the better one of each repetition counts."""
 
 RATIOS = {
     "decode": ("single", "decode_tokens_per_s"),
@@ -41,8 +46,23 @@ PROMISED = (
 def ratios(measured: MeasuredOf, peer: str) -> Iterator[tuple[str, list[float]]]:
     """(`NAME_x_PEER`, one ratio for each repetition that both completed)."""
     for name, (workload, figure) in RATIOS.items():
-        ours, theirs = measured(US, workload), measured(peer, workload)
-        yield f"{name}_x_{peer}", paired_ratios(ours.get(figure, {}), theirs.get(figure, {}))
+        ours = measured(US, workload).get(figure, {})
+        theirs = [measured(server, workload).get(figure, {}) for server in variants(peer)]
+        yield f"{name}_x_{peer}", paired_ratios(ours, best(theirs, is_time=figure.endswith("_ms")))
+
+
+def variants(peer: str) -> tuple[str, ...]:
+    """The servers that a peer runs as."""
+    return VARIANTS.get(peer, (peer,))
+
+
+def best(samples: Sequence[Mapping[int, float]], *, is_time: bool) -> dict[int, float]:
+    """Of each repetition the best sample that there is."""
+    numbers = {number for each in samples for number in each}
+    choose = min if is_time else max
+    return {
+        number: choose(each[number] for each in samples if number in each) for number in numbers
+    }
 
 
 def memory_ratio(measured: MeasuredOf, peer: str, workloads: tuple[str, ...]) -> list[float]:
@@ -52,8 +72,9 @@ def memory_ratio(measured: MeasuredOf, peer: str, workloads: tuple[str, ...]) ->
         [
             value
             for workload in workloads
+            for server in servers
             for value in measured(server, workload).get("beyond_kv_bytes", {}).values()
         ]
-        for server in (US, peer)
+        for servers in ((US,), variants(peer))
     )
     return [max(ours) / min(theirs)] if ours and theirs else []

@@ -62,7 +62,13 @@ def test_a_missing_peer_is_named(tmp_path: Path):
 def test_llamacpp_divides_the_memory_among_slots_that_hold_every_workload(
     config: dict, slot_tokens: int
 ):
-    plan = plans.llamacpp(settings_of(config), Path("/peers"), prompt_cache_mib=64)
+    plan = plans.llamacpp(
+        "llamacpp",
+        settings_of(config),
+        Path("/peers"),
+        prompt_cache_mib=64,
+        has_flash_attention=False,
+    )
     options = options_of(plan.command)
     assert int(options["--ctx-size"]) == 16 * slot_tokens
     assert options["--threads"] == options["--threads-batch"] == "2"

@@ -9,7 +9,10 @@ c16_x_llamacpp c16_p95_ttft_x_vllm c16_p95_itl_x_vllm prefix_x_vllm prefix_x_lla
 
 def measured(server: str, workload: str) -> Measured:
     """Every figure of ours is twice theirs."""
-    value = 2.0 if server == "rtp-serve" else 1.0
+    return measured_as(2.0 if server == "rtp-serve" else 1.0)
+
+
+def measured_as(value: float) -> Measured:
     names = {figure for _, figure in RATIOS.values()} | {"beyond_kv_bytes"}
     return {name: {0: value, 1: value} for name in names}
 
@@ -32,6 +35,13 @@ def test_memory_compares_our_largest_with_the_peers_smallest():
         return {"beyond_kv_bytes": bytes_by_server[server]}
 
     assert memory_ratio(of, "vllm", ("c8",)) == [0.5]
+
+
+def test_of_a_peer_with_several_settings_the_better_one_counts():
+    values = {"rtp-serve": 6.0, "llamacpp": 2.0, "llamacpp-flash": 3.0}
+    given = dict(ratios(lambda server, workload: measured_as(values[server]), "llamacpp"))
+    assert given["decode_x_llamacpp"] == [2.0]
+    assert given["c16_p95_itl_x_llamacpp"] == [3.0]
 
 
 def test_what_nobody_measured_gives_no_ratio():
