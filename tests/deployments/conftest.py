@@ -59,4 +59,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with random weights, a token a letter and a chat template."""
     directory = tmp_path_factory.mktemp("model")
     byte_level_directory(directory, chat_template=_TEMPLATE)
-    return write_checkpoint(directory, tiny_config(vocab_size=264, eos_token_id=260))
+    return write_checkpoint(
+        directory, tiny_config(vocab_size=264, eos_token_id=260, max_position_embeddings=4096)
+    )

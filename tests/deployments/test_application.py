@@ -26,7 +26,7 @@ from tests.deployments.applications import BACK, FRONT, RaySession, RunningApp, 
 pytestmark = pytest.mark.ray
 
 HELLO = [{"role": "user", "content": "Hello"}]
-ENDLESS = {"max_tokens": 400, "ignore_eos": True, "temperature": 0}
+ENDLESS = {"max_tokens": 3000, "ignore_eos": True, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_python_callers_get_whole_answers(served: RunningApp):
 @pytest.mark.parametrize("method", ["chat_stream", "generate_stream"])
 def test_python_callers_get_streams_in_few_pieces(served: RunningApp, method: str):
     prompt = {"messages": HELLO} if method == "chat_stream" else {"prompt": "abc"}
-    body = {**prompt, **ENDLESS, "stream_options": {"include_usage": True}}
+    body = {**prompt, **ENDLESS, "max_tokens": 400, "stream_options": {"include_usage": True}}
     handle: DeploymentHandle = getattr(served.handle.options(stream=True), method)
     chunks = list(handle.remote(body))
     assert chunks[-1]["usage"]["completion_tokens"] == 400
