@@ -108,7 +108,12 @@ def llamacpp(
             *("--threads", threads, "--threads-batch", threads),
             *("--parallel", str(_SLOTS), "--ctx-size", str(tokens)),
             *("--batch-size", "2048", "--ubatch-size", "512"),
-            *("--flash-attn", "on" if has_flash_attention else "off"),
+            # Only one of them maps the file: a mapping that two share counts half for each.
+            *(
+                ("--flash-attn", "on", "--load-mode", "none")
+                if has_flash_attention
+                else ("--flash-attn", "off")
+            ),
             *("--cache-ram", str(prompt_cache_mib)),
         ),
         port=port,

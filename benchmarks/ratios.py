@@ -72,9 +72,8 @@ def memory_ratio(measured: MeasuredOf, peer: str, workloads: tuple[str, ...]) ->
         [
             value
             for workload in workloads
-            for server in servers
             for value in measured(server, workload).get("beyond_kv_bytes", {}).values()
         ]
-        for servers in ((US,), variants(peer))
+        for server in (US, peer)
     )
     return [max(ours) / min(theirs)] if ours and theirs else []

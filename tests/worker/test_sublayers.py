@@ -14,6 +14,7 @@ from rtp_kernels import _C
 from rtp_serve import ops
 from rtp_serve.config.model import RopeConfig, read_model_config
 from rtp_serve.kv_cache.tensors import KVCacheTensors
+from rtp_serve.models.layers.linear import PackedLinear
 from rtp_serve.models.llama import DenseDecoder
 from rtp_serve.models.model import ModelInputs
 from rtp_serve.worker.loading import load_model
@@ -36,6 +37,13 @@ def make_model(tmp_path: Path, config: dict[str, Any], dtype: torch.dtype) -> De
     model = load_model(directory, read_model_config(directory), dtype, max_positions=512)
     assert isinstance(model, DenseDecoder)
     return model
+
+
+def kernel_of(model: DenseDecoder, path: str) -> _C.LinearWeight:
+    linear = model.linear(path)
+    assert isinstance(linear, PackedLinear)
+    assert linear.weight.kernel is not None
+    return linear.weight.kernel
 
 
 def op_by_op(model: DenseDecoder) -> None:
@@ -186,8 +194,7 @@ def test_a_wrong_step_is_refused_before_anything_is_written(
 def test_a_sublayer_refuses_what_does_not_fit(tmp_path: Path):
     model = make_model(tmp_path, CONFIGS["llama"], torch.float32)
     weight = torch.ones(64)
-    gate_up = model.linear("layers.0.mlp.gate_up_proj").weight.kernel  # type: ignore[attr-defined]
-    down = model.linear("layers.0.mlp.down_proj").weight.kernel  # type: ignore[attr-defined]
+    gate_up, down = (kernel_of(model, f"layers.0.mlp.{name}_proj") for name in ("gate_up", "down"))
     with pytest.raises(ValueError, match=r"down must be \[64, 96\]"):
         _C.mlp_sublayer(weight, 1e-5, gate_up, gate_up)
     with pytest.raises(TypeError, match="norm must be float32"):

@@ -111,8 +111,6 @@ class Team {
     for (std::thread& thread : threads_) thread.join();
   }
 
-  int size() const { return size_; }
-
   void run(TeamFunction function, void* context) {
     function_ = function;
     context_ = context;
