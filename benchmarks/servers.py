@@ -131,8 +131,12 @@ def free_port() -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what would join somebody else's cluster."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    """Ours, without what would join somebody else's cluster or change how a server waits for its
+    threads: importing `rtp_serve` sets `OMP_WAIT_POLICY`, which makes llama.cpp three times
+    slower."""
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "OMP_"))
+    }
 
 
 def _orphans(pids: list[int]) -> list[int]:
