@@ -1,0 +1,76 @@
+"""The bytes of a file's tensors: written, digested, compared.
+
+They are read with `pread`, not through a mapping: a bad disk or a file cut short is then an error
+and not a signal that ends the process.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from rtp_serve.errors import CorruptWeights
+from rtp_serve.loader.store.format import Header, TensorEntry, encode, with_digests
+
+_PIECE_BYTES = 4 << 20
+_DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class FileIO:
+    """The calls that can fail for want of space or by a broken disk."""
+
+    reserve: Callable[[int, int, int], None] = os.posix_fallocate
+    write: Callable[[int, memoryview | bytes, int], int] = os.pwrite
+    sync: Callable[[int], None] = os.fsync
+
+
+def write_payload(
+    descriptor: int, header: Header, buffers: Iterable[memoryview], io: FileIO
+) -> None:
+    """Reserve the whole file, then put the tensors in place. `buffers` are theirs, in order."""
+    io.reserve(descriptor, 0, header.total_bytes)
+    start = header.payload_start
+    for tensor, buffer in zip(header.tensors, buffers, strict=True):
+        assert buffer.nbytes == tensor.num_bytes, f"{tensor.path}: {buffer.nbytes} bytes"
+        _write_all(descriptor, buffer, start + tensor.offset, io)
+
+
+def seal(descriptor: int, header: Header, io: FileIO) -> None:
+    """Write the header, with digests of what the payload is now, and put all of it on disk."""
+    digests = [tensor_digest(descriptor, header, tensor) for tensor in header.tensors]
+    _write_all(descriptor, memoryview(encode(with_digests(header, digests))), 0, io)
+    io.sync(descriptor)
+
+
+def check_payload(descriptor: int, header: Header) -> None:
+    """Raises CorruptWeights naming the first tensor that is not what was written."""
+    for tensor in header.tensors:
+        name = f"{tensor.kind} {tensor.path}"
+        try:
+            digest = tensor_digest(descriptor, header, tensor)
+        except OSError as error:
+            raise CorruptWeights(f"{name} cannot be read: {error}") from error
+        if digest != tensor.digest:
+            raise CorruptWeights(f"{name} has another digest than was written")
+
+
+def tensor_digest(descriptor: int, header: Header, tensor: TensorEntry) -> str:
+    """Of the bytes that the file has now; a file that ends early gives another digest."""
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    piece = memoryview(bytearray(min(_PIECE_BYTES, tensor.num_bytes)))
+    position = header.payload_start + tensor.offset
+    end = header.payload_start + tensor.end
+    while position < end:
+        num_read = os.preadv(descriptor, [piece[: end - position]], position)
+        if not num_read:
+            break
+        digest.update(piece[:num_read])
+        position += num_read
+    return digest.hexdigest()
+
+
+def _write_all(descriptor: int, buffer: memoryview, position: int, io: FileIO) -> None:
+    while buffer.nbytes:
+        written = io.write(descriptor, buffer, position)
+        buffer, position = buffer[written:], position + written

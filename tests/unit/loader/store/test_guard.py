@@ -1,0 +1,71 @@
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from rtp_serve.errors import CorruptWeights
+from rtp_serve.loader.store.guard import WeightGuard
+
+
+def test_without_work_weights_are_trusted():
+    guard = WeightGuard()
+    guard.wait()
+    guard.check()
+
+
+def test_weights_serve_until_they_are_known_to_be_wrong_and_never_again():
+    guard, may_end = WeightGuard(), threading.Event()
+
+    def fail() -> None:
+        may_end.wait()
+        raise CorruptWeights("norm differs")
+
+    guard.start(fail, is_awaited=False)
+    guard.check()
+    may_end.set()
+    guard.wait()
+    for _ in range(2):
+        with pytest.raises(CorruptWeights, match="norm differs"):
+            guard.check()
+
+
+def test_the_work_has_the_lowest_priority_and_its_process_does_not():
+    found: list[int] = []
+    guard = WeightGuard()
+    guard.start(lambda: found.append(os.getpriority(os.PRIO_PROCESS, 0)), is_awaited=False)
+    guard.wait()
+    assert found == [19]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 19 or os.nice(0) == 19
+
+
+PROGRAM = """
+import sys, time
+from rtp_serve.loader.store.guard import WeightGuard
+
+def work():
+    print("begun", flush=True)
+    sys.stdin.read()
+    print("done", flush=True)
+
+WeightGuard().start(work, is_awaited=sys.argv[1] == "awaited")
+"""
+
+
+def test_a_process_ends_after_a_file_is_finished_but_does_not_wait_for_a_check():
+    def run(word: str, text: str | None) -> str:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, word],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[4],
+        )
+        if text is None:
+            assert process.wait(30) == 0
+        return process.communicate(text)[0]
+
+    assert run("awaited", "") == "begun\ndone\n"
+    assert "done" not in run("free", None)
