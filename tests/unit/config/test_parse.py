@@ -55,13 +55,13 @@ def test_configuration_is_frozen():
 
 
 def test_a_wrong_setting_of_the_weight_store_is_named_with_its_value():
-    values = {"weight_store": {"max_size": "all", "enable": "perhaps", "dir": "/x"}}
+    values = {"weight_store": {"max_size": "all", "enable": "perhaps", "directry": "/x"}}
     with pytest.raises(ConfigError) as caught:
         parse_config(EngineConfig, values)
     message = str(caught.value)
     assert "weight_store.max_size: not a size: 'all'" in message
     assert "weight_store.enable" in message
-    assert "unknown key 'dir' in WeightStoreConfig; did you mean 'directory'?" in message
+    assert "unknown key 'directry' in WeightStoreConfig; did you mean 'directory'?" in message
 
 
 CONFIGS = [EngineConfig, CacheConfig, SchedulerConfig, WeightStoreConfig, ApiConfig]
