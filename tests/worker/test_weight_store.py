@@ -272,6 +272,7 @@ def bad_disk(*_: object) -> int:
     [
         (FileIO(reserve=no_space), "not written: .*No space left"),
         (FileIO(write=bad_disk), "not written: .*Input/output error"),
+        (FileIO(sync=bad_disk), "not written: .*Input/output error"),
     ],
 )
 def test_a_file_that_cannot_be_written_costs_one_warning(
@@ -286,13 +287,31 @@ def test_a_file_that_cannot_be_written_costs_one_warning(
     assert re.search(said, caplog.text)
 
 
-def test_weights_that_the_disk_refused_are_not_served(node: Node):
+def test_weights_that_the_disk_refused_are_not_mapped(node: Node):
     """After a failed sync the system may have dropped what it could not write."""
-    store = node.store(FileIO(sync=bad_disk))
-    node.start(store)
-    with pytest.raises(CorruptWeights, match="Input/output error"):
-        store.guard.check()
+    weights = node.start(node.store(FileIO(sync=bad_disk)))
+    assert str(node.root) not in Path("/proc/self/maps").read_text()
+    assert weights
+
+
+def test_a_file_that_cannot_be_finished_costs_one_warning(
+    node: Node, caplog: pytest.LogCaptureFixture
+):
+    num_syncs = 0
+
+    def sync_once(descriptor: int) -> None:
+        nonlocal num_syncs
+        num_syncs += 1
+        if num_syncs > 1:
+            bad_disk()
+
+    store = node.store(FileIO(sync=sync_once))
+    weights = node.start(store)
+    store.guard.check()
+    assert_equal(weights, node.read(), node)
     assert node.suffixes() == []
+    assert "weight store: not written: " in caplog.text
+    assert len(caplog.records) == 1
 
 
 def test_a_store_that_cannot_be_a_directory_costs_one_warning(

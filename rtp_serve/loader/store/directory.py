@@ -63,6 +63,13 @@ class StoreDirectory:
             self.draft(name).unlink(missing_ok=True)
             yield
 
+    def create_draft(self, name: str) -> int:
+        """Its descriptor. The caller holds the lock. Everybody may read what becomes of it."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(self.draft(name), flags)
+        os.fchmod(descriptor, 0o644)
+        return descriptor
+
     def publish(self, name: str) -> None:
         """The draft becomes the finished file, at once and for good."""
         self._marker(name).unlink(missing_ok=True)
@@ -134,7 +141,7 @@ class StoreDirectory:
         """Whether the payload of the file with this status was checked since the system started."""
         try:
             return self._marker(name).read_text(encoding="ascii") == self._mark(status)
-        except (FileNotFoundError, UnicodeDecodeError):
+        except (OSError, UnicodeDecodeError):
             return False
 
     def mark_verified(self, name: str, status: os.stat_result) -> None:

@@ -1,8 +1,8 @@
 """What the store still has to do with weights that already serve, and what came of it.
 
 Mapped weights serve at once; that their bytes are those that were written is checked beside, on a
-thread of low priority. When they are not, `check` raises from then on: an engine asks it after
-every step, so that nothing of that step or a later one leaves it.
+thread of its own. When they are not, `check` raises from then on: an engine asks it after every
+step, so that nothing of that step or a later one leaves it.
 """
 
 import logging
@@ -25,11 +25,12 @@ class WeightGuard:
         self._thread: threading.Thread | None = None
 
     def start(self, work: Callable[[], None], *, is_awaited: bool) -> None:
-        """Run `work`, which raises CorruptWeights; `is_awaited`: no exit of the process before."""
+        """Run `work`, which raises CorruptWeights. What others wait for has the usual priority, and
+        the process does not end before it; all else has the lowest."""
         assert self._thread is None, "weights are sealed or verified once"
         name = "weight-store"
         self._thread = threading.Thread(
-            target=self._run, args=(work,), name=name, daemon=not is_awaited
+            target=self._run, args=(work, is_awaited), name=name, daemon=not is_awaited
         )
         self._thread.start()
 
@@ -43,9 +44,10 @@ class WeightGuard:
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self, work: Callable[[], None]) -> None:
-        # On Linux this is the priority of the thread alone.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+    def _run(self, work: Callable[[], None], is_awaited: bool) -> None:
+        if not is_awaited:
+            # On Linux this is the priority of the thread alone.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
         try:
             work()
         except CorruptWeights as error:

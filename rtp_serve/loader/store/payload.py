@@ -28,16 +28,20 @@ class FileIO:
 def write_payload(
     descriptor: int, header: Header, buffers: Iterable[memoryview], io: FileIO
 ) -> None:
-    """Reserve the whole file, then put the tensors in place. `buffers` are theirs, in order."""
+    """Reserve the whole file, put the tensors in place and on disk. `buffers` are theirs, in order.
+
+    What the disk refuses may be gone from memory as well, so nothing may map it before this ends.
+    """
     io.reserve(descriptor, 0, header.total_bytes)
     start = header.payload_start
     for tensor, buffer in zip(header.tensors, buffers, strict=True):
         assert buffer.nbytes == tensor.num_bytes, f"{tensor.path}: {buffer.nbytes} bytes"
         _write_all(descriptor, buffer, start + tensor.offset, io)
+    io.sync(descriptor)
 
 
 def seal(descriptor: int, header: Header, io: FileIO) -> None:
-    """Write the header, with digests of what the payload is now, and put all of it on disk."""
+    """Write the header, with digests of what the payload is now, and put it on disk."""
     digests = [tensor_digest(descriptor, header, tensor) for tensor in header.tensors]
     _write_all(descriptor, memoryview(encode(with_digests(header, digests))), 0, io)
     io.sync(descriptor)

@@ -141,17 +141,20 @@ class WeightStore:
         """One process at a time; the others then find its mark, or the same damage."""
         status = os.fstat(descriptor)
         path = self._directory.finished(name)
-        try:
-            with locked(os.dup(descriptor), fcntl.LOCK_EX):
-                if self._directory.is_verified(name, status):
-                    return
+        with ExitStack() as turn:
+            with suppress(OSError):  # where there are no locks each process checks
+                turn.enter_context(locked(os.dup(descriptor), fcntl.LOCK_EX))
+            if self._directory.is_verified(name, status):
+                return
+            try:
                 check_payload(descriptor, header)
+            except CorruptWeights as error:
+                self._quarantine(name, descriptor)
+                raise CorruptWeights(f"weight store: {path}: {error}") from error
+            try:
                 self._directory.mark_verified(name, status)
-        except CorruptWeights as error:
-            self._quarantine(name, descriptor)
-            raise CorruptWeights(f"weight store: {path}: {error}") from error
-        except OSError as error:
-            _log.warning("weight store: %s is not marked as verified: %s", path, error)
+            except OSError as error:
+                _log.warning("weight store: %s is not marked as verified: %s", path, error)
 
     def _quarantine(self, name: str, descriptor: int) -> None:
         try:
@@ -163,7 +166,6 @@ class WeightStore:
         """The weights in a file's pages; as they are, after one warning, where that fails."""
         tensors = planned_tensors(wanted.specs, wanted.dtype)
         header = lay_out(key, str(wanted.checkpoint.absolute()), tensors)
-        draft = self._directory.draft(key.name)
         if header.total_bytes > self._max_bytes:
             _log.warning(
                 "weight store: %s takes %d bytes, more than weight_store.max_size (%d)",
@@ -174,19 +176,21 @@ class WeightStore:
             return weights
         try:
             self._directory.make_room(header.total_bytes, self._max_bytes)
-            descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            descriptor = self._directory.create_draft(key.name)
             held.callback(os.close, descriptor)
             write_payload(descriptor, header, buffers(weights, header.tensors), self._io)
             mapped = map_weights(descriptor, header, wanted.specs)
         except OSError as error:
-            _log.warning("weight store: not written: %s", error)
-            draft.unlink(missing_ok=True)
+            self._not_written(key.name, error)
             return weights
         self._seal_later(key.name, descriptor, header, held)
         return mapped
 
     def _seal_later(self, name: str, descriptor: int, header: Header, held: ExitStack) -> None:
-        """Finish the file beside the first steps; the maker's lock is held until it is there."""
+        """Finish the file beside the first steps; the maker's lock is held until it is there.
+
+        The payload is on disk: should this fail, there is no file, but the weights are good.
+        """
         taken = held.pop_all()
 
         def finish() -> None:
@@ -198,15 +202,14 @@ class WeightStore:
     def _finish(self, name: str, descriptor: int, header: Header) -> None:
         try:
             seal(descriptor, header, self._io)
-        except OSError as error:
-            # What the disk refused may be gone from memory as well.
-            draft = self._directory.draft(name)
-            with suppress(OSError):
-                draft.unlink()
-            raise CorruptWeights(f"weight store: {draft}: {error}") from error
-        try:
             self._directory.publish(name)
             self._directory.touch(name, self._clock.wall())
             self._directory.mark_verified(name, os.fstat(descriptor))
         except OSError as error:
-            _log.warning("weight store: not written: %s", error)
+            self._not_written(name, error)
+
+    def _not_written(self, name: str, error: OSError) -> None:
+        """A warning, and no draft; whoever has mapped it keeps it."""
+        _log.warning("weight store: not written: %s", error)
+        with suppress(OSError):
+            self._directory.draft(name).unlink()

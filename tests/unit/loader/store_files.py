@@ -39,14 +39,13 @@ def make_buffers(header: Header, seed: int = 0) -> list[memoryview]:
 def write_draft(store: StoreDirectory, header: Header, io: FileIO | None = None) -> Path:
     """A sealed draft; the caller holds the lock, or is alone."""
     store.root.mkdir(parents=True, exist_ok=True)
-    path = store.draft(header.key.name)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    descriptor = store.create_draft(header.key.name)
     try:
         write_payload(descriptor, header, make_buffers(header), io or FileIO())
         seal(descriptor, header, io or FileIO())
     finally:
         os.close(descriptor)
-    return path
+    return store.draft(header.key.name)
 
 
 def write_file(store: StoreDirectory, key: StoreKey | None = None, used_s: float = 0.0) -> Path:
