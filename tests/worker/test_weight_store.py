@@ -1,6 +1,7 @@
 """Weights from the store are the checkpoint's, bit for bit, or they are not used."""
 
 import errno
+import fcntl
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ import torch
 from rtp_serve.clock import VirtualClock
 from rtp_serve.config.model import read_model_config
 from rtp_serve.errors import CorruptWeights
+from rtp_serve.loader.cache import locked
 from rtp_serve.loader.checkpoint import Checkpoint
 from rtp_serve.loader.store.directory import StoreDirectory
 from rtp_serve.loader.store.format import read_header
@@ -235,8 +237,10 @@ def test_a_running_replica_with_a_damaged_file_stops_and_the_next_reads_the_chec
     node.start()
     damage_payload(node)
     running, together = node.store(boot_id="next"), node.store(boot_id="next")
-    for store in (running, together):
-        store.get(node.wanted(), node.read)
+    with locked(os.open(node.file(), os.O_RDONLY), fcntl.LOCK_EX):  # neither is checked yet
+        for store in (running, together):
+            store.get(node.wanted(), node.read)
+            store.guard.check()
     for store in (running, together):
         store.guard.wait()
         with pytest.raises(CorruptWeights):

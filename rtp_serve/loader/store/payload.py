@@ -4,13 +4,24 @@ They are read with `pread`, not through a mapping: a bad disk or a file cut shor
 and not a signal that ends the process.
 """
 
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from rtp_serve.errors import CorruptWeights
 from rtp_serve.loader.store.format import Header, TensorEntry, encode, with_digests
+
+
+class DiskUsage(Protocol):
+    """What `shutil.disk_usage` tells."""
+
+    @property
+    def free(self) -> int: ...
+
 
 _PIECE_BYTES = 4 << 20
 _DIGEST_BYTES = 32
@@ -18,11 +29,12 @@ _DIGEST_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class FileIO:
-    """The calls that can fail for want of space or by a broken disk."""
+    """The calls that can fail for want of space or by a broken disk, and the one that asks."""
 
     reserve: Callable[[int, int, int], None] = os.posix_fallocate
     write: Callable[[int, memoryview | bytes, int], int] = os.pwrite
     sync: Callable[[int], None] = os.fsync
+    disk_usage: Callable[[int], DiskUsage] = shutil.disk_usage
 
 
 def write_payload(
@@ -30,8 +42,13 @@ def write_payload(
 ) -> None:
     """Reserve the whole file, put the tensors in place and on disk. `buffers` are theirs, in order.
 
-    What the disk refuses may be gone from memory as well, so nothing may map it before this ends.
+    At most half of what is free on the disk is taken. What the disk refuses may be gone from memory
+    as well, so nothing may map the file before this ends.
     """
+    free_bytes = io.disk_usage(descriptor).free
+    if header.total_bytes > free_bytes // 2:
+        message = f"{header.total_bytes} bytes are more than half of the {free_bytes} that are free"
+        raise OSError(errno.ENOSPC, message)
     io.reserve(descriptor, 0, header.total_bytes)
     start = header.payload_start
     for tensor, buffer in zip(header.tensors, buffers, strict=True):

@@ -114,6 +114,7 @@ class WeightStore:
             except OSError as error:
                 _log.warning("weight store: not used: %s: %s", path, error)
                 return None
+        _log.info("weight store: mapped %s", path)
         with suppress(OSError):  # the order of eviction is all that it costs
             self._directory.touch(key.name, self._clock.wall())
         return weights
