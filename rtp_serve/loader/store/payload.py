@@ -10,21 +10,16 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from rtp_serve.errors import CorruptWeights
 from rtp_serve.loader.store.format import Header, TensorEntry, encode, with_digests
 
-
-class DiskUsage(Protocol):
-    """What `shutil.disk_usage` tells."""
-
-    @property
-    def free(self) -> int: ...
-
-
 _PIECE_BYTES = 4 << 20
 _DIGEST_BYTES = 32
+
+
+def _free_bytes(descriptor: int) -> int:
+    return shutil.disk_usage(descriptor).free
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +29,7 @@ class FileIO:
     reserve: Callable[[int, int, int], None] = os.posix_fallocate
     write: Callable[[int, memoryview | bytes, int], int] = os.pwrite
     sync: Callable[[int], None] = os.fsync
-    disk_usage: Callable[[int], DiskUsage] = shutil.disk_usage
+    free_bytes: Callable[[int], int] = _free_bytes
 
 
 def write_payload(
@@ -45,7 +40,7 @@ def write_payload(
     At most half of what is free on the disk is taken. What the disk refuses may be gone from memory
     as well, so nothing may map the file before this ends.
     """
-    free_bytes = io.disk_usage(descriptor).free
+    free_bytes = io.free_bytes(descriptor)
     if header.total_bytes > free_bytes // 2:
         message = f"{header.total_bytes} bytes are more than half of the {free_bytes} that are free"
         raise OSError(errno.ENOSPC, message)

@@ -1,6 +1,5 @@
 import errno
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -87,14 +86,9 @@ def test_the_whole_file_is_reserved_before_the_first_byte(tmp_path: Path):
     assert store.draft(make_header().key.name).stat().st_size == 0
 
 
-@dataclass
-class Usage:
-    free: int
-
-
 def test_at_most_half_of_the_free_disk_is_taken(tmp_path: Path):
     store, header = StoreDirectory(tmp_path), make_header()
     with pytest.raises(OSError, match="more than half"):
-        write_draft(store, header, FileIO(disk_usage=lambda _: Usage(2 * header.total_bytes - 1)))
+        write_draft(store, header, FileIO(free_bytes=lambda _: 2 * header.total_bytes - 1))
     store.draft(header.key.name).unlink()
-    write_draft(store, header, FileIO(disk_usage=lambda _: Usage(2 * header.total_bytes)))
+    write_draft(store, header, FileIO(free_bytes=lambda _: 2 * header.total_bytes))
