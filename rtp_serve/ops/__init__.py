@@ -15,9 +15,11 @@ from rtp_serve.ops.gemm import (
     Norm,
     PackedWeight,
     embedding,
+    from_packed,
     linear,
     logits,
     pack_weight,
+    packed_shape,
 )
 from rtp_serve.ops.metadata import AttentionMetadata, to_device
 from rtp_serve.ops.sublayers import (
@@ -38,11 +40,13 @@ __all__ = [
     "Sublayer",
     "attention_sublayer",
     "embedding",
+    "from_packed",
     "gather_kv",
     "linear",
     "logits",
     "mlp_sublayer",
     "pack_weight",
+    "packed_shape",
     "paged_attention",
     "rms_norm",
     "rotary",

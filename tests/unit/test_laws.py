@@ -16,6 +16,7 @@ CONTROL_PLANE = [
     "rtp_serve.text.stream",
     "rtp_serve.text.chat_template",
     "rtp_serve.loader.hub",
+    "rtp_serve.cli.cache",
     "rtp_serve.api.openai_app",
 ]
 
