@@ -9,6 +9,7 @@ import ctypes
 import mmap
 import os
 import threading
+from contextlib import suppress
 
 _POPULATE_WRITE = 23
 """MADV_POPULATE_WRITE, from Linux 5.14 on: take pages without changing what is in them."""
@@ -18,8 +19,14 @@ _LOWEST_PRIORITY = 19
 
 
 def zeroed(num_bytes: int) -> mmap.mmap:
-    """Private memory, writable; it lives as long as somebody holds the region."""
+    """Private memory, writable; it lives as long as somebody holds the region.
+
+    On huge pages where the system has them: a sequence's blocks lie far apart, and looking up a
+    page of 4 KiB for each costs attention a fifth of its rate.
+    """
     region = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        region.madvise(mmap.MADV_HUGEPAGE)
     threading.Thread(target=_take_pages, args=(region,), name="kv-memory", daemon=True).start()
     return region
 
