@@ -14,6 +14,7 @@ from rtp_serve.ops.dispatch import ops_for, set_num_threads
 from rtp_serve.ops.gemm import (
     Norm,
     PackedWeight,
+    WeightPacker,
     embedding,
     linear,
     logits,
@@ -36,6 +37,7 @@ __all__ = [
     "PackedWeight",
     "Rope",
     "Sublayer",
+    "WeightPacker",
     "attention_sublayer",
     "embedding",
     "gather_kv",
