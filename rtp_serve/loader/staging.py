@@ -2,10 +2,12 @@
 
 import mmap
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from queue import SimpleQueue
 
 from rtp_serve.loader.read_plan import ALIGNMENT
+
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 class StagingRing:
@@ -19,9 +21,7 @@ class StagingRing:
         assert num_buffers > 0, f"{num_buffers} buffers"
         assert buffer_bytes > 0, f"buffers of {buffer_bytes} bytes"
         assert buffer_bytes % ALIGNMENT == 0, f"{buffer_bytes} is no multiple of {ALIGNMENT}"
-        memory = mmap.mmap(-1, num_buffers * buffer_bytes)
-        with suppress(OSError):  # a system without huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
+        memory = mmap.mmap(-1, num_buffers * buffer_bytes, flags=_PRIVATE)
         self._free: SimpleQueue[memoryview] = SimpleQueue()
         whole = memoryview(memory)
         for start in range(0, num_buffers * buffer_bytes, buffer_bytes):

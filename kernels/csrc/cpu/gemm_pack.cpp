@@ -29,6 +29,34 @@ void pack_row(T* strip, const T* row, int64_t k) {
   strip[i * kStripOutputs + 1] = T{};
 }
 
+// `kDepth` elements of either type are 32 bits, and a strip is those of its rows transposed.
+using Words = uint32_t __attribute__((vector_size(16)));
+
+// Four rows of the weight, `stride` apart, next to each other in the strip.
+template <typename T>
+void pack_four_rows(T* strip, const T* rows, int64_t stride, int64_t k) {
+  constexpr int64_t kStep = 4 * kDepth<T>;
+  constexpr int64_t kApart = kStripOutputs * kDepth<T>;
+  int64_t i = 0;
+  for (; i + kStep <= k; i += kStep) {
+    Words row[4];
+    for (int64_t r = 0; r < 4; ++r) std::memcpy(&row[r], rows + r * stride + i, sizeof(Words));
+    const Words low02 = __builtin_shufflevector(row[0], row[2], 0, 4, 1, 5);
+    const Words low13 = __builtin_shufflevector(row[1], row[3], 0, 4, 1, 5);
+    const Words high02 = __builtin_shufflevector(row[0], row[2], 2, 6, 3, 7);
+    const Words high13 = __builtin_shufflevector(row[1], row[3], 2, 6, 3, 7);
+    const Words column[4] = {__builtin_shufflevector(low02, low13, 0, 4, 1, 5),
+                             __builtin_shufflevector(low02, low13, 2, 6, 3, 7),
+                             __builtin_shufflevector(high02, high13, 0, 4, 1, 5),
+                             __builtin_shufflevector(high02, high13, 2, 6, 3, 7)};
+    T* out = strip + i * kStripOutputs;
+    for (int64_t c = 0; c < 4; ++c) std::memcpy(out + c * kApart, &column[c], sizeof(Words));
+  }
+  for (int64_t r = 0; r < 4; ++r) {
+    pack_row(strip + i * kStripOutputs + r * kDepth<T>, rows + r * stride + i, k - i);
+  }
+}
+
 // The outputs of a strip from `first` on.
 template <typename T>
 void clear_outputs(T* strip, int64_t first, int64_t k) {
@@ -58,9 +86,17 @@ void pack_rows_as(T* out, const T* rows, int64_t stride, int64_t first, int64_t 
     T* strip = out + begin / kStripOutputs * elements;
     const int64_t strip_end = std::min(end, begin / kStripOutputs * kStripOutputs + kStripOutputs);
     for (int64_t column = 0; column < k; column += kBlock) {
-      for (int64_t row = begin; row < strip_end; ++row) {
-        pack_row(strip + column * kStripOutputs + row % kStripOutputs * kDepth<T>,
-                 rows + (row - first) * stride + column, std::min(kBlock, k - column));
+      const int64_t columns = std::min(kBlock, k - column);
+      for (int64_t row = begin; row < strip_end;) {
+        T* place = strip + column * kStripOutputs + row % kStripOutputs * kDepth<T>;
+        const T* source = rows + (row - first) * stride + column;
+        if (row + 4 <= strip_end) {
+          pack_four_rows(place, source, stride, columns);
+          row += 4;
+        } else {
+          pack_row(place, source, columns);
+          row += 1;
+        }
       }
     }
     begin = strip_end;
