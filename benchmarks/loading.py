@@ -2,7 +2,8 @@
 
 In a repetition every method runs once, in an order of its own, each in a fresh process: cold, with
 the files dropped from the page cache before each run, then warm. A figure is made of the runs of
-one repetition, and is their median over the repetitions.
+one repetition, and is their median over the repetitions. `benchmarks/throttled.py` adds a store far
+away, with several ranks.
 """
 
 import json
@@ -21,9 +22,17 @@ from benchmarks.peers import chosen, peers_directory
 from benchmarks.report import Report, say
 from benchmarks.samples import short
 from benchmarks.sharded import SHAPES, sharded_checkpoint
+from benchmarks.throttled import FIGURES as THROTTLED_FIGURES
+from benchmarks.throttled import Rate, throttled_loaders, throttled_ratios
 from rtp_serve.errors import RtpServeError
 
-FIGURES = ("cold_fraction_of_raw_read", "cold_x_safe_open", "cold_x_best_peer", "warm_x_best_peer")
+FIGURES = (
+    "cold_fraction_of_raw_read",
+    "cold_x_safe_open",
+    "cold_x_best_peer",
+    "warm_x_best_peer",
+    *THROTTLED_FIGURES,
+)
 """Of these `docs/loading.md` says what they should be; seconds of each method stand beside them."""
 
 Seconds = Mapping[str, float]
@@ -87,8 +96,17 @@ def repetition(
     return [cold, warm]
 
 
-def main(  # a command's options
-    shape: Annotated[str, typer.Option(help="2gb or small.")] = "2gb",
+def throttled_repetition(stored: Stored, order: random.Random) -> Seconds:
+    """Every method of the throttled store once."""
+    methods = throttled_loaders(Rate())
+    names = list(methods)
+    order.shuffle(names)
+    return {name: seconds_in_fresh_process(methods[name], stored) for name in names}
+
+
+def main(  # noqa: PLR0913  # a command's options
+    shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = "2gb",
+    throttled_shape: Annotated[str, typer.Option(help="From the throttled store.")] = "100mb",
     files: Annotated[int, typer.Option(min=1)] = 4,
     repetitions: Annotated[int, typer.Option(min=1)] = 5,
     only: Annotated[str, typer.Option(help="Methods beside ours, a comma list.")] = "",
@@ -99,19 +117,25 @@ def main(  # a command's options
 ) -> None:
     """How long a checkpoint takes to load."""
     chosen(shape, tuple(SHAPES), "--shape")
+    chosen(throttled_shape, tuple(SHAPES), "--throttled-shape")
     available = loaders() | raw_loaders()
     names = {US, *(chosen(only, tuple(available), "--only") or available)}
     methods = {name: loader for name, loader in available.items() if name in names}
-    directory = sharded_checkpoint(parent or peers_directory(), shape, files)
-    stored, report, order = Stored.of(directory), Report(output), random.Random(seed)
+    parent = parent or peers_directory()
+    stored = Stored.of(sharded_checkpoint(parent, shape, files))
+    far = Stored.of(sharded_checkpoint(parent, throttled_shape, files))
+    report, order = Report(output), random.Random(seed)
     found: dict[str, list[float]] = {}
     for number in range(repetitions):
         cold, warm = repetition(methods, stored, order)
-        report.run(repetition=number, shape=shape, files=files, cold=cold, warm=warm)
+        throttled = throttled_repetition(far, order)
+        report.run(repetition=number, cold=cold, warm=warm, throttled=throttled)
         say(f"{number + 1}/{repetitions}  cold {_line(cold)}  warm {_line(warm)}")
-        figures = ratios(cold, warm)
+        say(f"  {_line(throttled)}")
+        figures = ratios(cold, warm) | throttled_ratios(throttled)
         figures |= {f"cold_{name}_s": seconds for name, seconds in cold.items()}
         figures |= {f"warm_{name}_s": seconds for name, seconds in warm.items()}
+        figures |= {f"{name}_s": seconds for name, seconds in throttled.items()}
         for name, value in figures.items():
             found.setdefault(name, []).append(value)
     for name in (*FIGURES, *sorted(found.keys() - set(FIGURES))):

@@ -14,10 +14,12 @@ from rtp_serve.loader.safetensors_writer import num_bytes, write_bfloat16
 
 SHAPES: dict[str, dict[str, Any]] = {
     "2gb": QWEN3_0_6B | {"hidden_size": 1536, "intermediate_size": 4096},
+    "100mb": QWEN3_0_6B
+    | {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "vocab_size": 32768},
     "small": QWEN3_0_6B
     | {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 1024},
 }
-"""2.05 GB and 1.4 MB."""
+"""The last has some megabytes."""
 
 
 def sharded_checkpoint(parent: Path, shape: str, num_files: int) -> Path:

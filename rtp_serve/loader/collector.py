@@ -7,7 +7,6 @@ weight's own. A collector counts what is missing, and gives the weight when noth
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
@@ -25,12 +24,22 @@ class Place:
 
     collector: "Collector"
     target: Callable[[int, Tensor], None]
+    tensor: TensorSpec
     first_row: int
+    """Of the tensor's wanted rows in the weight."""
 
     def put(self, row: int, rows: Tensor) -> None:
-        """Take rows of the tensor, from its row `row` on. `rows` may be reused afterwards."""
-        self.target(self.first_row + row, rows)
-        self.collector.count(rows.numel())
+        """Take what is wanted of the whole tensor's rows from `row` on; the memory of `rows` may be
+        reused afterwards."""
+        wanted_begin, wanted_end = self.tensor.row_range
+        begin, end = max(row, wanted_begin), min(row + len(rows), wanted_end)
+        if begin >= end:
+            return
+        wanted = rows[begin - row : end - row]
+        if self.tensor.columns is not None:
+            wanted = wanted[:, slice(*self.tensor.columns)]
+        self.target(self.first_row + begin - wanted_begin, wanted)
+        self.collector.count(wanted.numel())
 
 
 class Collector:
@@ -39,17 +48,14 @@ class Collector:
     def __init__(self, spec: WeightSpec, dtype: torch.dtype, device: torch.device | None) -> None:
         self.spec = spec
         self._lock = threading.Lock()
-        self._num_missing = sum(prod(tensor.shape) for tensor in spec.tensors)
+        self._num_missing = sum(map(_num_elements, spec.tensors))
         self._dtype = dtype
-        num_rows = _num_rows(spec.parts)
         if spec.is_matrix:
-            num_cols = spec.parts[0].shape[1]
-            self._packer = ops.WeightPacker(num_rows, num_cols, dtype, device)
+            self._packer = ops.WeightPacker(spec.num_rows, spec.num_columns, dtype, device)
         else:
-            self._vector = torch.empty(num_rows, dtype=dtype, device=device)
-        self._bias = (
-            torch.empty(_num_rows(spec.biases), dtype=dtype, device=device) if spec.biases else None
-        )
+            self._vector = torch.empty(spec.num_rows, dtype=dtype, device=device)
+        num_biases = sum(tensor.num_rows for tensor in spec.biases)
+        self._bias = torch.empty(num_biases, dtype=dtype, device=device) if spec.biases else None
 
     def places(self) -> Iterator[tuple[str, Place]]:
         """Each tensor that the weight is made of, and where it goes."""
@@ -83,8 +89,8 @@ class Collector:
     ) -> Iterator[tuple[str, Place]]:
         first_row = 0
         for tensor in tensors:
-            yield tensor.name, Place(self, target, first_row)
-            first_row += tensor.shape[0]
+            yield tensor.name, Place(self, target, tensor, first_row)
+            first_row += tensor.num_rows
 
     def _put_matrix(self, first_row: int, rows: Tensor) -> None:
         if rows.dtype == self._dtype:
@@ -95,8 +101,8 @@ class Collector:
             self._packer.put(first_row + row, rows[row : row + step].to(self._dtype))
 
 
-def _num_rows(tensors: tuple[TensorSpec, ...]) -> int:
-    return sum(tensor.shape[0] for tensor in tensors)
+def _num_elements(tensor: TensorSpec) -> int:
+    return tensor.num_rows * (tensor.num_columns if len(tensor.shape) == 2 else 1)
 
 
 def _filling(vector: Tensor) -> Callable[[int, Tensor], None]:

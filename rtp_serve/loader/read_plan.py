@@ -37,8 +37,27 @@ DEFAULT_SIZES = ReadSizes()
 
 
 @dataclass(frozen=True, slots=True)
+class TensorRows:
+    """Rows of a tensor that are wanted. The rows of a vector are its elements."""
+
+    tensor: StoredTensor
+    begin: int
+    end: int
+
+    @classmethod
+    def all_of(cls, tensor: StoredTensor) -> "TensorRows":
+        return cls(tensor, 0, tensor.shape[0] if tensor.shape else 1)
+
+    @property
+    def row_bytes(self) -> int:
+        num_rows = self.tensor.shape[0] if self.tensor.shape else 1
+        assert 0 <= self.begin <= self.end <= num_rows, f"rows of {self}"
+        return self.tensor.num_bytes // num_rows if num_rows else 0
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of a tensor that come with one read. The rows of a vector are its elements."""
+    """Rows of a tensor that come with one read."""
 
     tensor: StoredTensor
     first_row: int
@@ -74,28 +93,21 @@ class Read:
         return sum(piece.num_bytes for piece in self.pieces)
 
 
-def plan_reads(
-    wanted: Iterable[StoredTensor], sizes: ReadSizes = DEFAULT_SIZES
-) -> tuple[Read, ...]:
+def plan_reads(wanted: Iterable[TensorRows], sizes: ReadSizes = DEFAULT_SIZES) -> tuple[Read, ...]:
     """Reads of every byte of `wanted` (each tensor once), sorted by file and offset.
 
     Tensors without bytes need no read.
     """
     reads: list[Read] = []
     current = _OpenRead()
-    for tensor in sorted(wanted, key=lambda tensor: (str(tensor.file), tensor.offset)):
-        if not tensor.num_bytes:
-            continue
-        num_rows = tensor.shape[0] if tensor.shape else 1
-        assert tensor.num_bytes % num_rows == 0, f"{tensor} has rows of unequal size"
-        row_bytes = tensor.num_bytes // num_rows
-        row = 0
-        while row < num_rows:
+    for rows in sorted(wanted, key=lambda rows: (str(rows.tensor.file), rows.tensor.offset)):
+        tensor, row, row_bytes = rows.tensor, rows.begin, rows.row_bytes
+        while row < rows.end and row_bytes:
             offset = tensor.offset + row * row_bytes
             if not current.reaches(tensor.file, offset, row_bytes, sizes):
                 reads += current.close()
                 current = _OpenRead(tensor.file, offset)
-            taken = min(num_rows - row, max(1, current.room(offset, sizes) // row_bytes))
+            taken = min(rows.end - row, max(1, current.room(offset, sizes) // row_bytes))
             current.add(tensor, row, taken, row_bytes)
             row += taken
     return tuple(reads + current.close())

@@ -8,8 +8,9 @@ staging buffer a thread. `docs/loading.md` has the whole picture.
 import logging
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -20,8 +21,9 @@ from rtp_serve.loader.checkpoint import Checkpoint, listed
 from rtp_serve.loader.collector import Collector, Place
 from rtp_serve.loader.load_figures import LoadFigures, LoadTimer
 from rtp_serve.loader.local_files import LocalFiles, ReadInto
-from rtp_serve.loader.read_plan import DEFAULT_SIZES, Read, ReadSizes, plan_reads
-from rtp_serve.loader.reader import run_reads
+from rtp_serve.loader.rank_group import Member, RowsByName, hull
+from rtp_serve.loader.read_plan import DEFAULT_SIZES, Read, ReadSizes, TensorRows, plan_reads
+from rtp_serve.loader.reader import Deliver, run_reads
 from rtp_serve.loader.safetensors_header import shown
 from rtp_serve.models.weights import Weights, WeightSpec
 
@@ -46,6 +48,9 @@ class LoadSettings:
     clock: Clock = _WALL_CLOCK
     """For the figures alone."""
 
+    member: Member | None = None
+    """Of the ranks that load this checkpoint together; None is a rank that reads for itself."""
+
 
 DEFAULT_SETTINGS = LoadSettings()
 
@@ -65,35 +70,56 @@ def load_weights(
     that nothing asks for are logged, unless they are known to be derived from others.
     """
     wanted = [tensor for spec in specs for tensor in spec.tensors]
-    checkpoint.check(wanted)
-    _warn_of_surplus(checkpoint, {tensor.name for tensor in wanted}, config)
-    collectors = [Collector(spec, dtype, device) for spec in specs]
-    places: dict[str, list[Place]] = {}
-    for collector in collectors:
-        for name, place in collector.places():
-            places.setdefault(name, []).append(place)
-    reads = plan_reads(map(checkpoint.tensor, places), settings.sizes)
-    figures = _read(reads, places, settings)
-    _log.info("%s: loaded %s", checkpoint.directory, figures)
+    with settings.member or nullcontext():
+        checkpoint.check(wanted)
+        _warn_of_surplus(checkpoint, {tensor.name for tensor in wanted}, config)
+        collectors = [Collector(spec, dtype, device) for spec in specs]
+        _log.info("%s: loaded %s", checkpoint.directory, _fill(collectors, checkpoint, settings))
     return Weights(
         {each.spec.path: each.matrix() for each in collectors if each.spec.is_matrix},
         {each.spec.path: each.vector() for each in collectors if not each.spec.is_matrix},
     )
 
 
-def _read(
-    reads: Sequence[Read], places: dict[str, list[Place]], settings: LoadSettings
+def _fill(
+    collectors: Sequence[Collector], checkpoint: Checkpoint, settings: LoadSettings
 ) -> LoadFigures:
-    """Bring every piece to all of its places."""
+    """Bring every collector what it misses: alone, or with the other ranks of a group."""
+    places: dict[str, list[Place]] = {}
+    for collector in collectors:
+        for name, place in collector.places():
+            places.setdefault(name, []).append(place)
+    rows_by_name = hull({name: each.tensor.row_range} for name in places for each in places[name])
+    deliver = partial(_deliver, places)
+    member = settings.member
+    if member is None:
+        return _run(_plan(checkpoint, rows_by_name, settings), deliver, settings)
+    all_rows = member.group.join(member.rank, rows_by_name, deliver)
+    own = member.group.own(member.rank, _plan(checkpoint, all_rows, settings))
+    figures = _run(own, member.group.deliver, settings)
+    member.group.meet()
+    return figures
 
-    def deliver(read: Read, data: memoryview) -> None:
-        for piece in read.pieces:
-            end = piece.start + piece.num_bytes
-            dtype = _TORCH_DTYPES[piece.tensor.dtype]
-            rows = _as_rows(data[piece.start : end], dtype, piece.tensor.shape)
-            for place in places[piece.tensor.name]:
-                place.put(piece.first_row, rows)
 
+def _plan(
+    checkpoint: Checkpoint, rows_by_name: RowsByName, settings: LoadSettings
+) -> tuple[Read, ...]:
+    rows = (TensorRows(checkpoint.tensor(name), *rows) for name, rows in rows_by_name.items())
+    return plan_reads(rows, settings.sizes)
+
+
+def _deliver(places: dict[str, list[Place]], read: Read, data: memoryview) -> None:
+    """Put every piece of the read to all of its places."""
+    for piece in read.pieces:
+        end = piece.start + piece.num_bytes
+        dtype = _TORCH_DTYPES[piece.tensor.dtype]
+        rows = _as_rows(data[piece.start : end], dtype, piece.tensor.shape)
+        for place in places.get(piece.tensor.name, ()):
+            place.put(piece.first_row, rows)
+
+
+def _run(reads: Sequence[Read], deliver: Deliver, settings: LoadSettings) -> LoadFigures:
+    """Carry out the reads under a progress bar."""
     timer = LoadTimer(settings.clock)
     total = sum(read.wanted_bytes for read in reads)
     with ExitStack() as stack:

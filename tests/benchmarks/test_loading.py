@@ -10,6 +10,8 @@ import pytest
 from benchmarks.loaders import Stored, loaders, raw_loaders
 from benchmarks.loading import FIGURES, MethodFailed, ratios, seconds_in_fresh_process
 from benchmarks.sharded import sharded_checkpoint, split
+from benchmarks.throttled import Rate, ThrottledStore, throttled_ratios
+from rtp_serve.clock import VirtualClock
 from rtp_serve.loader.checkpoint import Checkpoint
 from tests.unit.loader.safetensors_files import read_bfloat16
 
@@ -29,6 +31,34 @@ def test_a_ratio_is_their_time_over_ours():
 
 def test_without_a_peer_there_is_no_ratio_to_it():
     assert ratios({"ours": 2.0, "raw_2": 1.0}, {"ours": 1.0}) == {"cold_fraction_of_raw_read": 0.5}
+
+
+def test_throttled_ratios_are_of_one_repetition():
+    seconds = {"throttled_tp4": 2.0, "throttled_tp8": 2.1, "throttled_model_order_tp4": 10.0}
+    assert throttled_ratios(seconds | {"throttled_tensor_order_tp4": 8.0}) == {
+        "throttled_tp4_x_model_order": 5.0,
+        "throttled_tp4_x_tensor_order": 4.0,
+        "throttled_tp8_over_tp4": pytest.approx(1.05),
+    }
+
+
+def test_a_throttled_store_gives_its_line_to_one_request_at_a_time():
+    """10 MB at 100 MB/s take 0.1 s of the line, and 0.05 s more to arrive."""
+
+    def read(file: Path, offset: int, into: memoryview) -> int:
+        clock.advance(0.02)
+        return len(into)
+
+    clock, waits = VirtualClock(), []
+    rate = Rate(bytes_per_s=100e6, request_s=0.05)
+    store = ThrottledStore(read, rate, clock.monotonic, waits.append)
+    into = memoryview(bytearray(10_000_000))
+    assert store(Path("file"), 0, into) == len(into)
+    assert store(Path("file"), 0, into) == len(into)
+    clock.advance(1)
+    store(Path("file"), 0, into)
+    # Read from 0.00 to 0.02 and, since nobody waits here, 0.02 to 0.04; the line is free at 0.2.
+    assert waits == pytest.approx([0.13, 0.21, 0.13])
 
 
 def test_files_have_near_equal_bytes_and_every_tensor_once():
@@ -64,9 +94,8 @@ def test_a_method_that_fails_is_an_error(tmp_path: Path):
 
 
 def test_the_command_prints_what_it_promises(tmp_path: Path):
-    options = (
-        f"--shape small --files 2 --repetitions 2 --parent {tmp_path} --output {tmp_path}/runs"
-    )
+    options = "--shape small --throttled-shape small --files 2 --repetitions 2 "
+    options += f"--parent {tmp_path} --output {tmp_path}/runs"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.loading", "--json", *options.split()],
         capture_output=True,

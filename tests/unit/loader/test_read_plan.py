@@ -6,7 +6,14 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtp_serve.loader.read_plan import ALIGNMENT, DEFAULT_SIZES, Read, ReadSizes, plan_reads
+from rtp_serve.loader.read_plan import (
+    ALIGNMENT,
+    DEFAULT_SIZES,
+    Read,
+    ReadSizes,
+    TensorRows,
+)
+from rtp_serve.loader.read_plan import plan_reads as plan_rows
 from rtp_serve.loader.safetensors_header import StoredTensor
 
 SMALL = ReadSizes(read_bytes=2 * ALIGNMENT, gap_bytes=100)
@@ -23,6 +30,11 @@ def tensors_in(file: str, *shapes: tuple[int, ...], start: int = 100) -> list[St
         found.append(StoredTensor(f"{file}.{number}", Path(file), "F32", shape, offset, num_bytes))
         offset += num_bytes
     return found
+
+
+def plan_reads(wanted: list[StoredTensor], sizes: ReadSizes = DEFAULT_SIZES) -> tuple[Read, ...]:
+    """Of whole tensors."""
+    return plan_rows(map(TensorRows.all_of, wanted), sizes)
 
 
 def check(reads: tuple[Read, ...], wanted: list[StoredTensor], sizes: ReadSizes) -> None:
@@ -97,3 +109,12 @@ def test_a_row_larger_than_a_read_is_one_read():
 def test_nothing_wanted_is_no_read():
     assert plan_reads([]) == ()
     assert plan_reads(tensors_in("a", (0, 4), (4, 0))) == ()
+
+
+def test_rows_that_nobody_wants_are_not_read():
+    (tensor,) = tensors_in("a", (1000, 1024))
+    (read,) = plan_rows([TensorRows(tensor, 500, 750)])
+    (piece,) = read.pieces
+    assert (piece.first_row, piece.num_rows, piece.num_bytes) == (500, 250, 250 * 4096)
+    assert read.num_bytes <= piece.num_bytes + ALIGNMENT
+    assert plan_rows([TensorRows(tensor, 7, 7)]) == ()

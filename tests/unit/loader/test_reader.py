@@ -9,7 +9,7 @@ import pytest
 from rtp_serve.clock import VirtualClock
 from rtp_serve.errors import CheckpointError
 from rtp_serve.loader.load_figures import LoadTimer
-from rtp_serve.loader.read_plan import ALIGNMENT, Read, ReadSizes, plan_reads
+from rtp_serve.loader.read_plan import ALIGNMENT, Read, ReadSizes, TensorRows, plan_reads
 from rtp_serve.loader.reader import run_reads
 from rtp_serve.loader.safetensors_header import StoredTensor
 from rtp_serve.loader.staging import StagingRing
@@ -17,7 +17,7 @@ from rtp_serve.loader.staging import StagingRing
 FILE = Path("model.safetensors")
 NUM_READS = 20
 _TENSOR = StoredTensor("a", FILE, "U8", (NUM_READS * ALIGNMENT,), 0, NUM_READS * ALIGNMENT)
-READS = plan_reads([_TENSOR], ReadSizes(read_bytes=ALIGNMENT))
+READS = plan_reads([TensorRows.all_of(_TENSOR)], ReadSizes(read_bytes=ALIGNMENT))
 
 
 class Store:
