@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from rtp_serve.config.model import read_model_config
 from rtp_serve.loader.checkpoint import Checkpoint
 from rtp_serve.loader.weights import load_weights
 from rtp_serve.models.registry import MODELS
+from rtp_serve.ops.dispatch import backend
 
 _PIECE_BYTES = 8 << 20
 US, SAFE_OPEN = "ours", "safe_open"
@@ -60,12 +62,18 @@ class Stored:
 
 
 def loaders() -> dict[str, Loader]:
-    """Those that are installed, by name: ours and its peers."""
+    """Those that are installed, by name: ours and its peers. What they import is imported here, so
+    that it is no part of their time."""
     found: dict[str, Loader] = {US: ours, "load_file": copied_load_file, SAFE_OPEN: model_order}
     if find_spec("fastsafetensors"):
+        import_module("fastsafetensors")
         found["fastsafetensors"] = fast
     if find_spec("runai_model_streamer"):
+        import_module("runai_model_streamer")
         found["runai"] = runai
+    for architecture in MODELS:
+        MODELS.load(architecture)
+    backend()
     return found
 
 
