@@ -74,7 +74,8 @@ def load_weights(
         checkpoint.check(wanted)
         _warn_of_surplus(checkpoint, {tensor.name for tensor in wanted}, config)
         collectors = [Collector(spec, dtype, device) for spec in specs]
-        _log.info("%s: loaded %s", checkpoint.directory, _fill(collectors, checkpoint, settings))
+        figures = _fill(collectors, checkpoint, settings)
+    _log.info("%s: loaded %s", checkpoint.directory, figures)
     return Weights(
         {each.spec.path: each.matrix() for each in collectors if each.spec.is_matrix},
         {each.spec.path: each.vector() for each in collectors if not each.spec.is_matrix},
@@ -108,6 +109,7 @@ def _plan(
     return plan_reads(rows, settings.sizes)
 
 
+@torch.inference_mode()  # a thread's own: the caller's tensors may be of that mode
 def _deliver(places: dict[str, list[Place]], read: Read, data: memoryview) -> None:
     """Put every piece of the read to all of its places."""
     for piece in read.pieces:

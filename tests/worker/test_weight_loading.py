@@ -92,6 +92,16 @@ def test_weights_are_those_of_loading_tensor_by_tensor(
         assert_loaded(weights, specs_of(directory), directory, computed)
 
 
+@pytest.mark.parametrize("stored", [BF16, F32])
+def test_loading_in_inference_mode_gives_the_same(tmp_path: Path, stored: torch.dtype):
+    directory = write_checkpoint(tmp_path, tiny_config("Qwen2ForCausalLM"), dtype=stored)
+    with torch.inference_mode():
+        assert_loaded(load(directory, BF16), specs_of(directory), directory, BF16)
+    weights = load(directory, BF16)
+    assert not weights.vector("norm").is_inference()
+    assert_loaded(weights, specs_of(directory), directory, BF16)
+
+
 def test_every_architecture_loads_the_same_bits(tmp_path: Path):
     for name in MODELS:
         directory = write_checkpoint(tmp_path / name, tiny_config(name), dtype=BF16)
