@@ -54,12 +54,18 @@ class _LocalFile:
 
     def __init__(self, path: Path) -> None:
         self._buffered = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._num_bytes = os.fstat(self._buffered).st_size
+        self._direct: int | None = None
         try:
             self._direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-        except OSError:
-            self._direct = self._buffered
+        except OSError:  # the filesystem has no direct I/O
+            return
+        # A question for a page that is not cached brings that page, and with this no other.
+        os.posix_fadvise(self._buffered, 0, 0, os.POSIX_FADV_RANDOM)
 
     def read(self, offset: int, into: memoryview) -> int:
+        if self._direct is None:
+            return _fill(self._buffered, offset, into)
         done = self._read_cached(offset, into) // ALIGNMENT * ALIGNMENT
         try:
             return done + _fill(self._direct, offset + done, into[done:])
@@ -70,20 +76,24 @@ class _LocalFile:
         return done + _fill(self._buffered, offset + done, into[done:])
 
     def _read_cached(self, offset: int, into: memoryview) -> int:
-        """What the page cache has, up to the first page that it has not.
+        """What the page cache has from `offset` on; nothing, unless it seems to have all.
 
-        A byte is asked for alone before: a long request that misses would begin to fill the cache.
+        The last byte is asked for alone, and then the first: a long request that misses would begin
+        to fill the cache, and who read the header left the first pages there.
         """
+        end = min(offset + len(into), self._num_bytes)
         try:
-            if not os.preadv(self._buffered, [into[:1]], offset, os.RWF_NOWAIT):
-                return 0
+            for place in (end - 1, offset):
+                if not os.preadv(self._buffered, [into[:1]], place, os.RWF_NOWAIT):
+                    return 0
             return os.preadv(self._buffered, [into], offset, os.RWF_NOWAIT)
         except OSError:  # not cached, or no such question here; what is wrong, the read itself says
             return 0
 
     def close(self) -> None:
-        for descriptor in {self._buffered, self._direct}:
-            os.close(descriptor)
+        os.close(self._buffered)
+        if self._direct is not None:
+            os.close(self._direct)
 
 
 def _fill(descriptor: int, offset: int, into: memoryview) -> int:

@@ -1,6 +1,7 @@
 """Bytes are the file's, cached or not, whatever its length."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,29 @@ def test_a_read_gives_the_files_bytes(tmp_path: Path, num_bytes: int, cached_pag
             count = files(tmp_path / "file", offset, into)
             assert count == min(len(into), num_bytes - offset)
             assert into[:count] == content[offset : offset + count]
+
+
+def test_a_cold_read_leaves_the_page_cache_alone(tmp_path: Path):
+    """But for the page that the question brings, and what the disk gives with it."""
+    make_file(tmp_path / "file", 16 << 20)
+    drop_from_cache(tmp_path / "file")
+    if cached_mib(tmp_path / "file"):
+        pytest.skip("files here are not on a disk")
+    drop_from_cache(tmp_path / "file")
+    with LocalFiles() as files, StagingRing(1, 16 << 20).buffer() as into:
+        files(tmp_path / "file", 0, into)
+    assert not cached_mib(tmp_path / "file")
+
+
+def cached_mib(path: Path) -> list[int]:
+    """Of a file of 16 MiB, where the page cache has the beginning of one of the middle ones."""
+    found = []
+    with path.open("rb") as file:
+        for mib in range(1, 15):
+            with suppress(BlockingIOError):
+                os.preadv(file.fileno(), [bytearray(1)], mib << 20, os.RWF_NOWAIT)
+                found.append(mib)
+    return found
 
 
 def test_beyond_the_end_there_is_nothing(tmp_path: Path):
