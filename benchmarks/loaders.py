@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,8 @@ from rtp_serve.ops.dispatch import backend
 
 _PIECE_BYTES = 8 << 20
 US, SAFE_OPEN = "ours", "safe_open"
+RAW, HUGE_RAW = "raw_", "huge_raw_"
+"""What the names of raw reads begin with."""
 
 Loader = Callable[["Stored"], object]
 
@@ -77,9 +80,10 @@ def loaders() -> dict[str, Loader]:
     return found
 
 
-def raw_loaders(thread_counts: tuple[int, ...] = (2, 4, 8)) -> dict[str, Loader]:
-    """Direct reads of every byte, by the number of threads."""
-    return {f"raw_{count}": _raw(count) for count in thread_counts}
+def raw_loaders() -> dict[str, Loader]:
+    """Direct reads of every byte, by the number of threads and the pages of the memory."""
+    found = {f"{RAW}{count}": _raw(count, has_huge_pages=False) for count in (2, 4, 8)}
+    return found | {f"{HUGE_RAW}{count}": _raw(count, has_huge_pages=True) for count in (2, 4)}
 
 
 def ours(stored: Stored) -> object:
@@ -118,12 +122,12 @@ def runai(stored: Stored) -> object:
         return [(name, tensor.clone()) for name, tensor in streamer.get_tensors()]
 
 
-def _raw(num_threads: int) -> Loader:
+def _raw(num_threads: int, *, has_huge_pages: bool) -> Loader:
     def read_all(stored: Stored) -> object:
         pieces = list(_pieces(stored.files))
         shares = [pieces[first::num_threads] for first in range(num_threads)]
         with ThreadPoolExecutor(num_threads) as pool:
-            return list(pool.map(_read_pieces, shares))
+            return list(pool.map(partial(_read_pieces, has_huge_pages), shares))
 
     return read_all
 
@@ -134,8 +138,9 @@ def _pieces(files: tuple[Path, ...]) -> Iterator[tuple[Path, int]]:
             yield file, offset
 
 
-def _read_pieces(pieces: list[tuple[Path, int]]) -> int:
-    buffer = mmap.mmap(-1, _PIECE_BYTES)
+def _read_pieces(has_huge_pages: bool, pieces: list[tuple[Path, int]]) -> int:
+    buffer = mmap.mmap(-1, _PIECE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    buffer.madvise(mmap.MADV_HUGEPAGE if has_huge_pages else mmap.MADV_NOHUGEPAGE)
     descriptors: dict[Path, int] = {}
     total = 0
     for file, offset in pieces:

@@ -17,7 +17,16 @@ from typing import Annotated
 import typer
 
 from benchmarks.command import run
-from benchmarks.loaders import SAFE_OPEN, US, Loader, Stored, loaders, raw_loaders
+from benchmarks.loaders import (
+    HUGE_RAW,
+    RAW,
+    SAFE_OPEN,
+    US,
+    Loader,
+    Stored,
+    loaders,
+    raw_loaders,
+)
 from benchmarks.peers import chosen, peers_directory
 from benchmarks.report import Report, say
 from benchmarks.samples import short
@@ -28,6 +37,7 @@ from rtp_serve.errors import RtpServeError
 
 FIGURES = (
     "cold_fraction_of_raw_read",
+    "cold_fraction_of_huge_raw_read",
     "cold_x_safe_open",
     "cold_x_best_peer",
     "warm_x_best_peer",
@@ -44,18 +54,23 @@ class MethodFailed(RtpServeError):
 
 
 def ratios(cold: Seconds, warm: Seconds) -> dict[str, float]:
-    """Their time over ours: above 1 we are faster. `raw_…` are reads alone, `cold` has one."""
-    raw = min(seconds for name, seconds in cold.items() if name.startswith("raw_"))
-    found = {"cold_fraction_of_raw_read": raw / cold[US]}
+    """Their time over ours: above 1 we are faster."""
+    found = {
+        f"cold_fraction_of_{kind}read": min(times) / cold[US]
+        for kind in (RAW, HUGE_RAW)
+        if (times := [seconds for name, seconds in cold.items() if name.startswith(kind)])
+    }
     if SAFE_OPEN in cold:
         found["cold_x_safe_open"] = cold[SAFE_OPEN] / cold[US]
-    for kind, times in (("cold", cold), ("warm", warm)):
-        peers = [
-            seconds for name, seconds in times.items() if name != US and not name.startswith("raw_")
-        ]
+    for kind, seconds in (("cold", cold), ("warm", warm)):
+        peers = [seconds[name] for name in seconds if name != US and not _is_raw(name)]
         if peers:
-            found[f"{kind}_x_best_peer"] = min(peers) / times[US]
+            found[f"{kind}_x_best_peer"] = min(peers) / seconds[US]
     return found
+
+
+def _is_raw(name: str) -> bool:
+    return name.startswith((RAW, HUGE_RAW))
 
 
 def seconds_in_fresh_process(loader: Loader, stored: Stored) -> float:
@@ -91,7 +106,7 @@ def repetition(
         cold[name] = seconds_in_fresh_process(methods[name], stored)
     stored.bring_to_cache()
     for name in names:
-        if not name.startswith("raw_"):
+        if not _is_raw(name):
             warm[name] = seconds_in_fresh_process(methods[name], stored)
     return [cold, warm]
 

@@ -22,7 +22,7 @@ ALIGNMENT = 4096
 class ReadSizes:
     """How tensors become reads."""
 
-    read_bytes: int = 8 << 20
+    read_bytes: int = 4 << 20
     """The most that a read takes; more only where a single row has more. Of `ALIGNMENT`."""
 
     gap_bytes: int = 128 << 10

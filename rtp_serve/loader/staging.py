@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 
 from rtp_serve.loader.read_plan import ALIGNMENT
@@ -22,6 +22,8 @@ class StagingRing:
         assert buffer_bytes > 0, f"buffers of {buffer_bytes} bytes"
         assert buffer_bytes % ALIGNMENT == 0, f"{buffer_bytes} is no multiple of {ALIGNMENT}"
         memory = mmap.mmap(-1, num_buffers * buffer_bytes, flags=_PRIVATE)
+        with suppress(OSError):  # a system without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)  # a disk's request then has few, large segments
         self._free: SimpleQueue[memoryview] = SimpleQueue()
         whole = memoryview(memory)
         for start in range(0, num_buffers * buffer_bytes, buffer_bytes):

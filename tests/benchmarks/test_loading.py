@@ -20,9 +20,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_a_ratio_is_their_time_over_ours():
     cold = {"ours": 2.0, "raw_2": 1.9, "raw_4": 1.8, "safe_open": 3.0, "load_file": 2.5}
+    cold["huge_raw_2"] = 1.0
     warm = {"ours": 1.0, "safe_open": 1.5, "load_file": 0.5}
     assert ratios(cold, warm) == {
         "cold_fraction_of_raw_read": pytest.approx(0.9),
+        "cold_fraction_of_huge_raw_read": 0.5,
         "cold_x_safe_open": 1.5,
         "cold_x_best_peer": 1.25,
         "warm_x_best_peer": 0.5,
