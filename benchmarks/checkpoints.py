@@ -54,19 +54,25 @@ _COPIED = ("tokenizer_config.json", "generation_config.json")
 
 def qwen_checkpoint(parent: Path) -> tuple[Path, Path]:
     """The directory and the GGUF file below `parent`; made in half a minute when missing."""
-    directory, path = parent / "Qwen3-0.6B-random", parent / "Qwen3-0.6B-random-bf16.gguf"
-    if not directory.exists():
-        say(f"writing {directory}")
-        work = directory.with_suffix(".partial")
-        shutil.rmtree(work, ignore_errors=True)
-        write_checkpoint(work, QWEN3_0_6B, resolve(EngineConfig().model))
-        work.rename(directory)
+    directory, path = qwen_directory(parent), parent / "Qwen3-0.6B-random-bf16.gguf"
     if not path.exists():
         say(f"writing {path}")
         work = path.with_suffix(".partial")
         write_gguf(work, QWEN3_0_6B, parent / "SmolLM2-135M-Instruct-bf16.gguf")
         work.rename(path)
     return directory, path
+
+
+def qwen_directory(parent: Path) -> Path:
+    """The directory alone; made when missing."""
+    directory = parent / "Qwen3-0.6B-random"
+    if not directory.exists():
+        say(f"writing {directory}")
+        work = directory.with_suffix(".partial")
+        shutil.rmtree(work, ignore_errors=True)
+        write_checkpoint(work, QWEN3_0_6B, resolve(EngineConfig().model))
+        work.rename(directory)
+    return directory
 
 
 def write_checkpoint(directory: Path, config: dict[str, Any], tokenizer: Path) -> None:

@@ -95,6 +95,23 @@ def memory(pids: list[int]) -> Memory:
     return Memory(pss, largest, largest_size)
 
 
+def mapped_pss_bytes(pid: int, name: str) -> int:
+    """Of the process's mappings of files whose path has `name`, shared pages divided."""
+    return parse_mapped((_PROC / str(pid) / "smaps").read_text(), name)
+
+
+def parse_mapped(text: str, name: str) -> int:
+    """Of one process's smaps."""
+    total, is_counted = 0, False
+    for line in text.splitlines():
+        first, _, value = line.partition(" ")
+        if "-" in first and not first.endswith(":"):
+            is_counted = name in line
+        elif first == "Pss:" and is_counted:
+            total += _kilobytes(value)
+    return total
+
+
 def parse_smaps(text: str) -> Memory:
     """Of one process."""
     pss = size = largest = largest_size = 0

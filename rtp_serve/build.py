@@ -28,7 +28,8 @@ def build_core(
     Raises ConfigError, ModelNotFound or CheckpointError; nothing is left running then.
     """
     directory = resolve(config.model, config.revision)
-    loaded = load_runner(directory, config)
+    clock = clock or WallClock()
+    loaded = load_runner(directory, config, clock)
     namespace = _namespace(directory, loaded)
     model = ServedModel(
         name=config.model_name,
@@ -47,8 +48,8 @@ def build_core(
         model,
         Scheduler(config.scheduler, cache, model.max_model_len),
         cache,
-        InProcessExecutor(loaded.runner, config.num_threads),
-        clock or WallClock(),
+        InProcessExecutor(loaded.runner, config.num_threads, loaded.guard),
+        clock,
         sink or PrometheusSink(),
     )
 

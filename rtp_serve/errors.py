@@ -30,6 +30,12 @@ class CheckpointError(RtpServeError):
     code = "invalid_checkpoint"
 
 
+class CorruptWeights(RtpServeError):
+    """A file of the weight store is not what was written; nothing may be computed with it."""
+
+    code = "corrupt_weights"
+
+
 class InvalidRequest(RtpServeError):
     """The caller's mistake. `param` names the field, as in OpenAI's error object."""
 

@@ -17,6 +17,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Work with configuration files.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+cache_app = typer.Typer(help="Work with the weight store's files.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -25,6 +27,9 @@ ModelOption = Annotated[str, typer.Option("--model", "-m", help="As for `chat`."
 Temperature = Annotated[float, typer.Option(help="0 takes the most likely token.")]
 MaxTokens = Annotated[int, typer.Option(help="Tokens of an answer at most.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling reproducible.")]
+StoreDirectory = Annotated[
+    str | None, typer.Option("--directory", help="Default: `weights` in the model cache.")
+]
 Threads = Annotated[int | None, typer.Option(help="Compute threads; default: all cores.")]
 
 
@@ -83,6 +88,35 @@ def config_check(file: Annotated[str, typer.Argument(help="A file as for `serve 
     from rtp_serve.cli.config import check_config
 
     check_config(file)
+
+
+@cache_app.command("ls")
+def cache_ls(directory: StoreDirectory = None) -> None:
+    """List the files of packed weights: sizes, ages and models."""
+    from rtp_serve.cli.cache import list_files
+
+    list_files(directory)
+
+
+@cache_app.command("gc")
+def cache_gc(
+    directory: StoreDirectory = None,
+    max_size: Annotated[
+        str | None, typer.Option(help='Keep as much as this, e.g. "8GiB"; 0 removes all.')
+    ] = None,
+) -> None:
+    """Remove damaged and unfinished files, and with --max-size the longest unused ones."""
+    from rtp_serve.cli.cache import remove_files
+
+    remove_files(directory, max_size)
+
+
+@cache_app.command("verify")
+def cache_verify(directory: StoreDirectory = None) -> None:
+    """Check every byte of every file; exit code 1 if one is damaged."""
+    from rtp_serve.cli.cache import verify_files
+
+    verify_files(directory)
 
 
 def main() -> None:

@@ -42,6 +42,19 @@ class SchedulerConfig(Config):
     """Requests that may wait; beyond it new ones are refused with 429."""
 
 
+class WeightStoreConfig(Config):
+    """Files of packed weights, which every replica of a node maps: one copy in memory for all."""
+
+    enable: bool = True
+    """Map the file of the model's weights; write it after the first load of a checkpoint."""
+
+    directory: str | None = None
+    """Where the files are; default: `weights` in the model cache."""
+
+    max_size: ByteSize = 32 << 30
+    """Bytes of all files together; beyond it those that were not used for longest are removed."""
+
+
 class EngineConfig(Config):
     """One engine."""
 
@@ -68,6 +81,9 @@ class EngineConfig(Config):
 
     scheduler: SchedulerConfig = SchedulerConfig()
     """Step filling."""
+
+    weight_store: WeightStoreConfig = WeightStoreConfig()
+    """Packed weights on disk."""
 
     @property
     def model_name(self) -> str:

@@ -1,14 +1,18 @@
 """The memory of the KV cache on one device. Knows nothing of sequences, hashes or ownership."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from rtp_serve import ops
+from rtp_serve.kv_cache.memory import zeroed
 from rtp_serve.kv_cache.spec import KVCacheSpec, KVFormat
 
 _DTYPES = {KVFormat.BF16: torch.bfloat16, KVFormat.FP32: torch.float32}
+
+_QUICKLY_ZEROED_BYTES = 16 << 20
 
 
 class KVCacheTensors:
@@ -20,18 +24,15 @@ class KVCacheTensors:
         self.spec = spec
         self.num_blocks = num_blocks
         # [num_layers, 2 (key, value), num_blocks, num_kv_heads, block_size, head_dim]
-        self.data = torch.zeros(
-            (
-                spec.num_layers,
-                2,
-                num_blocks,
-                spec.num_kv_heads,
-                spec.block_size,
-                spec.head_dim,
-            ),
-            dtype=_DTYPES[spec.format],
-            device=device,
+        shape = (
+            spec.num_layers,
+            2,
+            num_blocks,
+            spec.num_kv_heads,
+            spec.block_size,
+            spec.head_dim,
         )
+        self.data = _zeros(shape, _DTYPES[spec.format], torch.device(device))
         self._layers = [(layer[0], layer[1]) for layer in self.data]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
@@ -70,3 +71,10 @@ class KVCacheTensors:
                     f"block id must be from 0 to {self.num_blocks - 1}, got {block_id}"
                 )
         return torch.tensor(block_ids, dtype=torch.int64, device=self.data.device)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or num_bytes <= _QUICKLY_ZEROED_BYTES:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(zeroed(num_bytes), dtype=dtype).view(shape)

@@ -5,6 +5,7 @@ Knows nothing of models: an entry is a directory that appears whole or not at al
     root/models/NAME            a finished entry, never changed again
     root/models/.NAME.work      what its maker is writing; meaningless once the maker is gone
     root/downloads/FILE         a source kept until it has been converted
+    root/weights            the weight store, see `loader.store`
     root/locks/NAME.lock        held by the maker; the system releases it when the process dies
 """
 
@@ -56,7 +57,7 @@ class Cache:
         with _write_errors():
             self._make_directories()
             lock = self._open_lock(name)
-        with _locked(lock, fcntl.LOCK_EX):
+        with locked(lock, fcntl.LOCK_EX):
             work = self._work(name)
             with _write_errors():
                 self._remove_abandoned(name)
@@ -84,7 +85,7 @@ class Cache:
             if name == own:
                 continue
             try:
-                with _locked(self._open_lock(name), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                with locked(self._open_lock(name), fcntl.LOCK_EX | fcntl.LOCK_NB):
                     shutil.rmtree(work, ignore_errors=True)
             except BlockingIOError:
                 continue  # its maker is alive
@@ -113,7 +114,7 @@ def _write_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _locked(lock: int, operation: int) -> Iterator[None]:
+def locked(lock: int, operation: int) -> Iterator[None]:
     """Hold a file lock and close the file. Raises BlockingIOError if told not to wait."""
     try:
         fcntl.flock(lock, operation)

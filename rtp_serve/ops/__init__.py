@@ -16,9 +16,11 @@ from rtp_serve.ops.gemm import (
     PackedWeight,
     WeightPacker,
     embedding,
+    from_packed,
     linear,
     logits,
     pack_weight,
+    packed_shape,
 )
 from rtp_serve.ops.metadata import AttentionMetadata, to_device
 from rtp_serve.ops.sublayers import (
@@ -40,11 +42,13 @@ __all__ = [
     "WeightPacker",
     "attention_sublayer",
     "embedding",
+    "from_packed",
     "gather_kv",
     "linear",
     "logits",
     "mlp_sublayer",
     "pack_weight",
+    "packed_shape",
     "paged_attention",
     "rms_norm",
     "rotary",

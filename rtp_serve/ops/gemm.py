@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 STRIP_OUTPUTS = 32
 """Weight rows that lie side by side in the packed layout."""
 
+PACKED_LAYOUT_VERSION = 1
+"""Raised with every change of the packed layout: files of packed weights outlive a build."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedWeight:

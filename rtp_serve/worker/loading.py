@@ -6,13 +6,18 @@ from pathlib import Path
 
 import torch
 
-from rtp_serve.config.engine import EngineConfig
+from rtp_serve.clock import Clock, WallClock
+from rtp_serve.config.engine import EngineConfig, WeightStoreConfig
 from rtp_serve.config.model import ModelConfig, read_model_config
 from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.loader.checkpoint import Checkpoint
+from rtp_serve.loader.store.directory import StoreDirectory, default_root
+from rtp_serve.loader.store.guard import WeightGuard
+from rtp_serve.loader.store.store import Wanted, WeightStore
 from rtp_serve.loader.weights import load_weights
 from rtp_serve.models.model import Model
 from rtp_serve.models.registry import MODELS
+from rtp_serve.models.weights import Weights
 from rtp_serve.worker.capacity import Capacity, compute_dtype, plan_capacity
 from rtp_serve.worker.model_runner import ModelRunner
 from rtp_serve.worker.threads import use_compute_threads
@@ -26,27 +31,54 @@ class LoadedRunner:
     model: ModelConfig
     capacity: Capacity
 
+    guard: WeightGuard
+    """To be asked whether the weights still are what was loaded."""
 
-def load_runner(directory: Path, config: EngineConfig) -> LoadedRunner:
+
+def load_runner(directory: Path, config: EngineConfig, clock: Clock | None = None) -> LoadedRunner:
     """Raises CheckpointError or ConfigError before any weight is read."""
     use_compute_threads(config.num_threads)
     model_config = read_model_config(directory)
     capacity = plan_capacity(model_config, config)
     dtype = getattr(torch, compute_dtype(model_config, config))
-    model = load_model(directory, model_config, dtype, capacity.max_model_len)
+    store = open_store(config.weight_store, clock or WallClock())
+    model = load_model(directory, model_config, dtype, capacity.max_model_len, store)
     _return_free_memory()
     cache = KVCacheTensors(capacity.spec, capacity.num_blocks)
     runner = ModelRunner(model, cache, config.scheduler.max_num_seqs, capacity.max_model_len)
-    return LoadedRunner(runner, model_config, capacity)
+    return LoadedRunner(runner, model_config, capacity, store.guard if store else WeightGuard())
 
 
 def load_model(
-    directory: Path, config: ModelConfig, dtype: torch.dtype, max_positions: int
+    directory: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    max_positions: int,
+    store: WeightStore | None = None,
 ) -> Model:
-    """The checkpoint's model alone, computing in `dtype` at positions below `max_positions`."""
+    """The checkpoint's model alone, computing in `dtype` at positions below `max_positions`.
+
+    With a `store` its weights are mapped where they can be; the store's guard then knows of them.
+    """
     factory = MODELS.load(config.architecture)
-    weights = load_weights(Checkpoint(directory), factory.weight_specs(config), config, dtype)
+    specs = factory.weight_specs(config)
+
+    def read() -> Weights:
+        return load_weights(Checkpoint(directory), specs, config, dtype)
+
+    if store is None:
+        weights = read()
+    else:
+        weights = store.get(Wanted(directory, config.architecture, specs, dtype), read)
     return factory(config, weights, max_positions)
+
+
+def open_store(config: WeightStoreConfig, clock: Clock) -> WeightStore | None:
+    """For one model; None where the configuration says so."""
+    if not config.enable:
+        return None
+    root = Path(config.directory).expanduser().absolute() if config.directory else default_root()
+    return WeightStore(StoreDirectory(root), config.max_size, clock)
 
 
 def _return_free_memory() -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ def test_the_engine_benchmark_prints_what_it_promises(tmp_path: Path):
         capture_output=True,
         text=True,
         cwd=ROOT,
+        env=os.environ | {"RTP_SERVE_CACHE": str(tmp_path / "cache")},
         check=True,
         timeout=120,
     )

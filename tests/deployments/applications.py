@@ -63,4 +63,5 @@ def tiny_engine(model: Path, **scheduler: Any) -> dict[str, Any]:
         "num_threads": 1,
         "cache": {"num_blocks": 512},
         "scheduler": scheduler,
+        "weight_store": {"enable": False},
     }

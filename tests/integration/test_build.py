@@ -13,7 +13,10 @@ from tests.checkpoints import tiny_config, write_checkpoint
 
 
 def fingerprint(directory: Path, **options: Any) -> str:
-    config = EngineConfig(model=str(directory), cache={"num_blocks": 8}, **options)
+    off = {"enable": False}
+    config = EngineConfig(
+        model=str(directory), cache={"num_blocks": 8}, weight_store=off, **options
+    )
     return build_core(config).model.fingerprint
 
 

@@ -18,6 +18,7 @@ CONTROL_PLANE = [
     "rtp_serve.loader.hub",
     "rtp_serve.loader.checkpoint",
     "rtp_serve.loader.reader",
+    "rtp_serve.cli.cache",
     "rtp_serve.api.openai_app",
 ]
 

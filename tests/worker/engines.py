@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rtp_serve.config.engine import CacheConfig, EngineConfig, SchedulerConfig
+from rtp_serve.config.engine import CacheConfig, EngineConfig, SchedulerConfig, WeightStoreConfig
 from rtp_serve.config.model import ModelConfig
 from rtp_serve.kv_cache.spec import KVCacheSpec, KVFormat
 from rtp_serve.kv_cache.tensors import KVCacheTensors
@@ -19,6 +19,7 @@ BLOCK_SIZE = 16
 
 
 def make_runner(directory: Path, *, num_blocks: int = 128, **config: Any) -> ModelRunner:
+    config.setdefault("weight_store", WeightStoreConfig(enable=False))
     settings = EngineConfig(
         cache=CacheConfig(num_blocks=num_blocks),
         scheduler=SchedulerConfig(max_num_seqs=16),

@@ -105,3 +105,11 @@ def test_a_block_outside_the_cache_is_refused(block_id: int):
         cache.export_blocks([0, block_id])
     with pytest.raises(ValueError, match=f"from 0 to 5, got {block_id}"):
         cache.copy_block(0, block_id)
+
+
+def test_memory_of_any_size_starts_as_zeros():
+    large = KVCacheTensors(SPEC, num_blocks=12_000)
+    assert large.data.nbytes > 16 << 20
+    assert not large.data.any()
+    large.layer(2)[1][11_999].fill_(1)
+    assert large.data.sum() == SPEC.num_kv_heads * SPEC.block_size * SPEC.head_dim

@@ -1,14 +1,14 @@
 #include "attention.h"
 
 #include "attention_block.h"
-#include "attention_rows.h"
+#include "attention_query.h"
 #include "attention_tile.h"
-#include "scratch.h"
+#if defined(RTP_HAS_AMX)
+#include "attention_amx.h"
+#endif
 
 namespace rtp::RTP_ISA_NAMESPACE {
 namespace {
-
-constexpr float kLog2E = 1.44269504f;
 
 // More rows than this are worth a copy of the tile where that is widened.
 constexpr int32_t kFewRows = 8 * kBlockRows;
@@ -34,102 +34,67 @@ class TileRun {
 
  public:
   TileRun(const PagedAttention& op, const QueryTile& tile)
-      : op_(op),
+      : query_(op, tile),
         step_(op.geometry),
         tile_(tile),
-        group_(static_cast<int32_t>(step_.num_heads / step_.num_kv_heads)),
-        rows_(tile.num_tokens * group_),
-        columns_(padded(step_.head_dim)),
-        context_(context_of(step_, tile.seq)),
-        partials_(tile.partials < 0 ? nullptr : op.partials + tile.partials),
+        group_(query_.group),
+        rows_(query_.rows),
+        columns_(query_.columns),
+        context_(query_.context),
         source_(op, tile.seq, tile.kv_head),
         memory_{group_,  step_.head_dim, columns_, op.scale * kLog2E,
                 nullptr, nullptr,        nullptr,  nullptr} {
-    for (int32_t t = 0; t < tile.num_tokens && step_.ancestor_mask; ++t) has_tree_ |= mask(t) != 0;
-    last_key_ = context_ + (has_tree_ ? 0 : tile.first_token + tile.num_tokens);
+    last_key_ = context_ + (query_.has_tree ? 0 : tile.first_token + tile.num_tokens);
   }
 
-  void attend(const Span& span) {
+  static void merge(const PagedAttention& op, const QueryTile& tile) {
+    TileQuery<Element>(op, tile).merge();
+  }
+
+  // Spans fetch what follows in them, and nothing beyond.
+  struct After {};
+  static After after(const PagedAttention&, const AttentionWork&, int32_t) { return {}; }
+
+  void attend(const Span& span, After) {
     allocate();
     load_queries();
     for (int32_t p = span.partition_begin; p < span.partition_end; ++p) attend_partition(p);
-    if (partials_) return;
-    for (int32_t row = 0; row < rows_; ++row) total(row).write(out(row), step_.head_dim);
-  }
-
-  // Of a tile whose partitions were computed by several spans.
-  void merge() const {
-    const PartialRow merged{thread_scratch(partial_floats(step_.head_dim)), columns_};
-    for (int32_t row = 0; row < rows_; ++row) {
-      const KeyRange range = range_of(row / group_);
-      const int32_t first = range.begin / kPartitionKeys;
-      const PartialRow start = partial(first, row);
-      merged.assign(start.data, start.maximum(), start.sum());
-      for (int32_t p = first + 1; p * kPartitionKeys < range.end; ++p) {
-        const PartialRow next = partial(p, row);
-        merged.merge(next.data, next.maximum(), next.sum());
-      }
-      merged.write(out(row), step_.head_dim);
-    }
+    if (query_.partials) return;
+    for (int32_t row = 0; row < rows_; ++row) total(row).write(query_.out(row), step_.head_dim);
   }
 
  private:
-  int64_t mask(int32_t token) const {
-    return step_.ancestor_mask[step_.query_start_loc[tile_.seq] + tile_.first_token + token];
-  }
-  KeyRange range_of(int32_t token) const {
-    return visible_keys(step_, tile_.seq, tile_.first_token + token);
-  }
-  int64_t token_of(int32_t row) const {
-    return step_.query_start_loc[tile_.seq] + tile_.first_token + row / group_;
-  }
-  int64_t head_of(int32_t row) const { return tile_.kv_head * group_ + row % group_; }
-  Element* out(int32_t row) const {
-    const int64_t offset = (token_of(row) * step_.num_heads + head_of(row)) * step_.head_dim;
-    return static_cast<Element*>(op_.out) + offset;
-  }
   PartialRow total(int32_t row) const {
     return {totals_ + row * partial_floats(step_.head_dim), columns_};
   }
-  PartialRow partial(int32_t partition, int32_t row) const {
-    const int64_t index = int64_t{partition - tile_.partition_begin} * rows_ + row;
-    return {partials_ + index * partial_floats(step_.head_dim), columns_};
-  }
 
   void allocate() {
-    constexpr int64_t kState = sizeof(OnlineSoftmax) / sizeof(float);
-    constexpr int64_t kRange = sizeof(KeyRange) / sizeof(float);
-    const int64_t copied = source_.copied_words(), block = kBlockRows * kTileKeys;
-    const int64_t per_row[] = {columns_, columns_, partial_floats(step_.head_dim), kState};
-    int64_t floats = 2 * copied + 4 * block + aligned(tile_.num_tokens * kRange);
-    for (const int64_t size : per_row) floats += aligned(rows_ * size);
-    float* next = thread_scratch(floats);
-    const auto take = [&](int64_t size) {
-      float* const taken = next;
-      next += aligned(size);
-      return taken;
-    };
-    float* const keys = take(copied);
-    copies_ = source_.copies_in(keys, take(copied));
-    for (float*& scores : scores_) scores = take(block);
-    for (Weight*& weights : weights_) weights = reinterpret_cast<Weight*>(take(block));
-    memory_.queries = take(rows_ * columns_);
-    memory_.accumulators = take(rows_ * columns_);
-    totals_ = take(rows_ * partial_floats(step_.head_dim));
-    memory_.states = reinterpret_cast<OnlineSoftmax*>(take(rows_ * kState));
-    memory_.ranges = reinterpret_cast<KeyRange*>(take(tile_.num_tokens * kRange));
+    Pieces needed(nullptr);
+    take(needed);
+    Pieces pieces(thread_scratch(needed.floats()));
+    take(pieces);
+    copies_ = source_.copies_in(copied_keys_, copied_values_);
   }
 
-  // A whole number of cache lines.
-  static int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
+  void take(Pieces& pieces) {
+    constexpr int64_t kBlock = kBlockRows * kTileKeys;
+    pieces.take(copied_keys_, source_.copied_words());
+    pieces.take(copied_values_, source_.copied_words());
+    for (float*& scores : scores_) pieces.take(scores, kBlock);
+    for (Weight*& weights : weights_) pieces.take(weights, kBlock);
+    pieces.take(memory_.queries, rows_ * columns_);
+    pieces.take(memory_.accumulators, rows_ * columns_);
+    pieces.take(totals_, rows_ * partial_floats(step_.head_dim));
+    pieces.take(memory_.states, rows_);
+    pieces.take(memory_.ranges, tile_.num_tokens);
+  }
 
   void load_queries() {
     for (int32_t token = 0; token < tile_.num_tokens; ++token)
-      memory_.ranges[token] = range_of(token);
+      memory_.ranges[token] = query_.range_of(token);
     const int64_t words = step_.head_dim / kQueryElements;
     for (int32_t row = 0; row < rows_; ++row) {
-      const Element* query = static_cast<const Element*>(op_.query) +
-                             token_of(row) * op_.query_stride + head_of(row) * step_.head_dim;
+      const Element* query = query_.query(row);
       float* target = memory_.queries + row * columns_;
       for (int64_t i = 0; i < words; i += kLanes) {
         const int count = static_cast<int>(words - i < kLanes ? words - i : kLanes);
@@ -150,7 +115,7 @@ class TileRun {
       for (int64_t c = 0; c < columns_; c += kLanes) store(accumulators + c, set1(0.0f));
     }
     for (int32_t key = first; key < first + kPartitionKeys; key += kTileKeys) {
-      if (has_tree_ && key + kTileKeys > context_) {
+      if (query_.has_tree && key + kTileKeys > context_) {
         attend_tree_tile(key);
       } else {
         attend_tile(key);
@@ -163,13 +128,9 @@ class TileRun {
   }
 
   void finish(int32_t partition, int32_t row) const {
-    const float* accumulators = memory_.accumulators + row * columns_;
-    const float maximum = memory_.states[row].maximum, sum = memory_.states[row].sum();
-    if (partials_) return partial(partition, row).assign(accumulators, maximum, sum);
-    if (memory_.ranges[row / group_].begin / kPartitionKeys == partition) {
-      return total(row).assign(accumulators, maximum, sum);
-    }
-    total(row).merge(accumulators, maximum, sum);
+    const OnlineSoftmax& state = memory_.states[row];
+    query_.finish(partition, row, memory_.ranges[row / group_], total(row),
+                  memory_.accumulators + row * columns_, state.maximum, state.sum());
   }
 
   // Keys of one tile, and rows of which at least the first and the last see some of them.
@@ -239,18 +200,11 @@ class TileRun {
 
   // The i-th token of this step that `token` sees is the key of index context + i.
   void copy_ancestors(int32_t token, const Part& part) const {
-    const auto copy = [&](int32_t index, int32_t ancestor) {
+    query_.each_ancestor(token, [&](int32_t index, int32_t ancestor) {
       const int32_t key = index - part.first;
       if (key < part.seen.begin || key >= part.seen.end) return;
       source_.copy_token(context_ + ancestor, key, copies_);
-    };
-    auto bits = static_cast<uint64_t>(mask(token));
-    if (bits == 0) {
-      for (int32_t t = 0; t <= tile_.first_token + token; ++t) copy(context_ + t, t);
-    }
-    for (int32_t index = context_; bits; bits &= bits - 1, ++index) {
-      copy(index, __builtin_ctzll(bits));
-    }
+    });
   }
 
   // The rows of `part`, in blocks. Fetches `next`, if any, meanwhile.
@@ -275,20 +229,18 @@ class TileRun {
     }
   }
 
-  const PagedAttention& op_;
+  const TileQuery<Element> query_;
   const AttentionGeometry& step_;
   const QueryTile& tile_;
   const int32_t group_, rows_;
   const int64_t columns_;
   const int32_t context_;
-  float* const partials_;
   const TileSource<Units, Copied> source_;
-  bool has_tree_ = false;
   int32_t last_key_;  // of those worth asking for in advance
 
   TileRows memory_;
   TileWords copies_;
-  float *scores_[2], *totals_;
+  float *copied_keys_, *copied_values_, *scores_[2], *totals_;
   Weight* weights_[2];
 };
 
@@ -302,7 +254,7 @@ void clear_padding(const PagedAttention& op) {
 }
 
 // Spans are dealt to shares in turn, as those that follow each other cost about the same.
-template <typename A>
+template <typename Run>
 void attend_spans(const PagedAttention& op, const AttentionWork& work, const Member& member) {
   const auto num_spans = [&](int share) {
     return (work.num_spans - share + member.size() - 1) / member.size();
@@ -316,20 +268,21 @@ void attend_spans(const PagedAttention& op, const AttentionWork& work, const Mem
       const int32_t index = share + i * member.size();
       const Span& span = work.spans[index];
       if (index == 0) clear_padding(op);
-      TileRun<A>(op, work.tiles[span.tile]).attend(span);
+      const int32_t next = i + 1 < num_spans(share) ? index + member.size() : -1;
+      Run(op, work.tiles[span.tile]).attend(span, Run::after(op, work, next));
     }
   });
 }
 
-template <typename A>
+template <typename Run>
 void run(const PagedAttention& op, const AttentionWork& work, const Member& member) {
   if (work.num_spans == 0)
     return member.each([](int) { return 1; }, Repeats::kYes, [&](int, int) { clear_padding(op); });
-  attend_spans<A>(op, work, member);
+  attend_spans<Run>(op, work, member);
   if (work.num_cut_tiles == 0) return;
   member.split(work.num_cut_tiles, 1, Repeats::kYes, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      TileRun<A>(op, work.tiles[work.cut_tiles[i]]).merge();
+      Run::merge(op, work.tiles[work.cut_tiles[i]]);
     }
   });
 }
@@ -339,12 +292,15 @@ void run(const PagedAttention& op, const AttentionWork& work, const Member& memb
 void attend(const PagedAttention& op, const AttentionPlan& plan, const Member& member) {
   const AttentionWork work = plan.work();
   if (op.dtype == DType::kF32) {
-    return run<Arithmetic<float, FloatUnits, FloatUnits>>(op, work, member);
+    return run<TileRun<Arithmetic<float, FloatUnits, FloatUnits>>>(op, work, member);
   }
-#if defined(RTP_ISA_avx512bf16)
-  run<Arithmetic<bf16, PairUnits, PairUnits>>(op, work, member);
+#if defined(RTP_HAS_AMX)
+  const TileRegisters registers;
+  run<PartitionRun>(op, work, member);
+#elif defined(RTP_HAS_AVX512_BF16)
+  run<TileRun<Arithmetic<bf16, PairUnits, PairUnits>>>(op, work, member);
 #else
-  run<Arithmetic<bf16, WidenedUnits, CopiedUnits>>(op, work, member);
+  run<TileRun<Arithmetic<bf16, WidenedUnits, CopiedUnits>>>(op, work, member);
 #endif
 }
 

@@ -8,7 +8,8 @@
 //              |          partition                |  partition ...               |
 //
 // Within a partition the tiles ascend under one running maximum (online softmax); partitions are
-// merged ascending. Threads take query tiles and partitions as they like: never part of a sum.
+// merged ascending. Tile registers take a partition as one tile. Threads take query tiles and
+// partitions as they like: never part of a sum.
 #pragma once
 
 #include "attention_plan.h"

@@ -52,7 +52,7 @@ struct WidenedUnits {
   RTP_INLINE VecF mac(VecF sum, VecF a, VecF b) { return fma(a, b, sum); }
 };
 
-#if defined(RTP_ISA_avx512bf16)
+#if defined(RTP_HAS_AVX512_BF16)
 
 struct PairUnits {
   using Weight = bf16;
@@ -84,7 +84,7 @@ struct TileWords {
   const float* values[kTileBlocks];  // [kBlockTokens / kElements][columns]
 };
 
-#if defined(RTP_ISA_avx512) || defined(RTP_ISA_avx512bf16)
+#if defined(RTP_HAS_AVX512)
 constexpr int kBlockRows = 6, kBlockVectors = 4;
 #elif defined(RTP_ISA_avx2)
 constexpr int kBlockRows = 6, kBlockVectors = 2;

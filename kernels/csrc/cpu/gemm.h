@@ -1,7 +1,8 @@
 // Linear layers over packed weights: out = x · weightᵀ + bias, exact for every batch.
 //
-// An output is one accumulator that takes its products in ascending order of k, whatever the number
-// of rows, the thread and the place in a tile: it has the same bits in every batch.
+// An output is one accumulator that takes its products in ascending order of k (AMX: 32 of them at
+// once, in an order of its own), whatever the number of rows, the thread and the place in a tile:
+// it has the same bits in every batch.
 //
 // Packed layout, the same at every instruction set: strips of kStripOutputs weight rows, each strip
 // contiguous and read from end to end. In a strip k ascends, and beside it lie the strip's outputs:
@@ -52,9 +53,8 @@ struct Linear {
   bool is_repeatable() const { return residual != out; }
 };
 
-// The weights that a member reads first, where rows are few enough for memory to matter.
-Ahead first_weights(const Linear& op, const Member& member);
-
 }  // namespace rtp
 
-RTP_PER_ISA(void linear(const Linear& op, const Member& member);)
+// first_weights: those that a member reads first, where rows are few enough for memory to matter.
+RTP_PER_ISA(void linear(const Linear& op, const Member& member);
+            Ahead first_weights(const Linear& op, const Member& member);)

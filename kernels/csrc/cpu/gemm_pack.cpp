@@ -130,21 +130,6 @@ void gather_as(T* out, const int64_t* ids, int64_t count, const T* packed, int64
 
 }  // namespace
 
-Ahead first_weights(const Linear& op, const Member& member) {
-  // What linear() does with so few rows: a member has its strips in two streams.
-  constexpr int64_t kFewRows = 6;
-  if (op.m > kFewRows) return {};
-  const PackedMatrix& weight = op.weight;
-  const bool is_bf16 = weight.dtype == DType::kBf16;
-  const int64_t strip_bytes =
-      is_bf16 ? strip_elements<bf16>(weight.k) * 2 : strip_elements<float>(weight.k) * 4;
-  const int64_t strips = (weight.n + kStripOutputs - 1) / kStripOutputs;
-  const int64_t begin = member.begin(strips, member.index());
-  const int64_t half = (member.end(strips, member.index()) - begin + 1) / 2;
-  const char* first = static_cast<const char*>(weight.data) + begin * strip_bytes;
-  return {{first, first + half * strip_bytes}, half * strip_bytes};
-}
-
 void pack(void* out, const void* weight, int64_t stride, DType dtype, int64_t n, int64_t k,
           const Member& member) {
   if (dtype == DType::kBf16) {

@@ -13,12 +13,12 @@
 namespace rtp::RTP_ISA_NAMESPACE {
 
 // With two registers of outputs a row, this many rows fill the register file.
-#if defined(RTP_ISA_avx512) || defined(RTP_ISA_avx512bf16)
-constexpr int kTileRows = 12;
+#if defined(RTP_HAS_AVX512)
+constexpr int kRegisterRows = 12;
 #elif defined(RTP_ISA_avx2)
-constexpr int kTileRows = 6;
+constexpr int kRegisterRows = 6;
 #else
-constexpr int kTileRows = 2;
+constexpr int kRegisterRows = 2;
 #endif
 
 template <int kRows, int kStrips>
@@ -70,7 +70,7 @@ RTP_INLINE void step(Sums<kRows, kStrips>& sums, const Rows<float>& x, int64_t k
   add_products<kRows, kStrips>(sums, x, k, weights);
 }
 
-#if defined(RTP_ISA_avx512bf16)
+#if defined(RTP_HAS_AVX512_BF16)
 
 template <typename T>
 struct OperandOf {
@@ -104,7 +104,7 @@ struct OperandOf {
   using type = float;
 };
 
-#if defined(RTP_ISA_avx512)
+#if defined(RTP_HAS_AVX512)
 RTP_INLINE VecF first_of_pairs(const bf16* source) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(source), 16));
 }

@@ -3,12 +3,28 @@
 #include <atomic>
 #include <stdexcept>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace rtp {
 namespace {
 
-constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512bf16"};
+constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
 
-Isa best_isa() {
+// Linux gives tile registers to a process that asks for them, once for all of its threads.
+bool may_use_tiles() {
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;               // the state's number in XCR0
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+Isa find_best_isa() {
 #if defined(__x86_64__)
   // The compiler's checks include whether the operating system saves the registers.
   __builtin_cpu_init();
@@ -17,10 +33,18 @@ Isa best_isa() {
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
     return Isa::kAvx2;
   }
-  return __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512;
+  if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512;
+  const bool has_tiles =
+      __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles();
+  return has_tiles ? Isa::kAmx : Isa::kAvx512Bf16;
 #else
   return Isa::kPortable;
 #endif
+}
+
+Isa best_isa() {
+  static const Isa best = find_best_isa();
+  return best;
 }
 
 // Intel's cores start a VDPBF16PS every two cycles (measured on Emerald Rapids) and two FMAs a

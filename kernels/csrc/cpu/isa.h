@@ -13,13 +13,13 @@
 namespace rtp {
 
 // Ascending: each level implies those before it.
-enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
+enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // The level in use: until set_isa chose another, the CPU's fastest, which is a function of its
 // kind.
 Isa isa();
 
-// "portable", "avx2", "avx512", "avx512bf16".
+// "portable", "avx2", "avx512", "avx512bf16", "amx".
 std::string isa_name();
 
 // The levels this build and this CPU have, ascending.
@@ -29,6 +29,17 @@ std::vector<std::string> supported_isas();
 void set_isa(const std::string& name);
 
 }  // namespace rtp
+
+// What the level that a source is compiled for has.
+#if defined(RTP_ISA_amx)
+#define RTP_HAS_AMX 1
+#endif
+#if defined(RTP_ISA_amx) || defined(RTP_ISA_avx512bf16)
+#define RTP_HAS_AVX512_BF16 1
+#endif
+#if defined(RTP_HAS_AVX512_BF16) || defined(RTP_ISA_avx512)
+#define RTP_HAS_AVX512 1
+#endif
 
 #if defined(__x86_64__)
 #define RTP_PER_ISA(...)      \
@@ -43,12 +54,16 @@ void set_isa(const std::string& name);
   }                           \
   namespace rtp::avx512bf16 { \
   __VA_ARGS__                 \
+  }                           \
+  namespace rtp::amx {        \
+  __VA_ARGS__                 \
   }
-#define RTP_DISPATCH(name)                                            \
-  (::rtp::isa() == ::rtp::Isa::kAvx512Bf16 ? &::rtp::avx512bf16::name \
-   : ::rtp::isa() == ::rtp::Isa::kAvx512   ? &::rtp::avx512::name     \
-   : ::rtp::isa() == ::rtp::Isa::kAvx2     ? &::rtp::avx2::name       \
-                                           : &::rtp::portable::name)
+#define RTP_DISPATCH(name)                                              \
+  (::rtp::isa() == ::rtp::Isa::kAmx          ? &::rtp::amx::name        \
+   : ::rtp::isa() == ::rtp::Isa::kAvx512Bf16 ? &::rtp::avx512bf16::name \
+   : ::rtp::isa() == ::rtp::Isa::kAvx512     ? &::rtp::avx512::name     \
+   : ::rtp::isa() == ::rtp::Isa::kAvx2       ? &::rtp::avx2::name       \
+                                             : &::rtp::portable::name)
 #else
 #define RTP_PER_ISA(...)    \
   namespace rtp::portable { \

@@ -98,7 +98,8 @@ int64_t AttentionSublayer::workspace_bytes(const Step& step) const {
 }
 
 Ahead AttentionSublayer::first_reads(const Step& step, const Member& member) const {
-  return first_weights(project_normed(step, parts_.norm, parts_.qkv, nullptr, nullptr), member);
+  return RTP_DISPATCH(first_weights)(
+      project_normed(step, parts_.norm, parts_.qkv, nullptr, nullptr), member);
 }
 
 void AttentionSublayer::run(const Step& step, const Place& place, const Member& member,
@@ -106,7 +107,7 @@ void AttentionSublayer::run(const Step& step, const Place& place, const Member& 
   const Buffers buffers(*this, step, place.workspace);
   const Linear o =
       add_projected(step, place, parts_.o, buffers.attended, parts_.num_heads * parts_.head_dim);
-  member.reads_next(first_weights(o, member));
+  member.reads_next(RTP_DISPATCH(first_weights)(o, member));
   RTP_DISPATCH(linear)(project_normed(step, parts_.norm, parts_.qkv, place.residual, buffers.qkv),
                        member);
   const Rotary turn = rotary(step, buffers);
@@ -196,14 +197,15 @@ int64_t MlpSublayer::workspace_bytes(const Step& step) const {
 }
 
 Ahead MlpSublayer::first_reads(const Step& step, const Member& member) const {
-  return first_weights(project_normed(step, parts_.norm, parts_.gate_up, nullptr, nullptr), member);
+  return RTP_DISPATCH(first_weights)(
+      project_normed(step, parts_.norm, parts_.gate_up, nullptr, nullptr), member);
 }
 
 void MlpSublayer::run(const Step& step, const Place& place, const Member& member,
                       const Ahead& next) const {
   Linear down = add_projected(step, place, parts_.down, place.workspace, parts_.gate_up.weight.n);
   down.prologue = Prologue::kSiluAndMul;
-  member.reads_next(first_weights(down, member));
+  member.reads_next(RTP_DISPATCH(first_weights)(down, member));
   RTP_DISPATCH(linear)(
       project_normed(step, parts_.norm, parts_.gate_up, place.residual, place.workspace), member);
   member.reads_next(next);

@@ -20,10 +20,9 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace rtp {
+#include "types.h"
 
-// Sources of several instruction sets include this: nothing of it may stay out of line.
-#define RTP_ALWAYS_INLINE inline __attribute__((always_inline))
+namespace rtp {
 
 class Team;
 

@@ -3,6 +3,9 @@
 
 #include <cstdint>
 
+// For what sources of several instruction sets include: it must not stay out of line.
+#define RTP_ALWAYS_INLINE inline __attribute__((always_inline))
+
 namespace rtp {
 
 // Upper half of an IEEE-754 single.

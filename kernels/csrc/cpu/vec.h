@@ -14,10 +14,12 @@
 //   keep_at_least            a where a >= b, else zero
 #pragma once
 
+#include "isa.h"
+
 #define RTP_INLINE static inline __attribute__((always_inline))
 #define RTP_MEMBER inline __attribute__((always_inline))
 
-#if defined(RTP_ISA_avx512) || defined(RTP_ISA_avx512bf16)
+#if defined(RTP_HAS_AVX512)
 #include "vec_avx512.h"
 #elif defined(RTP_ISA_avx2)
 #include "vec_avx2.h"

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "isa.h"
 #include "types.h"
 
 namespace rtp::RTP_ISA_NAMESPACE {
@@ -25,7 +26,7 @@ RTP_INLINE VecF widen(__m256i half) {
 }
 
 RTP_INLINE __m256i narrow(VecF v) {
-#if defined(RTP_ISA_avx512bf16)
+#if defined(RTP_HAS_AVX512_BF16)
   return (__m256i)_mm512_cvtneps_pbh(v);
 #else
   const __m512i bits = _mm512_castps_si512(v);

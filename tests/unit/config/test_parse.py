@@ -4,7 +4,7 @@ import pytest
 from pydantic import BaseModel
 
 from rtp_serve.config.api import ApiConfig
-from rtp_serve.config.engine import CacheConfig, EngineConfig, SchedulerConfig
+from rtp_serve.config.engine import CacheConfig, EngineConfig, SchedulerConfig, WeightStoreConfig
 from rtp_serve.config.parse import parse_config, read_yaml
 from rtp_serve.config.sizes import parse_bytes
 from rtp_serve.errors import ConfigError, did_you_mean
@@ -54,7 +54,20 @@ def test_configuration_is_frozen():
         EngineConfig().model = "other"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("cls", [EngineConfig, CacheConfig, SchedulerConfig, ApiConfig])
+def test_a_wrong_setting_of_the_weight_store_is_named_with_its_value():
+    values = {"weight_store": {"max_size": "all", "enable": "perhaps", "directry": "/x"}}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(EngineConfig, values)
+    message = str(caught.value)
+    assert "weight_store.max_size: not a size: 'all'" in message
+    assert "weight_store.enable" in message
+    assert "unknown key 'directry' in WeightStoreConfig; did you mean 'directory'?" in message
+
+
+CONFIGS = [EngineConfig, CacheConfig, SchedulerConfig, WeightStoreConfig, ApiConfig]
+
+
+@pytest.mark.parametrize("cls", CONFIGS)
 def test_every_field_has_a_default_and_a_docstring(cls: type[BaseModel]):
     for name, field in cls.model_fields.items():
         assert not field.is_required(), f"{cls.__name__}.{name} has no default"

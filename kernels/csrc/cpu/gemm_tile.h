@@ -1,0 +1,295 @@
+// A tile of a product: some rows by the outputs of a strip, or of two, over all of k.
+//
+//   multiply_tiles   any number of rows, sums in registers
+//   multiply_few     at most 16 rows, sums in the tile registers of AMX
+//   multiply_strip   any number of rows, the same
+#pragma once
+
+#include "gemm.h"
+#include "gemm_step.h"
+#if defined(RTP_HAS_AMX)
+#include "tile_registers.h"
+#endif
+
+namespace rtp::RTP_ISA_NAMESPACE {
+
+// Rows of a tile with one strip; with two strips, half as many.
+template <typename T>
+constexpr int kTileRows = kRegisterRows;
+
+// Rows that cost as much as one: tiles begin at multiples of it.
+template <typename T>
+constexpr int kRowGrain = 1;
+
+// k that a tile reads at once: operands are zero up to a multiple of it.
+template <typename T>
+constexpr int kReadDepth = kDepth<T>;
+
+// Whether sums are in the tile registers of AMX.
+template <typename T>
+constexpr bool kUsesTileRegisters = false;
+
+#if defined(RTP_HAS_AMX)
+template <>
+constexpr bool kUsesTileRegisters<bf16> = true;
+template <>
+constexpr int kTileRows<bf16> = 2 * kTileSide;
+template <>
+constexpr int kRowGrain<bf16> = kTileSide;
+template <>
+constexpr int kReadDepth<bf16> = kTileDepth;
+#endif
+
+template <typename T>
+struct Tile {
+  const Operand<T>* x;
+  int64_t x_stride;
+  const T* weight;
+  int64_t distance;  // from strip to strip, in strips
+  int64_t strip_elements;
+  int64_t k;
+  const char* ahead;  // weights to fetch meanwhile
+  int64_t ahead_step;
+  const float* bias;  // null: none
+  void* out;
+  DType out_dtype;
+  int64_t out_stride;
+  const void* residual;  // null: none
+  int64_t outputs;       // how many of them exist
+
+  // The tile `rows` further down.
+  RTP_MEMBER Tile below(int64_t rows) const {
+    const int64_t bytes = rows * out_stride * (out_dtype == DType::kBf16 ? 2 : 4);
+    Tile tile = *this;
+    tile.x += rows * x_stride;
+    tile.out = static_cast<char*>(out) + bytes;
+    if (residual) tile.residual = static_cast<const char*>(residual) + bytes;
+    return tile;
+  }
+};
+
+// How far ahead the only tile of a strip reads its weights.
+constexpr int64_t kPrefetchBytes = 4096;
+
+RTP_INLINE VecF load_bias(const float* bias, int64_t count) {
+  if (count >= kLanes) return load(bias);
+  return load_first(bias, static_cast<int>(count > 0 ? count : 0));
+}
+
+template <typename Out>
+RTP_INLINE void store_outputs(Out* out, const Out* residual, VecF sums, int64_t count) {
+  if (count >= kLanes) {
+    store(out, residual ? load(residual) + rounded<Out>(sums) : sums);
+  } else if (count > 0) {
+    const int lanes = static_cast<int>(count);
+    store_first(out, residual ? load_first(residual, lanes) + rounded<Out>(sums) : sums, lanes);
+  }
+}
+
+// Register `i` of a tile's columns: where its outputs go.
+template <typename Out>
+struct Columns {
+  Out* out;
+  const Out* residual;
+  int64_t stride, count;
+  bool has_bias;
+  VecF bias;
+
+  template <typename T>
+  RTP_MEMBER Columns(const Tile<T>& tile, int i)
+      : stride(tile.out_stride), has_bias(tile.bias != nullptr) {
+    const int64_t column = i / 2 * tile.distance * kStripOutputs + i % 2 * kLanes;
+    count = tile.outputs - column;
+    bias = has_bias ? load_bias(tile.bias + column, count) : set1(0);
+    out = static_cast<Out*>(tile.out) + column;
+    residual = tile.residual ? static_cast<const Out*>(tile.residual) + column : nullptr;
+  }
+
+  RTP_MEMBER void store_sums(int64_t row, VecF sums) const {
+    const int64_t offset = row * stride;
+    store_outputs(out + offset, residual ? residual + offset : nullptr,
+                  has_bias ? sums + bias : sums, count);
+  }
+};
+
+template <typename Out, int kRows, int kStrips, typename T>
+RTP_INLINE void store_tile(const Tile<T>& tile, const Sums<kRows, kStrips>& sums) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 2 * kStrips; ++i) {
+    const Columns<Out> columns(tile, i);
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; ++row) columns.store_sums(row, sums[row][i]);
+  }
+}
+
+template <int kRows, int kStrips, typename T>
+__attribute__((noinline)) void multiply(const Tile<T>& tile) {
+  const Rows<Operand<T>> x(tile.x, tile.x_stride);
+  const int64_t stream = tile.distance * tile.strip_elements;
+  const T* weight = tile.weight;
+  const char* ahead = tile.ahead;
+  Sums<kRows, kStrips> sums;
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 2 * kStrips; ++i) sums[row][i] = set1(0);
+  }
+  for (int64_t k = 0; k < tile.k; k += kDepth<T>) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 2 * kStrips; ++i) {
+      __builtin_prefetch(ahead + i / 2 * stream * static_cast<int64_t>(sizeof(T)) + i % 2 * 64);
+    }
+    ahead += tile.ahead_step;
+    step<kRows, kStrips>(sums, x, k, weight, stream);
+    weight += kStripOutputs * kDepth<T>;
+  }
+  tile.out_dtype == DType::kBf16 ? store_tile<bf16, kRows, kStrips>(tile, sums)
+                                 : store_tile<float, kRows, kStrips>(tile, sums);
+}
+
+template <int kRows, int kStrips, typename T>
+void multiply_rows(const Tile<T>& tile, int64_t rows) {
+  if (rows == kRows) {
+    multiply<kRows, kStrips>(tile);
+  } else if constexpr (kRows > 1) {
+    multiply_rows<kRows - 1, kStrips>(tile, rows);
+  }
+}
+
+// Any number of rows, the first of which are those of `tile`. Several tiles fetch the next strip
+// between them; a single one fetches its own.
+template <int kStrips, typename T>
+void multiply_tiles(Tile<T> tile, int64_t rows) {
+  constexpr int kRows = kTileRows<T> / kStrips;
+  const int64_t tiles = (rows + kRows - 1) / kRows;
+  const int64_t strip_bytes = tile.strip_elements * static_cast<int64_t>(sizeof(T));
+  const char* weight = reinterpret_cast<const char*>(tile.weight);
+  tile.ahead_step = kStripOutputs * kDepth<T> * static_cast<int64_t>(sizeof(T)) / tiles;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t row = rows * i / tiles, end = rows * (i + 1) / tiles;
+    Tile<T> own = tile.below(row);
+    own.ahead = weight + (tiles > 1 ? strip_bytes + strip_bytes * i / tiles : kPrefetchBytes);
+    multiply_rows<kRows, kStrips>(own, end - row);
+  }
+}
+
+#if defined(RTP_HAS_AMX)
+
+// Sums of a tile outside the tile registers: 32 rows of 32.
+constexpr int64_t kSumColumns = 2 * kTileSide;
+constexpr int64_t kTileSums = 2 * kTileSide * kSumColumns;
+static_assert(kSumColumns == kStripOutputs);
+
+// As much k of a strip as stays in the first-level cache while rows pass by.
+constexpr int64_t kPartDepth = 576;
+
+template <typename Out, int kStrips>
+RTP_INLINE void store_outputs_of(const Tile<bf16>& tile, const float* sums, int64_t rows) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 2 * kStrips; ++i) {
+    const Columns<Out> columns(tile, i);
+    // Two strips lie one below the other, each with 16 rows.
+    const float* from = sums + i / 2 * kTileSide * kSumColumns + i % 2 * kTileSide;
+    for (int64_t row = 0; row < rows; ++row) {
+      columns.store_sums(row, load(from + row * kSumColumns));
+    }
+  }
+}
+
+template <int kStrips>
+RTP_INLINE void store_tile(const Tile<bf16>& tile, const float* sums, int64_t rows) {
+  tile.out_dtype == DType::kBf16 ? store_outputs_of<bf16, kStrips>(tile, sums, rows)
+                                 : store_outputs_of<float, kStrips>(tile, sums, rows);
+}
+
+// One product of all registers: sums 0 to 3 of two halves of rows, or two strips, by two halves of
+// a strip's outputs; 4 and 5 hold x, 6 and 7 weights. With two halves of rows, weights are what
+// stays in the first-level cache, and x goes past it.
+template <int kRowTiles, int kStrips>
+RTP_INLINE void multiply_depth(const bf16* x, int64_t x_stride, const bf16* weight,
+                               int64_t stream) {
+  constexpr int64_t kWeightBytes = kStripOutputs * 2 * sizeof(bf16);
+  const int64_t x_bytes = x_stride * static_cast<int64_t>(sizeof(bf16));
+  if constexpr (kRowTiles == 2) {
+    load_passing_tile<4>(x, x_bytes);
+    load_passing_tile<5>(x + kTileSide * x_stride, x_bytes);
+  } else {
+    load_tile<4>(x, x_bytes);
+  }
+  load_tile<6>(weight, kWeightBytes);
+  load_tile<7>(weight + 2 * kTileSide, kWeightBytes);
+  add_products<kRowTiles>();
+  if constexpr (kStrips == 2) {
+    load_tile<6>(weight + stream, kWeightBytes);
+    load_tile<7>(weight + stream + 2 * kTileSide, kWeightBytes);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_dpbf16ps(3, 4, 7);
+  }
+}
+
+// The last `depth` < kTileDepth of k, with zeros below: what follows a strip is another's.
+template <int kRowTiles, int kStrips>
+void multiply_rest(const bf16* x, int64_t x_stride, const bf16* weight, int64_t stream,
+                   int64_t depth) {
+  constexpr int64_t kElements = kTileDepth * kStripOutputs;
+  alignas(64) bf16 rest[kStrips][kElements] = {};
+  const int64_t bytes = (depth + 1) / 2 * 2 * kStripOutputs * static_cast<int64_t>(sizeof(bf16));
+  for (int i = 0; i < kStrips; ++i) __builtin_memcpy(rest[i], weight + i * stream, bytes);
+  multiply_depth<kRowTiles, kStrips>(x, x_stride, rest[0], kElements);
+}
+
+// Adds k from `begin` to `end`, of which only the last may be no multiple of kTileDepth.
+template <int kRowTiles, int kStrips>
+RTP_INLINE void multiply_part(const Tile<bf16>& tile, const bf16* x, int64_t begin, int64_t end) {
+  const int64_t stream = tile.distance * tile.strip_elements;
+  const bf16* weight = tile.weight + begin * kStripOutputs;
+  int64_t k = begin;
+  for (; k + kTileDepth <= end; k += kTileDepth, weight += kTileDepth * kStripOutputs) {
+    if constexpr (kRowTiles == 1) {
+      constexpr int64_t kStepBytes = kTileDepth * kStripOutputs * sizeof(bf16);
+      const char* ahead = reinterpret_cast<const char*>(weight) + kPrefetchBytes;
+      for (int64_t byte = 0; byte < kStepBytes; byte += 64) {
+        __builtin_prefetch(ahead + byte);
+        if constexpr (kStrips == 2) __builtin_prefetch(ahead + stream * sizeof(bf16) + byte);
+      }
+    }
+    multiply_depth<kRowTiles, kStrips>(x + k, tile.x_stride, weight, stream);
+  }
+  if (k < end) multiply_rest<kRowTiles, kStrips>(x + k, tile.x_stride, weight, stream, end - k);
+}
+
+// At most 16 rows: weights come from memory, and nothing else matters.
+template <int kStrips>
+__attribute__((noinline)) void multiply_few(const Tile<bf16>& tile, int64_t rows) {
+  alignas(64) float sums[kTileSums];
+  clear_sums();
+  multiply_part<1, kStrips>(tile, tile.x, 0, tile.k);
+  store_sums<kStrips>(sums, kSumColumns, kTileSide);
+  store_tile<kStrips>(tile, sums, rows);
+}
+
+// Any number of rows of one strip, whose first tile is `tile`. k goes in parts; between two of them
+// sums wait in `sums`, kTileSums for each 32 rows.
+__attribute__((noinline)) inline void multiply_strip(Tile<bf16> tile, int64_t rows, float* sums) {
+  const int64_t tiles = (rows + 2 * kTileSide - 1) / (2 * kTileSide);
+  const int64_t depths = (tile.k + kTileDepth - 1) / kTileDepth;
+  const int64_t parts = (tile.k + kPartDepth - 1) / kPartDepth;
+  for (int64_t p = 0; p < parts; ++p) {
+    const int64_t begin = depths * p / parts * kTileDepth;
+    const int64_t next = depths * (p + 1) / parts * kTileDepth;
+    const int64_t end = next < tile.k ? next : tile.k;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t row = i * 2 * kTileSide;
+      float* own = sums + i * kTileSums;
+      p ? load_sums(own, kSumColumns, kTileSide) : clear_sums();
+      multiply_part<2, 1>(tile, tile.x + row * tile.x_stride, begin, end);
+      store_sums<2>(own, kSumColumns, kTileSide);
+      if (p + 1 < parts) continue;
+      store_tile<1>(tile.below(row), own, rows - row < 2 * kTileSide ? rows - row : 2 * kTileSide);
+    }
+  }
+}
+
+#endif
+
+}  // namespace rtp::RTP_ISA_NAMESPACE

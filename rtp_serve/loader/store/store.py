@@ -1,0 +1,216 @@
+"""The weight store: final weights made once a node, mapped by every replica.
+
+`get` maps the file of a key; without one it makes the weights, writes the file and maps that. A
+store that cannot be read or written costs a warning, never a start.
+"""
+
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rtp_serve.clock import Clock
+from rtp_serve.errors import CorruptWeights
+from rtp_serve.loader.cache import locked
+from rtp_serve.loader.store.directory import StoreDirectory
+from rtp_serve.loader.store.format import Header, lay_out, read_header
+from rtp_serve.loader.store.guard import WeightGuard
+from rtp_serve.loader.store.key import StoreKey, checkpoint_identity
+from rtp_serve.loader.store.payload import FileIO, check_payload, seal, write_payload
+from rtp_serve.loader.store.tensors import buffers, map_weights, planned_tensors, specs_digest
+from rtp_serve.models.weights import Weights, WeightSpec
+from rtp_serve.ops.dispatch import Backend, backend
+from rtp_serve.ops.gemm import PACKED_LAYOUT_VERSION
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One model's weights, before anybody has looked for them."""
+
+    checkpoint: Path
+    architecture: str
+    specs: Sequence[WeightSpec]
+    dtype: torch.dtype
+
+    def key(self) -> StoreKey | None:
+        """None for a checkpoint without identity, or where weights are not packed."""
+        identity = checkpoint_identity(self.checkpoint)
+        if identity is None or backend() is Backend.REFERENCE:
+            return None
+        return StoreKey(
+            checkpoint=identity,
+            architecture=self.architecture,
+            specs=specs_digest(self.specs),
+            dtype=str(self.dtype).removeprefix("torch."),
+            layout=PACKED_LAYOUT_VERSION,
+        )
+
+
+class WeightStore:
+    """One process's view of the store, for one model: `get` is called once."""
+
+    def __init__(
+        self, directory: StoreDirectory, max_bytes: int, clock: Clock, io: FileIO | None = None
+    ) -> None:
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._io = io or FileIO()
+        self.guard = WeightGuard()
+        """Knows of the weights that `get` gave."""
+
+    def get(self, wanted: Wanted, make: Callable[[], Weights]) -> Weights:
+        """The weights, mapped if there is or can be a file of them, else as `make` gives them.
+
+        Replicas that start together wait for the first of them and map what it has written.
+        """
+        key = wanted.key()
+        if key is None:
+            return make()
+        weights = self._mapped(key, wanted)
+        if weights is not None:
+            return weights
+        with ExitStack() as held:
+            try:
+                held.enter_context(self._directory.maker_lock(key.name))
+            except OSError as error:
+                _log.warning("weight store: not used: %s", error)
+                return make()
+            weights = self._mapped(key, wanted)
+            if weights is not None:
+                return weights
+            weights = make()
+            if wanted.key() != key:
+                _log.warning("weight store: %s changed while it was read", wanted.checkpoint)
+                return weights
+            return self._kept(key, wanted, weights, held)
+
+    def _mapped(self, key: StoreKey, wanted: Wanted) -> Weights | None:
+        """The finished file's weights. A damaged file is moved aside."""
+        path = self._directory.finished(key.name)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # not there; or not for us, and then writing it tells why
+            return None
+        with ExitStack() as opened:
+            opened.callback(os.close, descriptor)
+            try:
+                header = read_header(descriptor)
+                if header.key != key:
+                    raise CorruptWeights("it holds other weights than its name says")
+                weights = map_weights(descriptor, header, wanted.specs)
+                self._verify_later(key.name, descriptor, header, opened)
+            except CorruptWeights as error:
+                _log.warning("weight store: %s: %s; loading the checkpoint", path, error)
+                self._quarantine(key.name, descriptor)
+                return None
+            except OSError as error:
+                _log.warning("weight store: not used: %s: %s", path, error)
+                return None
+        _log.info("weight store: mapped %s", path)
+        with suppress(OSError):  # the order of eviction is all that it costs
+            self._directory.touch(key.name, self._clock.wall())
+        return weights
+
+    def _verify_later(self, name: str, descriptor: int, header: Header, opened: ExitStack) -> None:
+        """Check the payload once a boot, beside the work that it is for.
+
+        Where a damaged file could not be moved aside every start would meet it again, so there it
+        is checked before it is used.
+        """
+        if self._directory.is_verified(name, os.fstat(descriptor)):
+            return
+        if not os.access(self._directory.root, os.W_OK, effective_ids=True):
+            check_payload(descriptor, header)
+            return
+        held = opened.pop_all()
+
+        def verify() -> None:
+            with held:
+                self._verify(name, descriptor, header)
+
+        self.guard.start(verify, is_awaited=False)
+
+    def _verify(self, name: str, descriptor: int, header: Header) -> None:
+        """One process at a time; the others then find its mark, or the same damage."""
+        status = os.fstat(descriptor)
+        path = self._directory.finished(name)
+        with ExitStack() as turn:
+            with suppress(OSError):  # where there are no locks each process checks
+                turn.enter_context(locked(os.dup(descriptor), fcntl.LOCK_EX))
+            if self._directory.is_verified(name, status):
+                return
+            try:
+                check_payload(descriptor, header)
+            except CorruptWeights as error:
+                self._quarantine(name, descriptor)
+                raise CorruptWeights(f"weight store: {path}: {error}") from error
+            try:
+                self._directory.mark_verified(name, status)
+            except OSError as error:
+                _log.warning("weight store: %s is not marked as verified: %s", path, error)
+
+    def _quarantine(self, name: str, descriptor: int) -> None:
+        try:
+            self._directory.quarantine(name, os.fstat(descriptor))
+        except OSError as error:
+            _log.warning("weight store: cannot move a damaged file aside: %s", error)
+
+    def _kept(self, key: StoreKey, wanted: Wanted, weights: Weights, held: ExitStack) -> Weights:
+        """The weights in a file's pages; as they are, after one warning, where that fails."""
+        tensors = planned_tensors(wanted.specs, wanted.dtype)
+        header = lay_out(key, str(wanted.checkpoint.absolute()), tensors)
+        if header.total_bytes > self._max_bytes:
+            _log.warning(
+                "weight store: %s takes %d bytes, more than weight_store.max_size (%d)",
+                wanted.checkpoint,
+                header.total_bytes,
+                self._max_bytes,
+            )
+            return weights
+        try:
+            self._directory.make_room(header.total_bytes, self._max_bytes)
+            descriptor = self._directory.create_draft(key.name)
+            held.callback(os.close, descriptor)
+            write_payload(descriptor, header, buffers(weights, header.tensors), self._io)
+            mapped = map_weights(descriptor, header, wanted.specs)
+        except OSError as error:
+            self._not_written(key.name, error)
+            return weights
+        self._seal_later(key.name, descriptor, header, held)
+        return mapped
+
+    def _seal_later(self, name: str, descriptor: int, header: Header, held: ExitStack) -> None:
+        """Finish the file beside the first steps; the maker's lock is held until it is there.
+
+        The payload is on disk: should this fail, there is no file, but the weights are good.
+        """
+        taken = held.pop_all()
+
+        def finish() -> None:
+            with taken:
+                self._finish(name, descriptor, header)
+
+        self.guard.start(finish, is_awaited=True)
+
+    def _finish(self, name: str, descriptor: int, header: Header) -> None:
+        try:
+            seal(descriptor, header, self._io)
+            self._directory.publish(name)
+            self._directory.touch(name, self._clock.wall())
+            self._directory.mark_verified(name, os.fstat(descriptor))
+        except OSError as error:
+            self._not_written(name, error)
+
+    def _not_written(self, name: str, error: OSError) -> None:
+        """A warning, and no draft; whoever has mapped it keeps it."""
+        _log.warning("weight store: not written: %s", error)
+        with suppress(OSError):
+            self._directory.draft(name).unlink()
