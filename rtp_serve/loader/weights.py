@@ -129,9 +129,9 @@ def _run(reads: Sequence[Read], deliver: Deliver, settings: LoadSettings) -> Loa
             tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None)
         )
         read_into = settings.read_into or stack.enter_context(LocalFiles())
-        for read in run_reads(reads, read_into, deliver, settings.num_threads, timer):
-            progress.set_postfix_str(timer.figures().shares, refresh=False)
-            progress.update(read.wanted_bytes)
+        for figures in run_reads(reads, read_into, deliver, settings.num_threads, timer):
+            progress.set_postfix_str(figures.shares, refresh=False)
+            progress.update(figures.num_bytes - progress.n)
     return timer.figures()
 
 

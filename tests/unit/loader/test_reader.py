@@ -8,7 +8,7 @@ import pytest
 
 from rtp_serve.clock import VirtualClock
 from rtp_serve.errors import CheckpointError
-from rtp_serve.loader.load_figures import LoadTimer
+from rtp_serve.loader.load_figures import LoadFigures, LoadTimer
 from rtp_serve.loader.read_plan import ALIGNMENT, Read, ReadSizes, TensorRows, plan_reads
 from rtp_serve.loader.reader import run_reads
 from rtp_serve.loader.safetensors_header import StoredTensor
@@ -54,9 +54,10 @@ class Receiver:
         self.content[page] = bytes(data)
 
 
-def run(store: Store, receiver: Receiver, num_threads: int = 3) -> list[Read]:
+def run(store: Store, receiver: Receiver, num_threads: int = 3) -> LoadFigures:
     timer = LoadTimer(VirtualClock())
-    return list(run_reads(READS, store, receiver, num_threads, timer))
+    *_, figures = run_reads(READS, store, receiver, num_threads, timer)
+    return figures
 
 
 def no_thread_is_left() -> bool:
@@ -66,8 +67,9 @@ def no_thread_is_left() -> bool:
 @pytest.mark.parametrize("num_threads", [1, 2, 7, 100])
 def test_every_read_is_delivered_with_its_bytes(num_threads: int):
     store, receiver = Store(), Receiver()
-    done = run(store, receiver, num_threads)
-    assert sorted(done, key=lambda read: read.offset) == list(READS)
+    figures = run(store, receiver, num_threads)
+    assert (figures.num_reads, figures.num_bytes) == (NUM_READS, NUM_READS * ALIGNMENT)
+    assert sorted(store.begun) == list(range(NUM_READS))
     assert receiver.content == {page: bytes([page]) * ALIGNMENT for page in range(NUM_READS)}
     assert no_thread_is_left()
 
@@ -86,9 +88,8 @@ def test_reads_overlap_with_deliveries():
         if read.offset < 3 * ALIGNMENT:
             others.wait(timeout=60)
 
-    timer = LoadTimer(VirtualClock())
-    assert len(list(run_reads(READS, Store(), deliver, 3, timer))) == NUM_READS
-    assert timer.figures().num_bytes == NUM_READS * ALIGNMENT
+    *_, figures = run_reads(READS, Store(), deliver, 3, LoadTimer(VirtualClock()))
+    assert figures.num_reads == NUM_READS
 
 
 @pytest.mark.parametrize("num_threads", [1, 4])
@@ -113,12 +114,20 @@ def test_a_file_that_has_shrunk_is_an_error():
 
 
 def test_who_stops_early_leaves_nothing_behind():
+    """The first delivery lasts until the caller stops."""
+    has_stopped = threading.Event()
+
+    def deliver(read: Read, data: memoryview) -> None:
+        assert has_stopped.wait(timeout=60)
+
     store = Store()
-    reading = run_reads(READS, store, Receiver(), 1, LoadTimer(VirtualClock()))
-    next(reading)
-    reading.close()
+    reading = run_reads(READS, store, deliver, 1, LoadTimer(VirtualClock()))
+    assert next(reading).num_reads == 0
+    closing = threading.Thread(target=reading.close)
+    closing.start()
+    has_stopped.set()
+    closing.join(timeout=60)
     assert no_thread_is_left()
-    assert len(set(store.begun)) == len(store.begun)
 
 
 def test_no_reads_need_no_thread():
