@@ -66,8 +66,8 @@ def run_reads(
 class _WaitingReads:
     """The reads that nobody has begun.
 
-    A thread takes its next read itself: a third of the time went to telling it, when reads were
-    tasks of a pool and somebody waited for each.
+    A thread takes its next read itself. As tasks of a pool, with somebody who waits for each, reads
+    took a quarter longer: the interpreter went from thread to thread twice as often.
     """
 
     def __init__(self, reads: Sequence[Read]) -> None:
