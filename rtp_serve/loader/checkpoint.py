@@ -1,20 +1,19 @@
-"""A checkpoint directory: its safetensors files, read tensor by tensor through the page cache.
+"""A checkpoint directory: which safetensors files it has, and which tensors lie in them.
 
 Opening reads headers only, so every problem of names, shapes and types is known before any weight
-is. It does not know what the tensors are for; `loader.weights` puts them where they belong.
+is. It does not know what the tensors are for (`loader.weights` does), and holds no file open.
 """
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from rtp_serve.errors import CheckpointError
-from rtp_serve.models.weights import TensorSpec
+from rtp_serve.loader.safetensors_header import StoredTensor, read_header, shown
+
+if TYPE_CHECKING:
+    from rtp_serve.models.weights import TensorSpec
 
 _DTYPES = ("BF16", "F16", "F32")
 _PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -24,52 +23,47 @@ _MAX_NAMED = 8
 
 
 class Checkpoint:
-    """The tensors of one directory by name. Files stay mapped until the object is gone."""
+    """The tensors of one directory by name."""
 
     def __init__(self, directory: Path) -> None:
         """Raises CheckpointError: no file, a malformed one, a name in two files."""
-        self._handles: dict[str, Any] = {}
-        self._where: dict[str, str] = {}
+        self._tensors: dict[str, StoredTensor] = {}
         for path in _weight_files(directory):
-            handle = _open(path)
-            for name in handle.keys():  # noqa: SIM118 - not a dict
-                if name in self._handles:
+            for tensor in read_header(path):
+                other = self._tensors.setdefault(tensor.name, tensor)
+                if other is not tensor:
                     raise CheckpointError(
-                        f"{directory}: tensor {name} is in {self._where[name]} and {path.name}"
+                        f"{directory}: tensor {shown(tensor.name)} is in {other.file.name} and "
+                        f"{path.name}"
                     )
-                self._handles[name] = handle
-                self._where[name] = path.name
         self.directory = directory
 
     @property
     def names(self) -> frozenset[str]:
-        return frozenset(self._handles)
+        return frozenset(self._tensors)
 
-    def check(self, wanted: Iterable[TensorSpec]) -> None:
+    def tensor(self, name: str) -> StoredTensor:
+        """Where a tensor of `names` lies."""
+        return self._tensors[name]
+
+    def check(self, wanted: "Iterable[TensorSpec]") -> None:
         """Raise CheckpointError naming every tensor that is missing, misshapen or mistyped."""
         missing, wrong = [], []
         for spec in wanted:
-            if spec.name not in self._handles:
+            stored = self._tensors.get(spec.name)
+            if stored is None:
                 missing.append(spec.name)
-                continue
-            header = self._handles[spec.name].get_slice(spec.name)
-            shape, dtype = tuple(header.get_shape()), header.get_dtype()
-            if shape != spec.shape:
-                wrong.append(f"{spec.name} has shape {list(shape)}, expected {list(spec.shape)}")
-            elif dtype not in _DTYPES:
-                wrong.append(f"{spec.name} is {dtype}, supported: {', '.join(_DTYPES)}")
+            elif stored.shape != spec.shape:
+                wrong.append(
+                    f"{spec.name} has shape {shown(list(stored.shape))}, "
+                    f"expected {list(spec.shape)}"
+                )
+            elif stored.dtype not in _DTYPES:
+                wrong.append(f"{spec.name} is {stored.dtype}, supported: {', '.join(_DTYPES)}")
         problems = [f"missing {listed(missing)}"] if missing else []
         problems += [listed(wrong)] if wrong else []
         if problems:
             raise CheckpointError(f"{self.directory}: {'; '.join(problems)}")
-
-    def read(self, name: str, dtype: torch.dtype) -> Tensor:
-        """The tensor as `dtype`; where that is its own type, a view of the mapped file."""
-        try:
-            tensor: Tensor = self._handles[name].get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.directory}: cannot read {name}: {error}") from error
-        return tensor.to(dtype)
 
 
 def listed(names: list[str]) -> str:
@@ -104,7 +98,7 @@ def _indexed_files(directory: Path) -> list[Path]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
         is_plain = all(Path(name).name == name for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is not an index of tensors: {error!r}") from error
     if not is_plain:
         raise CheckpointError(f"{index} names files outside its directory: {listed(names)}")
@@ -112,10 +106,3 @@ def _indexed_files(directory: Path) -> list[Path]:
     if absent or not names:
         raise CheckpointError(f"{index} names files that are not there: {listed(absent)}")
     return [directory / name for name in names]
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error

@@ -1,24 +1,58 @@
-"""Checkpoint → the model's weights: converted, stacked and packed one at a time.
+"""Checkpoint → the model's weights, in the order of the files.
 
-At any moment there is the packed model so far and one weight on its way; the files themselves are
-page cache, which the system takes back when it must.
+The plan says which bytes are read and in what order, the reader brings them, and each weight's
+collector puts them where they belong. At any moment there is the packed model so far and one
+staging buffer a thread. `docs/loading.md` has the whole picture.
 """
 
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from rtp_serve import ops
+from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.model import ModelConfig
 from rtp_serve.loader.checkpoint import Checkpoint, listed
-from rtp_serve.models.weights import TensorSpec, Weights, WeightSpec
+from rtp_serve.loader.collector import Collector, Place
+from rtp_serve.loader.load_figures import LoadFigures, LoadTimer
+from rtp_serve.loader.local_files import LocalFiles, ReadInto
+from rtp_serve.loader.rank_group import Member, RowsByName, hull
+from rtp_serve.loader.read_plan import DEFAULT_SIZES, Read, ReadSizes, TensorRows, plan_reads
+from rtp_serve.loader.reader import Deliver, run_reads
+from rtp_serve.loader.safetensors_header import shown
+from rtp_serve.models.weights import Weights, WeightSpec
 
 _log = logging.getLogger(__name__)
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.attention\.bias$")
+_TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_WALL_CLOCK = WallClock()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """How a checkpoint is read."""
+
+    sizes: ReadSizes = DEFAULT_SIZES
+
+    num_threads: int = 6
+    """Each reads and transforms in turn; more than cores, since most of them wait for the disk."""
+
+    read_into: ReadInto | None = None
+    """Where the bytes come from; None is the files of this machine."""
+
+    clock: Clock = _WALL_CLOCK
+    """For the figures alone."""
+
+    member: Member | None = None
+    """Of the ranks that load this checkpoint together; None is a rank that reads for itself."""
+
+
+DEFAULT_SETTINGS = LoadSettings()
 
 
 def load_weights(
@@ -27,35 +61,86 @@ def load_weights(
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device | None = None,
+    settings: LoadSettings = DEFAULT_SETTINGS,
 ) -> Weights:
-    """Everything in `specs`, as `dtype`. Raises CheckpointError before reading any tensor.
+    """Everything in `specs`, as `dtype`. Raises CheckpointError, for what a header can tell before
+    reading any tensor.
 
-    Shows a progress bar when standard error is a terminal. Tensors that nothing asks for are
-    logged, unless they are known to be derived from others.
+    Shows a progress bar when standard error is a terminal, and logs where the time went. Tensors
+    that nothing asks for are logged, unless they are known to be derived from others.
     """
     wanted = [tensor for spec in specs for tensor in spec.tensors]
-    checkpoint.check(wanted)
-    _warn_of_surplus(checkpoint, {tensor.name for tensor in wanted}, config)
-    matrices: dict[str, ops.PackedWeight] = {}
-    vectors: dict[str, Tensor] = {}
-    with tqdm(total=len(wanted), desc="Loading weights", unit="tensor", disable=None) as progress:
-        for spec in specs:
-            weight = _stack(checkpoint, spec.parts, dtype).to(device)
-            if spec.is_matrix:
-                bias = _stack(checkpoint, spec.biases, dtype).to(device) if spec.biases else None
-                matrices[spec.path] = ops.pack_weight(weight, bias)
-            else:
-                vectors[spec.path] = weight
-            progress.update(len(spec.tensors))
-    return Weights(matrices, vectors)
+    with settings.member or nullcontext():
+        checkpoint.check(wanted)
+        _warn_of_surplus(checkpoint, {tensor.name for tensor in wanted}, config)
+        collectors = [Collector(spec, dtype, device) for spec in specs]
+        figures = _fill(collectors, checkpoint, settings)
+    _log.info("%s: loaded %s", checkpoint.directory, figures)
+    return Weights(
+        {each.spec.path: each.matrix() for each in collectors if each.spec.is_matrix},
+        {each.spec.path: each.vector() for each in collectors if not each.spec.is_matrix},
+    )
 
 
-def _stack(checkpoint: Checkpoint, tensors: Sequence[TensorSpec], dtype: torch.dtype) -> Tensor:
-    """The tensors one below the other, in memory of their own; a lone matrix may be a view."""
-    first = tensors[0]
-    if len(tensors) == 1 and len(first.shape) == 2:
-        return checkpoint.read(first.name, dtype)
-    return torch.cat([checkpoint.read(tensor.name, dtype) for tensor in tensors])
+def _fill(
+    collectors: Sequence[Collector], checkpoint: Checkpoint, settings: LoadSettings
+) -> LoadFigures:
+    """Bring every collector what it misses: alone, or with the other ranks of a group."""
+    places: dict[str, list[Place]] = {}
+    for collector in collectors:
+        for name, place in collector.places():
+            places.setdefault(name, []).append(place)
+    rows_by_name = hull({name: each.tensor.row_range} for name in places for each in places[name])
+    deliver = partial(_deliver, places)
+    member = settings.member
+    if member is None:
+        return _run(_plan(checkpoint, rows_by_name, settings), deliver, settings)
+    all_rows = member.group.join(member.rank, rows_by_name, deliver)
+    own = member.group.own(member.rank, _plan(checkpoint, all_rows, settings))
+    figures = _run(own, member.group.deliver, settings)
+    member.group.meet()
+    return figures
+
+
+def _plan(
+    checkpoint: Checkpoint, rows_by_name: RowsByName, settings: LoadSettings
+) -> tuple[Read, ...]:
+    rows = (TensorRows(checkpoint.tensor(name), *rows) for name, rows in rows_by_name.items())
+    return plan_reads(rows, settings.sizes)
+
+
+@torch.inference_mode()  # a thread's own: the caller's tensors may be of that mode
+def _deliver(places: dict[str, list[Place]], read: Read, data: memoryview) -> None:
+    """Put every piece of the read to all of its places."""
+    for piece in read.pieces:
+        end = piece.start + piece.num_bytes
+        dtype = _TORCH_DTYPES[piece.tensor.dtype]
+        rows = _as_rows(data[piece.start : end], dtype, piece.tensor.shape)
+        for place in places.get(piece.tensor.name, ()):
+            place.put(piece.first_row, rows)
+
+
+def _run(reads: Sequence[Read], deliver: Deliver, settings: LoadSettings) -> LoadFigures:
+    """Carry out the reads under a progress bar."""
+    timer = LoadTimer(settings.clock)
+    total = sum(read.wanted_bytes for read in reads)
+    with ExitStack() as stack:
+        progress = stack.enter_context(
+            tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None)
+        )
+        read_into = settings.read_into or stack.enter_context(LocalFiles())
+        for figures in run_reads(reads, read_into, deliver, settings.num_threads, timer):
+            progress.set_postfix_str(figures.shares, refresh=False)
+            progress.update(figures.num_bytes - progress.n)
+    return timer.figures()
+
+
+def _as_rows(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """Whole rows of a tensor of `shape`, in the memory of `data` if that is aligned for them."""
+    flat = torch.frombuffer(data, dtype=torch.uint8)
+    if flat.data_ptr() % dtype.itemsize:
+        flat = flat.clone()
+    return flat.view(dtype).view(-1, *shape[1:])
 
 
 def _warn_of_surplus(checkpoint: Checkpoint, wanted: set[str], config: ModelConfig) -> None:
@@ -63,4 +148,5 @@ def _warn_of_surplus(checkpoint: Checkpoint, wanted: set[str], config: ModelConf
     if config.tie_word_embeddings:
         surplus.discard("lm_head.weight")
     if surplus:
-        _log.warning("%s: not used: %s", checkpoint.directory, listed(sorted(surplus)))
+        names = [shown(name) for name in sorted(surplus)]
+        _log.warning("%s: not used: %s", checkpoint.directory, listed(names))

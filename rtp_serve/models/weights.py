@@ -15,10 +15,32 @@ from rtp_serve.models.layers.linear import PackedLinear
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor of the checkpoint."""
+    """One tensor of the checkpoint, or the rows and columns of it that one rank wants."""
 
     name: str
     shape: tuple[int, ...]
+    """Of the whole tensor."""
+
+    rows: tuple[int, int] | None = None
+    """[begin, end); None is all. The rows of a vector are its elements."""
+
+    columns: tuple[int, int] | None = None
+    """[begin, end); None is all."""
+
+    @property
+    def row_range(self) -> tuple[int, int]:
+        return self.rows or (0, self.shape[0])
+
+    @property
+    def num_rows(self) -> int:
+        begin, end = self.row_range
+        return end - begin
+
+    @property
+    def num_columns(self) -> int:
+        """Of a matrix."""
+        begin, end = self.columns or (0, self.shape[1])
+        return end - begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +59,15 @@ class WeightSpec:
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         return self.parts + self.biases
+
+    @property
+    def num_rows(self) -> int:
+        return sum(tensor.num_rows for tensor in self.parts)
+
+    @property
+    def num_columns(self) -> int:
+        """Of a matrix."""
+        return self.parts[0].num_columns
 
     @property
     def is_matrix(self) -> bool:

@@ -14,6 +14,7 @@ from rtp_serve.ops.dispatch import ops_for, set_num_threads
 from rtp_serve.ops.gemm import (
     Norm,
     PackedWeight,
+    WeightPacker,
     embedding,
     from_packed,
     linear,
@@ -38,6 +39,7 @@ __all__ = [
     "PackedWeight",
     "Rope",
     "Sublayer",
+    "WeightPacker",
     "attention_sublayer",
     "embedding",
     "from_packed",

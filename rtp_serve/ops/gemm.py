@@ -88,6 +88,37 @@ def pack_weight(weight: Tensor, bias: Tensor | None = None) -> PackedWeight:
     return from_packed(data, bias, num_rows, num_cols)
 
 
+class WeightPacker:
+    """A weight [N, K] that is filled by rows, in any order and from any thread."""
+
+    def __init__(
+        self, num_rows: int, num_cols: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:
+        """Memory for the whole weight, not touched yet. `device` None is the CPU."""
+        is_cpu = device is None or device.type == "cpu"
+        is_compiled = is_cpu and backend() is Backend.COMPILED
+        self._kernels = import_module("rtp_kernels._C") if is_compiled else None
+        self._num_rows, self._num_cols = num_rows, num_cols
+        shape = packed_shape(num_rows, num_cols, dtype) if is_compiled else (num_rows, num_cols)
+        self._data = torch.empty(shape, dtype=dtype, device=device)
+
+    def put(self, first_row: int, rows: Tensor) -> None:
+        """Copy `rows` [n, K], of the weight's dtype and on the CPU, to `first_row` and after."""
+        if self._kernels is None:
+            self._data[first_row : first_row + len(rows)].copy_(rows)
+        else:
+            self._kernels.pack_rows(self._data, rows, first_row, self._num_rows)
+
+    def weight(self, bias: Tensor | None = None) -> PackedWeight:
+        """The weight, once every row has been put; `bias` is [N], of any float."""
+        if bias is not None:
+            assert bias.shape == (self._num_rows,), f"bias {tuple(bias.shape)} for {self._num_rows}"
+            bias = bias.float().contiguous()
+        if self._kernels is None:
+            return PackedWeight(self._data, bias, self._num_rows, self._num_cols, kernel=None)
+        return from_packed(self._data, bias, self._num_rows, self._num_cols)
+
+
 def from_packed(data: Tensor, bias: Tensor | None, num_rows: int, num_cols: int) -> PackedWeight:
     """A weight from memory that already has the packed layout, as from a mapped file; no copy."""
     kernels = import_module("rtp_kernels._C")

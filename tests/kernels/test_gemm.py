@@ -1,12 +1,21 @@
 """Linear layers over packed weights: right within rounding, and the same bits in every batch."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import rtp_kernels
-from rtp_serve.ops.gemm import PackedWeight, embedding, from_packed, linear, pack_weight
+from rtp_serve.ops.gemm import (
+    PackedWeight,
+    WeightPacker,
+    embedding,
+    from_packed,
+    linear,
+    pack_weight,
+)
 from tests.kernels.levels import DTYPES, ISAS, random, using
 
 ROW_COUNTS = [1, 2, 3, 5, 6, 7, 8, 12, 13, 16, 31, 64, 96, 97, 512]
@@ -148,6 +157,47 @@ def test_packed_layout_is_the_documented_one() -> None:
 def test_packing_takes_rows_that_lie_apart() -> None:
     weight = random(70, 50)
     assert torch.equal(pack_weight(weight[:, :33]).data, pack_weight(weight[:, :33].clone()).data)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_rows", "num_cols"), [(1, 1), (70, 33), (64, 130), (97, 257), (5, 2)])
+@pytest.mark.parametrize("step", [1, 7, 32, 45, 100])
+def test_rows_packed_in_any_order_are_the_packed_weight(
+    num_rows: int, num_cols: int, dtype: torch.dtype, step: int
+) -> None:
+    weight, bias = random(num_rows, num_cols, dtype=dtype), random(num_rows)
+    packer = WeightPacker(num_rows, num_cols, dtype)
+    packer.weight().data.fill_(torch.nan)  # memory may hold anything
+    for first in reversed(range(0, num_rows, step)):
+        packer.put(first, weight[first : first + step])
+    whole, filled = pack_weight(weight, bias), packer.weight(bias)
+    assert equal_bits(filled.data, whole.data)
+    assert filled.bias is not None
+    assert torch.equal(filled.bias, bias)
+    assert equal_bits(linear(weight[:1], filled), linear(weight[:1], whole))
+
+
+def test_threads_may_pack_rows_of_one_strip() -> None:
+    weight = random(70, 4001, dtype=torch.bfloat16)
+    packer = WeightPacker(70, 4001, torch.bfloat16)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda row: packer.put(row, weight[row : row + 1]), range(70)))
+    assert equal_bits(packer.weight().data, pack_weight(weight).data)
+
+
+@pytest.mark.parametrize("first_row", [-1, 68, 71, 1 << 62])
+def test_rows_outside_the_weight_are_refused(first_row: int) -> None:
+    packer = WeightPacker(70, 33, torch.float32)
+    with pytest.raises(ValueError, match=rf"3 rows from row {first_row} on are not among 70"):
+        packer.put(first_row, random(3, 33))
+
+
+def test_rows_of_another_kind_are_refused() -> None:
+    packer = WeightPacker(70, 33, torch.float32)
+    with pytest.raises(ValueError, match=r"packed must have shape \[3, 34, 32\]"):
+        packer.put(0, random(3, 34))
+    with pytest.raises(TypeError, match="packed must be bfloat16 like rows"):
+        packer.put(0, random(3, 33, dtype=torch.bfloat16))
 
 
 def test_a_weight_from_packed_memory_needs_no_copy() -> None:

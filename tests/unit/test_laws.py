@@ -16,6 +16,8 @@ CONTROL_PLANE = [
     "rtp_serve.text.stream",
     "rtp_serve.text.chat_template",
     "rtp_serve.loader.hub",
+    "rtp_serve.loader.checkpoint",
+    "rtp_serve.loader.reader",
     "rtp_serve.cli.cache",
     "rtp_serve.api.openai_app",
 ]

@@ -32,6 +32,23 @@ void py_pack_weight(const CpuArray& packed_, const CpuArray& weight_) {
   });
 }
 
+void py_pack_rows(const CpuArray& packed_, const CpuArray& rows_, int64_t first_row,
+                  int64_t num_rows) {
+  const char* name = "pack_rows";
+  const Array packed(name, "packed", packed_), rows(name, "rows", rows_);
+  rows.floating().shape({kAny, kAny}).contiguous(1);
+  check_packed(packed.like(rows), num_rows, rows.size(1));
+  if (first_row < 0 || first_row > num_rows - rows.size(0)) {
+    throw nb::value_error(("pack_rows: " + std::to_string(rows.size(0)) + " rows from row " +
+                           std::to_string(first_row) + " on are not among " +
+                           std::to_string(num_rows))
+                              .c_str());
+  }
+  const nb::gil_scoped_release release;
+  pack_rows(packed.data(), rows.data(), rows.stride(0), rows.dtype(), first_row, rows.size(0),
+            num_rows, rows.size(1));
+}
+
 void check_indices(const char* name, const int64_t* indices, int64_t count, int64_t limit) {
   for (int64_t i = 0; i < count; ++i) {
     if (indices[i] >= 0 && indices[i] < limit) continue;
@@ -109,6 +126,8 @@ void LinearWeight::gather_rows(uintptr_t out, const CpuArray& ids_) const {
 void bind_gemm(nb::module_& module) {
   const auto array = [](const char* name) { return nb::arg(name).noconvert(); };
   module.def("pack_weight", &py_pack_weight, array("packed"), array("weight"));
+  module.def("pack_rows", &py_pack_rows, array("packed"), array("rows"), nb::arg("first_row"),
+             nb::arg("num_rows"));
   nb::class_<LinearWeight>(module, "LinearWeight")
       .def(nb::init<const CpuArray&, const CpuArray&, int64_t, int64_t>(), array("packed"),
            array("bias").none(), nb::arg("n"), nb::arg("k"))

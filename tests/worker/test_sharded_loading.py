@@ -1,0 +1,149 @@
+"""Ranks get the rows and columns that are theirs, read by one of them or each for itself."""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rtp_serve import ops
+from rtp_serve.config.model import read_model_config
+from rtp_serve.errors import CheckpointError
+from rtp_serve.loader.checkpoint import Checkpoint
+from rtp_serve.loader.local_files import LocalFiles
+from rtp_serve.loader.rank_group import RankGroup
+from rtp_serve.loader.read_plan import ALIGNMENT, DEFAULT_SIZES, ReadSizes
+from rtp_serve.loader.weights import LoadSettings, load_weights
+from rtp_serve.models.shards import shard_columns, shard_rows, shard_specs
+from rtp_serve.models.weights import TensorSpec, Weights, WeightSpec
+from tests.checkpoints import tiny_config, write_checkpoint
+from tests.worker.test_weight_loading import by_library, specs_of
+
+DTYPE = torch.bfloat16
+SMALL = ReadSizes(read_bytes=2 * ALIGNMENT, gap_bytes=0)
+
+
+class CountingFiles(LocalFiles):
+    """Notes who asked for which file, and how many bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes_by_file: dict[str, int] = {}
+        self._count_lock = threading.Lock()
+
+    def __call__(self, file: Path, offset: int, into: memoryview) -> int:
+        count = super().__call__(file, offset, into)
+        with self._count_lock:
+            self.bytes_by_file[file.name] = self.bytes_by_file.get(file.name, 0) + count
+        return count
+
+
+def load_all(
+    directory: Path,
+    world_size: int,
+    files: LocalFiles,
+    *,
+    together: bool,
+    sizes: ReadSizes = SMALL,
+) -> list:
+    """Each rank's weights, or its error."""
+    group = RankGroup(world_size)
+    config = read_model_config(directory)
+
+    def load(rank: int) -> Weights:
+        member = group.member(rank) if together else None
+        settings = LoadSettings(sizes, num_threads=2, read_into=files, member=member)
+        specs = shard_specs(specs_of(directory), rank, world_size)
+        return load_weights(Checkpoint(directory), specs, config, DTYPE, settings=settings)
+
+    with ThreadPoolExecutor(world_size) as pool:
+        futures = [pool.submit(load, rank) for rank in range(world_size)]
+        return [each.exception(timeout=60) or each.result() for each in futures]
+
+
+def assert_shard(weights: Weights, specs: Sequence[WeightSpec], tensors: dict[str, Tensor]) -> None:
+    def stacked(parts: Sequence[TensorSpec]) -> Tensor:
+        wanted = [tensors[part.name].to(DTYPE)[slice(*part.row_range)] for part in parts]
+        return torch.cat(
+            [
+                rows[:, slice(*part.columns)] if part.columns else rows
+                for rows, part in zip(wanted, parts, strict=True)
+            ]
+        )
+
+    for spec in specs:
+        if not spec.is_matrix:
+            assert torch.equal(weights.vector(spec.path), stacked(spec.parts))
+            continue
+        expected = ops.pack_weight(
+            stacked(spec.parts), stacked(spec.biases) if spec.biases else None
+        )
+        found = weights.matrix(spec.path)
+        assert torch.equal(found.data, expected.data), spec.path
+        assert (found.bias is None) == (expected.bias is None)
+        assert expected.bias is None or torch.equal(found.bias, expected.bias)
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_a_rank_gets_its_rows_and_columns(
+    tmp_path: Path, world_size: int, together: bool, stored: torch.dtype
+):
+    config = tiny_config(attention_bias=True)
+    directory = write_checkpoint(tmp_path, config, num_shards=3, dtype=stored)
+    tensors = by_library(directory)
+    with CountingFiles() as files:
+        loaded = load_all(directory, world_size, files, together=together)
+    for rank, weights in enumerate(loaded):
+        assert_shard(weights, shard_specs(specs_of(directory), rank, world_size), tensors)
+
+
+def test_together_every_byte_is_read_once(tmp_path: Path):
+    directory = write_checkpoint(tmp_path, num_shards=3)
+    sizes = {path.name: path.stat().st_size for path in directory.glob("*.safetensors")}
+    bytes_read = {}
+    for together in (True, False):
+        with CountingFiles() as files:
+            load_all(directory, 4, files, together=together, sizes=DEFAULT_SIZES)
+            bytes_read[together] = files.bytes_by_file
+    assert bytes_read[True] == sizes
+    assert all(bytes_read[False][name] > 2 * sizes[name] for name in sizes)
+
+
+def test_a_file_that_nobody_can_read_is_an_error_of_every_rank(tmp_path: Path):
+    directory = write_checkpoint(tmp_path, num_shards=3)
+    name = "model-00002-of-00003.safetensors"
+
+    class BrokenFiles(LocalFiles):
+        def __call__(self, file: Path, offset: int, into: memoryview) -> int:
+            if file.name == name:
+                raise OSError(5, "Input/output error")
+            return super().__call__(file, offset, into)
+
+    with BrokenFiles() as files:
+        for error in load_all(directory, 4, files, together=True):
+            assert isinstance(error, CheckpointError)
+            assert f"{name}: [Errno 5] Input/output error" in str(error)
+
+
+def test_shards_of_all_ranks_are_the_whole_weight():
+    spec = WeightSpec("w", (TensorSpec("a", (7, 5)), TensorSpec("b", (3, 5))), ())
+    by_rows = [shard_rows(spec, rank, 3) for rank in range(3)]
+    assert [each.parts[0].rows for each in by_rows] == [(0, 2), (2, 4), (4, 7)]
+    assert [each.parts[1].rows for each in by_rows] == [(0, 1), (1, 2), (2, 3)]
+    assert sum(each.num_rows for each in by_rows) == spec.num_rows
+    by_columns = [shard_columns(spec, rank, 2) for rank in range(2)]
+    assert [each.parts[0].columns for each in by_columns] == [(0, 2), (2, 5)]
+    assert [each.num_columns for each in by_columns] == [2, 3]
+    assert {each.num_rows for each in by_columns} == {10}
+
+
+def test_a_divided_sum_has_its_bias_once():
+    bias = (TensorSpec("a.bias", (4,)),)
+    spec = WeightSpec("w", (TensorSpec("a.weight", (4, 4)),), bias)
+    assert [shard_columns(spec, rank, 2).biases for rank in range(2)] == [bias, ()]
+    assert [shard_rows(spec, rank, 2).biases[0].rows for rank in range(2)] == [(0, 2), (2, 4)]
