@@ -128,9 +128,13 @@ class TileRun {
   }
 
   void finish(int32_t partition, int32_t row) const {
-    const OnlineSoftmax& state = memory_.states[row];
-    query_.finish(partition, row, memory_.ranges[row / group_], total(row),
-                  memory_.accumulators + row * columns_, state.maximum, state.sum());
+    const float* accumulators = memory_.accumulators + row * columns_;
+    const float maximum = memory_.states[row].maximum, sum = memory_.states[row].sum();
+    if (query_.partials) return query_.partial(partition, row).assign(accumulators, maximum, sum);
+    if (memory_.ranges[row / group_].begin / kPartitionKeys == partition) {
+      return total(row).assign(accumulators, maximum, sum);
+    }
+    total(row).merge(accumulators, maximum, sum);
   }
 
   // Keys of one tile, and rows of which at least the first and the last see some of them.

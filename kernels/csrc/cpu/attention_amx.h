@@ -14,6 +14,21 @@
 
 namespace rtp::RTP_ISA_NAMESPACE {
 
+// 2^x for x <= 0: relative error below 2^-12, which rounding to bf16 hides. 2^0 is exactly 1, 0
+// below -126, NaN of NaN.
+RTP_INLINE VecF weight_of(VecF x) {
+  const VecF shifter = set1(12582912.0f);  // 1.5 * 2^23: the sum's last bits are the integer
+  const VecF shifted = x + shifter;
+  const VecF f = x - (shifted - shifter);
+  VecF p = set1(5.34267500e-2f);
+  p = fma(p, f, set1(2.41876450e-1f));
+  p = fma(p, f, set1(6.93458770e-1f));
+  p = fma(p, f, set1(1.0f));
+  const __mmask16 kept = _mm512_cmp_ps_mask(x, set1(-126.0f), _CMP_NLT_UQ);
+  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+  return _mm512_castsi512_ps(_mm512_maskz_add_epi32(kept, _mm512_castps_si512(p), exponent));
+}
+
 class PartitionRun {
  public:
   PartitionRun(const PagedAttention& op, const QueryTile& tile)
@@ -67,8 +82,9 @@ class PartitionRun {
     bool is_checked;    // whether the values are of one token's keys alone
   };
 
-  struct Softmax {
-    float maximum, sum;
+  // Of a block's rows.
+  struct alignas(64) Softmax {
+    float maxima[kRows], sums[kRows];
   };
 
   void take(Pieces& pieces) {
@@ -78,7 +94,7 @@ class PartitionRun {
     pieces.take(sums_, kRows * columns_);
     pieces.take(queries_, (query_.rows + kRows) * depth_);  // a block reads whole registers
     pieces.take(totals_, query_.rows * partial_floats(head_dim_));
-    pieces.take(ranges_, query_.tile.num_tokens);
+    pieces.take(ranges_, query_.rows);
   }
 
   PartialRow total(int32_t row) const {
@@ -86,8 +102,8 @@ class PartitionRun {
   }
 
   void load_queries() {
-    for (int32_t t = 0; t < query_.tile.num_tokens; ++t) ranges_[t] = query_.range_of(t);
     for (int32_t row = 0; row < query_.rows; ++row) {
+      ranges_[row] = row % query_.group ? ranges_[row - 1] : query_.range_of(row / query_.group);
       bf16* target = queries_ + row * depth_;
       __builtin_memcpy(target, query_.query(row), head_dim_ * sizeof(bf16));
       for (int64_t i = head_dim_; i < depth_; ++i) target[i] = bf16{};
@@ -96,14 +112,14 @@ class PartitionRun {
 
   // What a row sees of the partition at key `first`.
   KeyRange seen_of(int32_t first, int32_t row) const {
-    return ranges_[row / query_.group].within(first, kPartitionKeys);
+    return ranges_[row].within(first, kPartitionKeys);
   }
   // What any of rows [row, end) sees.
   KeyRange seen_by(int32_t first, int32_t row, int32_t end) const {
     KeyRange seen{kPartitionKeys, 0};
-    for (int32_t t = row / query_.group; t <= (end - 1) / query_.group; ++t) {
-      const KeyRange range = ranges_[t].within(first, kPartitionKeys);
-      if (!range.is_empty()) seen = seen.joined(range);
+    for (; row < end; ++row) {
+      const KeyRange own = seen_of(first, row);
+      if (!own.is_empty()) seen = seen.joined(own);
     }
     return seen;
   }
@@ -165,18 +181,26 @@ class PartitionRun {
   template <int kRowTiles>
   bool attend_block(const RowBlock& block) {
     score<kRowTiles>(block);
-    Softmax states[kRows];
-    for (int32_t r = 0; r < block.count; ++r) {
-      const KeyRange seen = seen_of(block.first, block.row + r);
-      if (!seen.is_empty()) states[r] = weigh(r, seen, block.products);
+    Softmax softmax;
+    for (int32_t r = 0; r < block.count; r += kLanes) {
+      if (see_all(block, r)) {
+        weigh_all(r, softmax);
+      } else {
+        for (int32_t i = r; i < block.count && i < r + kLanes; ++i) weigh(block, i, softmax);
+      }
     }
     add_values<kRowTiles>(block.products);
     if (!block.is_checked && !are_finite(block)) return false;
-    for (int32_t r = 0; r < block.count; ++r) {
-      const int32_t row = block.row + r;
-      if (seen_of(block.first, row).is_empty()) continue;
-      query_.finish(block.partition, row, ranges_[row / query_.group], total(row),
-                    sums_ + r * columns_, states[r].maximum, states[r].sum);
+    for (int32_t r = 0; r < block.count; r += kLanes) finish(block, r, softmax);
+    return true;
+  }
+
+  // Whether the sixteen rows from `r` on see the whole partition.
+  bool see_all(const RowBlock& block, int32_t r) const {
+    if (r + kLanes > block.count) return false;
+    for (int32_t i = r; i < r + kLanes; ++i) {
+      const KeyRange seen = seen_of(block.first, block.row + i);
+      if (seen.begin > 0 || seen.end < kPartitionKeys) return false;
     }
     return true;
   }
@@ -237,10 +261,11 @@ class PartitionRun {
     }
   }
 
-  // Row `r` of the block, which sees `seen` of the partition.
-  Softmax weigh(int32_t r, KeyRange seen, KeyRange products) const {
+  // Row `r` of the block.
+  void weigh(const RowBlock& block, int32_t r, Softmax& softmax) const {
+    const KeyRange seen = seen_of(block.first, block.row + r);
+    if (seen.is_empty()) return;
     float* scores = scores_ + r * kScoreStride;
-    bf16* weights = weights_ + r * kWeightStride;
     const int32_t begin = seen.begin / kLanes * kLanes;
     const int32_t end = (seen.end + kLanes - 1) / kLanes * kLanes;
     for (int32_t key = begin; key < seen.begin; ++key) scores[key] = -__builtin_inff();
@@ -249,21 +274,75 @@ class PartitionRun {
     for (int32_t key = begin + kLanes; key < end; key += kLanes) {
       largest = max(largest, load(scores + key));
     }
-    const float maximum = reduce_max(largest) * scale_;
+    softmax.maxima[r] = reduce_max(largest) * scale_;
+    bf16* weights = weights_ + r * kWeightStride;
+    softmax.sums[r] = reduce_add(weigh_keys(scores, begin, end, softmax.maxima[r], weights));
+    clear(weights, block.products.begin * kTileDepth, begin);
+    clear(weights, end, block.products.end * kTileDepth);
+  }
+
+  // The sixteen rows from `r` on, which see the whole partition: the same for all at once.
+  void weigh_all(int32_t r, Softmax& softmax) const {
+    VecF largest[kLanes], sums[kLanes];
+    for (int32_t i = 0; i < kLanes; ++i) {
+      const float* scores = scores_ + (r + i) * kScoreStride;
+      largest[i] = load(scores);
+#pragma GCC unroll 16
+      for (int32_t key = kLanes; key < kPartitionKeys; key += kLanes) {
+        largest[i] = max(largest[i], load(scores + key));
+      }
+    }
+    const VecF maxima = reduce_all(largest, [](VecF a, VecF b) { return max(a, b); });
+    store(softmax.maxima + r, maxima * set1(scale_));
+    for (int32_t i = 0; i < kLanes; ++i) {
+      sums[i] = weigh_keys(scores_ + (r + i) * kScoreStride, 0, kPartitionKeys,
+                           softmax.maxima[r + i], weights_ + (r + i) * kWeightStride);
+    }
+    store(softmax.sums + r, reduce_all(sums, [](VecF a, VecF b) { return a + b; }));
+  }
+
+  // Weights of keys [begin, end); their sums by lane.
+  RTP_MEMBER VecF weigh_keys(const float* scores, int32_t begin, int32_t end, float maximum,
+                             bf16* weights) const {
     const VecF factor = set1(scale_), shift = set1(-maximum);
     VecF sums = set1(0.0f);
     for (int32_t key = begin; key < end; key += kLanes) {
-      const VecF weight = exp2(fma(load(scores + key), factor, shift));
+      const VecF weight = weight_of(fma(load(scores + key), factor, shift));
       sums = sums + weight;
       store(weights + key, weight);
     }
-    clear(weights, products.begin * kTileDepth, begin);
-    clear(weights, end, products.end * kTileDepth);
-    return {maximum, reduce_add(sums)};
+    return sums;
   }
 
   static void clear(bf16* weights, int32_t begin, int32_t end) {
     for (int32_t key = begin; key < end; key += kLanes) store(weights + key, set1(0.0f));
+  }
+
+  // Rows [r, r + 16), as many as there are, into their totals.
+  void finish(const RowBlock& block, int32_t r, const Softmax& softmax) const {
+    const int32_t end = block.count - r < kLanes ? block.count : r + kLanes;
+    alignas(64) float maxima[kLanes] = {}, sums[kLanes] = {};
+    for (int32_t i = r; i < end; ++i) {
+      maxima[i - r] = total(block.row + i).maximum();
+      sums[i - r] = total(block.row + i).sum();
+    }
+    const VecF next = load(softmax.maxima + r);
+    const Merging merging(load(maxima), next);
+    const VecF merged = merging.sum(load(sums), load(softmax.sums + r));
+    for (int32_t i = r; i < end; ++i) {
+      const int32_t row = block.row + i, lane = i - r;
+      if (seen_of(block.first, row).is_empty()) continue;
+      const float* own = sums_ + i * columns_;
+      if (query_.partials || ranges_[row].begin / kPartitionKeys == block.partition) {
+        const PartialRow first =
+            query_.partials ? query_.partial(block.partition, row) : total(row);
+        first.assign(own, softmax.maxima[i], softmax.sums[i]);
+        continue;
+      }
+      total(row).add(own, merging.decay[lane], merging.next_decay[lane]);
+      total(row).maximum() = merging.maximum[lane];
+      total(row).sum() = merged[lane];
+    }
   }
 
   template <int kRowTiles>

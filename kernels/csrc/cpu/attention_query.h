@@ -59,6 +59,12 @@ struct TileQuery {
     }
   }
 
+  // Where a partition's result of a row goes, if there are partials.
+  PartialRow partial(int32_t partition, int32_t row) const {
+    const int64_t index = int64_t{partition - tile.partition_begin} * rows + row;
+    return {partials + index * partial_floats(step.head_dim), columns};
+  }
+
   // Of a tile whose partitions were computed by several spans.
   void merge() const {
     const PartialRow merged{thread_scratch(partial_floats(step.head_dim)), columns};
@@ -75,25 +81,11 @@ struct TileQuery {
     }
   }
 
-  // A partition's result of a row, whose merger of all partitions so far is `total`.
-  void finish(int32_t partition, int32_t row, KeyRange range, const PartialRow& total,
-              const float* accumulators, float maximum, float sum) const {
-    if (partials) return partial(partition, row).assign(accumulators, maximum, sum);
-    if (range.begin / kPartitionKeys == partition) {
-      return total.assign(accumulators, maximum, sum);
-    }
-    total.merge(accumulators, maximum, sum);
-  }
-
  private:
   int64_t token_of(int32_t row) const {
     return step.query_start_loc[tile.seq] + tile.first_token + row / group;
   }
   int64_t head_of(int32_t row) const { return tile.kv_head * group + row % group; }
-  PartialRow partial(int32_t partition, int32_t row) const {
-    const int64_t index = int64_t{partition - tile.partition_begin} * rows + row;
-    return {partials + index * partial_floats(step.head_dim), columns};
-  }
 };
 
 }  // namespace rtp::RTP_ISA_NAMESPACE

@@ -118,6 +118,16 @@ struct TileRows {
   KeyRange* ranges;           // [tokens]
 };
 
+// How much two partitions' results count in their merger, a row a lane.
+struct Merging {
+  VecF maximum, decay, next_decay;
+
+  RTP_MEMBER Merging(VecF first, VecF next)
+      : maximum(max(first, next)), decay(exp2(first - maximum)), next_decay(exp2(next - maximum)) {}
+
+  RTP_MEMBER VecF sum(VecF first, VecF next) const { return first * decay + next * next_decay; }
+};
+
 // A partition's result for a row, or the merger of several: accumulators, maximum, sum.
 struct PartialRow {
   float* data;
@@ -134,14 +144,17 @@ struct PartialRow {
 
   // Takes in the partition that follows.
   void merge(const float* accumulators, float next_maximum, float next_sum) const {
-    const float largest = maximum() > next_maximum ? maximum() : next_maximum;
-    const VecF decay = exp2(set1(maximum()) - set1(largest));
-    const VecF next_decay = exp2(set1(next_maximum) - set1(largest));
+    const Merging merging(set1(maximum()), set1(next_maximum));
+    add(accumulators, merging.decay[0], merging.next_decay[0]);
+    sum() = merging.sum(set1(sum()), set1(next_sum))[0];
+    maximum() = merging.maximum[0];
+  }
+
+  void add(const float* accumulators, float decay, float next_decay) const {
+    const VecF own = set1(decay), next = set1(next_decay);
     for (int64_t c = 0; c < columns; c += kLanes) {
-      store(data + c, fma(load(accumulators + c), next_decay, load(data + c) * decay));
+      store(data + c, fma(load(accumulators + c), next, load(data + c) * own));
     }
-    sum() = sum() * decay[0] + next_sum * next_decay[0];
-    maximum() = largest;
   }
 
   template <typename T>

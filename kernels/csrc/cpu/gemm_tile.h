@@ -105,6 +105,12 @@ struct Columns {
     residual = tile.residual ? static_cast<const Out*>(tile.residual) + column : nullptr;
   }
 
+  // What a whole register of outputs gets.
+  RTP_MEMBER VecF total(int64_t row, VecF sums) const {
+    if (has_bias) sums = sums + bias;
+    return residual ? load(residual + row * stride) + rounded<Out>(sums) : sums;
+  }
+
   RTP_MEMBER void store_sums(int64_t row, VecF sums) const {
     const int64_t offset = row * stride;
     store_outputs(out + offset, residual ? residual + offset : nullptr,
@@ -238,9 +244,11 @@ void multiply_rest(const bf16* x, int64_t x_stride, const bf16* weight, int64_t 
   multiply_depth<kRowTiles, kStrips>(x, x_stride, rest[0], kElements);
 }
 
-// Adds k from `begin` to `end`, of which only the last may be no multiple of kTileDepth.
-template <int kRowTiles, int kStrips>
-RTP_INLINE void multiply_part(const Tile<bf16>& tile, const bf16* x, int64_t begin, int64_t end) {
+// Adds k from `begin` to `end`, of which only the last may be no multiple of kTileDepth. Calls
+// beside() with each product: vector registers have nothing to do meanwhile.
+template <int kRowTiles, int kStrips, typename Beside>
+RTP_INLINE void multiply_part(const Tile<bf16>& tile, const bf16* x, int64_t begin, int64_t end,
+                              Beside&& beside) {
   const int64_t stream = tile.distance * tile.strip_elements;
   const bf16* weight = tile.weight + begin * kStripOutputs;
   int64_t k = begin;
@@ -254,6 +262,7 @@ RTP_INLINE void multiply_part(const Tile<bf16>& tile, const bf16* x, int64_t beg
       }
     }
     multiply_depth<kRowTiles, kStrips>(x + k, tile.x_stride, weight, stream);
+    beside();
   }
   if (k < end) multiply_rest<kRowTiles, kStrips>(x + k, tile.x_stride, weight, stream, end - k);
 }
@@ -263,31 +272,80 @@ template <int kStrips>
 __attribute__((noinline)) void multiply_few(const Tile<bf16>& tile, int64_t rows) {
   alignas(64) float sums[kTileSums];
   clear_sums();
-  multiply_part<1, kStrips>(tile, tile.x, 0, tile.k);
+  multiply_part<1, kStrips>(tile, tile.x, 0, tile.k, [] {});
   store_sums<kStrips>(sums, kSumColumns, kTileSide);
   store_tile<kStrips>(tile, sums, rows);
 }
 
-// Any number of rows of one strip, whose first tile is `tile`. k goes in parts; between two of them
-// sums wait in `sums`, kTileSums for each 32 rows.
-__attribute__((noinline)) inline void multiply_strip(Tile<bf16> tile, int64_t rows, float* sums) {
-  const int64_t tiles = (rows + 2 * kTileSide - 1) / (2 * kTileSide);
-  const int64_t depths = (tile.k + kTileDepth - 1) / kTileDepth;
-  const int64_t parts = (tile.k + kPartDepth - 1) / kPartDepth;
-  for (int64_t p = 0; p < parts; ++p) {
-    const int64_t begin = depths * p / parts * kTileDepth;
-    const int64_t next = depths * (p + 1) / parts * kTileDepth;
-    const int64_t end = next < tile.k ? next : tile.k;
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t row = i * 2 * kTileSide;
-      float* own = sums + i * kTileSums;
-      p ? load_sums(own, kSumColumns, kTileSide) : clear_sums();
-      multiply_part<2, 1>(tile, tile.x + row * tile.x_stride, begin, end);
-      store_sums<2>(own, kSumColumns, kTileSide);
-      if (p + 1 < parts) continue;
-      store_tile<1>(tile.below(row), own, rows - row < 2 * kTileSide ? rows - row : 2 * kTileSide);
+// Rows of a strip's sums [rows][32] on their way to the outputs.
+template <typename Out>
+class SumRows {
+ public:
+  RTP_MEMBER SumRows(const Tile<bf16>& first, const float* sums)
+      : left_(first, 0), right_(first, 1), sums_(sums) {}
+
+  // At most `count` more of the rows before `end`.
+  RTP_MEMBER void store(int64_t count, int64_t end) {
+    const int64_t stop = next_ + count < end ? next_ + count : end;
+    for (; next_ < stop; ++next_) {
+      const float* sums = sums_ + next_ * kSumColumns;
+      if constexpr (sizeof(Out) == sizeof(bf16)) {
+        if (right_.count >= kLanes) {
+          store_pair(left_.out + next_ * left_.stride, left_.total(next_, load(sums)),
+                     right_.total(next_, load(sums + kTileSide)));
+          continue;
+        }
+      }
+      left_.store_sums(next_, load(sums));
+      right_.store_sums(next_, load(sums + kTileSide));
     }
   }
+
+ private:
+  const Columns<Out> left_, right_;
+  const float* const sums_;
+  int64_t next_ = 0;
+};
+
+// k from `begin` to `end`, the last part, for all rows; each tile's sums leave beside the products
+// of the next one.
+template <typename Out>
+RTP_INLINE void multiply_last_part(const Tile<bf16>& tile, int64_t rows, float* sums, int64_t begin,
+                                   int64_t end) {
+  constexpr int64_t kRows = 2 * kTileSide;
+  const int64_t products = (end - begin) / kTileDepth;
+  const int64_t rows_each = products ? (kRows + products - 1) / products : kRows;
+  SumRows<Out> outputs(tile, sums);
+  for (int64_t row = 0; row < rows; row += kRows) {
+    float* own = sums + row * kSumColumns;
+    begin ? load_sums(own, kSumColumns, kTileSide) : clear_sums();
+    multiply_part<2, 1>(tile, tile.x + row * tile.x_stride, begin, end,
+                        [&] { outputs.store(rows_each, row); });
+    store_sums<2>(own, kSumColumns, kTileSide);
+  }
+  outputs.store(rows, rows);
+}
+
+// Any number of rows of one strip, whose first tile is `tile`. k goes in parts; between two of them
+// sums wait in `sums`, [rows, up to whole tiles][32].
+inline __attribute__((noinline)) void multiply_strip(const Tile<bf16>& tile, int64_t rows,
+                                                     float* sums) {
+  constexpr int64_t kRows = 2 * kTileSide;
+  const int64_t depths = (tile.k + kTileDepth - 1) / kTileDepth;
+  const int64_t parts = (tile.k + kPartDepth - 1) / kPartDepth;
+  int64_t begin = 0;
+  for (int64_t p = 1; p < parts; ++p) {
+    const int64_t end = depths * p / parts * kTileDepth;
+    for (int64_t row = 0; row < rows; row += kRows) {
+      float* own = sums + row * kSumColumns;
+      begin ? load_sums(own, kSumColumns, kTileSide) : clear_sums();
+      multiply_part<2, 1>(tile, tile.x + row * tile.x_stride, begin, end, [] {});
+      store_sums<2>(own, kSumColumns, kTileSide);
+    }
+    begin = end;
+  }
+  tile.out_dtype == DType::kBf16 ? multiply_last_part<bf16>(tile, rows, sums, begin, tile.k)
+                                 : multiply_last_part<float>(tile, rows, sums, begin, tile.k);
 }
 
 #endif

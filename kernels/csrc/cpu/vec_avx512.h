@@ -49,6 +49,13 @@ RTP_INLINE void store(bf16* target, VecF v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), narrow(v));
 }
 
+#if defined(RTP_HAS_AVX512_BF16)
+// Two registers side by side: a whole cache line at once.
+RTP_INLINE void store_pair(bf16* target, VecF first, VecF second) {
+  _mm512_storeu_si512(target, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+}
+#endif
+
 RTP_INLINE __mmask16 first_lanes(int count) { return static_cast<__mmask16>((1u << count) - 1); }
 
 RTP_INLINE VecF load_first(const float* source, int count) {
@@ -87,6 +94,29 @@ RTP_INLINE float reduce_max(VecF v) {
   const __m128 quarter = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
   const __m128 pair = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
   return _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
+}
+
+// reduce_add and reduce_max of sixteen registers: lane i is of register i. The same trees, of all
+// at once.
+template <typename Combine>
+RTP_INLINE VecF reduce_all(const VecF (&v)[kLanes], Combine combine) {
+  // Halves, then quarters, are combined within pairs of registers: register 4 j + q ends in lane j
+  // of quarter q, hence which of them meet.
+  VecF quarters[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const auto halves = [&](VecF a, VecF b) {
+      return combine(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    };
+    const VecF low = halves(v[j], v[j + 4]), high = halves(v[j + 8], v[j + 12]);
+    quarters[j] =
+        combine(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+  }
+  const auto pairs = [&](VecF a, VecF b) {
+    return combine(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+  };
+  const VecF low = pairs(quarters[0], quarters[1]), high = pairs(quarters[2], quarters[3]);
+  return combine(_mm512_shuffle_ps(low, high, 0x88), _mm512_shuffle_ps(low, high, 0xdd));
 }
 
 RTP_INLINE bool any_above(VecF a, VecF b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
