@@ -49,6 +49,12 @@ RTP_INLINE void store(bf16* target, VecF v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), narrow(v));
 }
 
+// 1 / v for normal v with a normal quotient: relative error below 2^-23.
+RTP_INLINE VecF reciprocal(VecF v) {
+  const VecF guess = _mm512_rcp14_ps(v);
+  return fma(guess, fma(v, guess * set1(-1.0f), set1(1.0f)), guess);
+}
+
 #if defined(RTP_HAS_AVX512_BF16)
 // Two registers side by side: a whole cache line at once.
 RTP_INLINE void store_pair(bf16* target, VecF first, VecF second) {
