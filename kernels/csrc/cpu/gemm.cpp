@@ -70,13 +70,18 @@ struct Grid {
 
   Grid(const Linear& op_, int threads) : op(op_) {
     const int64_t k = op.weight.k;
-    strips = ceil_div(op.weight.n, kStripOutputs);
+    strips = ceil_div(num_outputs(), kStripOutputs);
     strip_elements = ceil_div(k, kDepth<T>) * kDepth<T> * kStripOutputs;
     x_stride = ceil_div(k, 32) * 32 + 64 / static_cast<int64_t>(sizeof(X));
     const int64_t cached_rows =
         most(2 * kTileRows<T>, kBlockBytes / (x_stride * static_cast<int64_t>(sizeof(X))));
     const int64_t for_threads = least(ceil_div(op.m, kTileRows<T>), ceil_div(8 * threads, strips));
     blocks = most(ceil_div(op.m, cached_rows), threads > 1 ? for_threads : 1);
+  }
+
+  // Columns of `out`.
+  int64_t num_outputs() const {
+    return op.epilogue == Epilogue::kSiluAndMul ? op.weight.n / 2 : op.weight.n;
   }
 
   // Rows [first, last) as they meet the weights.
@@ -89,26 +94,41 @@ struct Grid {
   // Of strip `index`, or of that and the one `distance` on.
   template <int kStrips>
   void multiply_strips(int64_t index, int64_t distance, const Block& block) const {
-    const T* weight = static_cast<const T*>(op.weight.data) + index * strip_elements;
+    if (op.epilogue == Epilogue::kSiluAndMul) return multiply_gate(index, block);
+    for (int output = 0; output < kStripOutputs; output += kTileOutputs) {
+      if (index * kStripOutputs + output >= op.weight.n) break;
+      const Tile<T> tile = tile_of(index, output, distance, block);
+      multiply_column<kStrips>(tile, block.last - block.first, block.sums);
+    }
+  }
+
+  // From `output` of strip `index` on, its outputs in the columns that they are of.
+  Tile<T> tile_of(int64_t index, int output, int64_t distance, const Block& block) const {
+    const int64_t column = index * kStripOutputs + output;
     Tile<T> tile;
     tile.x = block.rows;
     tile.x_stride = x_stride;
     tile.distance = distance;
     tile.strip_elements = strip_elements;
     tile.k = op.weight.k;
+    tile.weight =
+        static_cast<const T*>(op.weight.data) + index * strip_elements + output * kDepth<T>;
+    tile.bias = op.bias ? op.bias + column : nullptr;
+    tile.outputs = op.weight.n - column;
+    tile.out = static_cast<char*>(op.out) + offset(block.first, column);
     tile.out_dtype = op.out_dtype;
     tile.out_stride = op.out_stride;
-    for (int output = 0; output < kStripOutputs; output += kTileOutputs) {
-      const int64_t column = index * kStripOutputs + output;
-      if (column >= op.weight.n) break;
-      tile.weight = weight + output * kDepth<T>;
-      tile.bias = op.bias ? op.bias + column : nullptr;
-      tile.outputs = op.weight.n - column;
-      tile.out = static_cast<char*>(op.out) + offset(block.first, column);
-      tile.residual = op.residual
-                          ? static_cast<const char*>(op.residual) + offset(block.first, column)
-                          : nullptr;
-      multiply_column<kStrips>(tile, block.last - block.first, block.sums);
+    tile.residual =
+        op.residual ? static_cast<const char*>(op.residual) + offset(block.first, column) : nullptr;
+    return tile;
+  }
+
+  void multiply_gate(int64_t index, const Block& block) const {
+    if constexpr (kUsesTileRegisters<T>) {
+      multiply_gated(tile_of(index, 0, 0, block), tile_of(strips + index, 0, 0, block),
+                     block.last - block.first, block.sums);
+    } else {
+      __builtin_unreachable();  // has_gate() says no
     }
   }
 
@@ -199,7 +219,8 @@ struct Grid {
 
   void take(Pieces& pieces, int64_t rows, Block& block) const {
     pieces.take(block.rows, rows * x_stride);
-    pieces.take(block.sums, kUsesTileRegisters<T> ? rows * kStripOutputs : 0);
+    const int64_t strips_at_once = op.epilogue == Epilogue::kSiluAndMul ? 2 : 1;
+    pieces.take(block.sums, kUsesTileRegisters<T> ? strips_at_once * rows * kStripOutputs : 0);
   }
 
   // Strips [begin, end) of the grid.
@@ -223,6 +244,11 @@ void linear(const Linear& op, const Member& member) {
   } else {
     Grid<float>(op, member.size()).run(member);
   }
+}
+
+bool has_gate(const Linear& op) {
+  return kUsesTileRegisters<bf16> && op.weight.dtype == DType::kBf16 && op.m > kFewRows<bf16> &&
+         op.weight.n % (2 * kStripOutputs) == 0 && op.out_dtype == DType::kBf16 && !op.residual;
 }
 
 Ahead first_weights(const Linear& op, const Member& member) {

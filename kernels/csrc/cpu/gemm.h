@@ -29,6 +29,11 @@ struct PackedMatrix {
 // same in two steps gives the same bits.
 enum class Prologue { kNone, kRmsNorm, kSiluAndMul };
 
+// What becomes of the sums: kSiluAndMul makes one output of two, silu of output i of the first half
+// times output i of the second, each rounded to x's type before. The same bits as those of storing
+// all of them and of Prologue::kSiluAndMul afterwards.
+enum class Epilogue { kNone, kSiluAndMul };
+
 struct Projection {
   PackedMatrix weight;
   const float* bias;  // [n] or null
@@ -37,8 +42,8 @@ struct Projection {
 struct Linear {
   PackedMatrix weight;
   const float* bias;  // [n] or null
-  const void* x;      // [m, k], or [m, 2 k] under kSiluAndMul; the weight's type
-  void* out;          // [m, n]
+  const void* x;      // [m, k], or [m, 2 k] under Prologue::kSiluAndMul; the weight's type
+  void* out;          // [m, n], or [m, n / 2] under Epilogue::kSiluAndMul
   DType out_dtype;    // the weight's, or f32: the sums as they are
   int64_t m;
   int64_t x_stride, out_stride;
@@ -48,6 +53,7 @@ struct Linear {
   float eps = 0;
   // [m, n], rows out_stride apart, of out's type: the result, rounded to it, is added. Null: none.
   const void* residual = nullptr;
+  Epilogue epilogue = Epilogue::kNone;
 
   // A sum in place is not.
   bool is_repeatable() const { return residual != out; }
@@ -55,6 +61,7 @@ struct Linear {
 
 }  // namespace rtp
 
+// has_gate: whether linear() takes Epilogue::kSiluAndMul for an op that is otherwise the same.
 // first_weights: those that a member reads first, where rows are few enough for memory to matter.
-RTP_PER_ISA(void linear(const Linear& op, const Member& member);
+RTP_PER_ISA(void linear(const Linear& op, const Member& member); bool has_gate(const Linear& op);
             Ahead first_weights(const Linear& op, const Member& member);)

@@ -5,6 +5,7 @@
 //   multiply_strip   any number of rows, the same
 #pragma once
 
+#include "activation_row.h"
 #include "gemm.h"
 #include "gemm_step.h"
 #if defined(RTP_HAS_AMX)
@@ -307,45 +308,108 @@ class SumRows {
   int64_t next_ = 0;
 };
 
-// k from `begin` to `end`, the last part, for all rows; each tile's sums leave beside the products
-// of the next one.
-template <typename Out>
-RTP_INLINE void multiply_last_part(const Tile<bf16>& tile, int64_t rows, float* sums, int64_t begin,
-                                   int64_t end) {
+// The same of two strips whose outputs become one (Epilogue::kSiluAndMul).
+class GatedRows {
+ public:
+  RTP_MEMBER GatedRows(const Tile<bf16>& gate, const float* gates, const Tile<bf16>& up,
+                       const float* ups)
+      : gate_left_(gate, 0),
+        gate_right_(gate, 1),
+        up_left_(up, 0),
+        up_right_(up, 1),
+        gates_(gates),
+        ups_(ups) {}
+
+  RTP_MEMBER void store(int64_t count, int64_t end) {
+    const int64_t stop = next_ + count < end ? next_ + count : end;
+    for (; next_ < stop; ++next_) {
+      const int64_t sums = next_ * kSumColumns;
+      store_pair(gate_left_.out + next_ * gate_left_.stride, one(gate_left_, up_left_, sums),
+                 one(gate_right_, up_right_, sums + kTileSide));
+    }
+  }
+
+ private:
+  RTP_MEMBER VecF one(const Columns<bf16>& gate, const Columns<bf16>& up, int64_t sums) const {
+    return gated(round_to_bf16(gate.total(next_, load(gates_ + sums))),
+                 round_to_bf16(up.total(next_, load(ups_ + sums))));
+  }
+
+  const Columns<bf16> gate_left_, gate_right_, up_left_, up_right_;
+  const float *const gates_, *const ups_;
+  int64_t next_ = 0;
+};
+
+// Of k, cut into parts of a strip that stay in the first-level cache.
+struct KParts {
+  int64_t depths, count, k;
+
+  RTP_MEMBER explicit KParts(int64_t k_)
+      : depths((k_ + kTileDepth - 1) / kTileDepth),
+        count((k_ + kPartDepth - 1) / kPartDepth),
+        k(k_) {}
+
+  RTP_MEMBER int64_t begin(int64_t part) const {
+    return part < count ? depths * part / count * kTileDepth : k;
+  }
+};
+
+// Part `part` of k for all rows of a strip. Between parts sums wait in `sums`, [rows, up to whole
+// tiles][32]. Calls beside(row) with each product for the rows from `row` on.
+template <typename Beside>
+RTP_INLINE void multiply_rows_part(const Tile<bf16>& tile, int64_t rows, float* sums,
+                                   const KParts& parts, int64_t part, Beside&& beside) {
   constexpr int64_t kRows = 2 * kTileSide;
-  const int64_t products = (end - begin) / kTileDepth;
-  const int64_t rows_each = products ? (kRows + products - 1) / products : kRows;
-  SumRows<Out> outputs(tile, sums);
+  const int64_t begin = parts.begin(part), end = parts.begin(part + 1);
   for (int64_t row = 0; row < rows; row += kRows) {
     float* own = sums + row * kSumColumns;
     begin ? load_sums(own, kSumColumns, kTileSide) : clear_sums();
-    multiply_part<2, 1>(tile, tile.x + row * tile.x_stride, begin, end,
-                        [&] { outputs.store(rows_each, row); });
+    multiply_part<2, 1>(tile, tile.x + row * tile.x_stride, begin, end, [&] { beside(row); });
     store_sums<2>(own, kSumColumns, kTileSide);
   }
+}
+
+// All parts but the last.
+inline __attribute__((noinline)) void multiply_first_parts(const Tile<bf16>& tile, int64_t rows,
+                                                           float* sums, const KParts& parts) {
+  for (int64_t p = 0; p + 1 < parts.count; ++p) {
+    multiply_rows_part(tile, rows, sums, parts, p, [](int64_t) {});
+  }
+}
+
+// The last part; each tile's sums leave beside the products of the next one.
+template <typename Outputs>
+RTP_INLINE void multiply_last_part(const Tile<bf16>& tile, int64_t rows, float* sums,
+                                   const KParts& parts, Outputs outputs) {
+  const int64_t products = (parts.k - parts.begin(parts.count - 1)) / kTileDepth;
+  const int64_t rows_each = (2 * kTileSide + products) / (products + 1) + 1;
+  multiply_rows_part(tile, rows, sums, parts, parts.count - 1,
+                     [&](int64_t row) { outputs.store(rows_each, row); });
   outputs.store(rows, rows);
 }
 
-// Any number of rows of one strip, whose first tile is `tile`. k goes in parts; between two of them
-// sums wait in `sums`, [rows, up to whole tiles][32].
+// Any number of rows of one strip, whose first tile is `tile`. `sums` has room for [rows, up to
+// whole tiles][32].
 inline __attribute__((noinline)) void multiply_strip(const Tile<bf16>& tile, int64_t rows,
                                                      float* sums) {
-  constexpr int64_t kRows = 2 * kTileSide;
-  const int64_t depths = (tile.k + kTileDepth - 1) / kTileDepth;
-  const int64_t parts = (tile.k + kPartDepth - 1) / kPartDepth;
-  int64_t begin = 0;
-  for (int64_t p = 1; p < parts; ++p) {
-    const int64_t end = depths * p / parts * kTileDepth;
-    for (int64_t row = 0; row < rows; row += kRows) {
-      float* own = sums + row * kSumColumns;
-      begin ? load_sums(own, kSumColumns, kTileSide) : clear_sums();
-      multiply_part<2, 1>(tile, tile.x + row * tile.x_stride, begin, end, [] {});
-      store_sums<2>(own, kSumColumns, kTileSide);
-    }
-    begin = end;
+  const KParts parts(tile.k);
+  multiply_first_parts(tile, rows, sums, parts);
+  if (tile.out_dtype == DType::kBf16) {
+    multiply_last_part(tile, rows, sums, parts, SumRows<bf16>(tile, sums));
+  } else {
+    multiply_last_part(tile, rows, sums, parts, SumRows<float>(tile, sums));
   }
-  tile.out_dtype == DType::kBf16 ? multiply_last_part<bf16>(tile, rows, sums, begin, tile.k)
-                                 : multiply_last_part<float>(tile, rows, sums, begin, tile.k);
+}
+
+// The same of two strips, gates and what they open for. `sums` has room for both.
+inline __attribute__((noinline)) void multiply_gated(const Tile<bf16>& gate, const Tile<bf16>& up,
+                                                     int64_t rows, float* sums) {
+  const KParts parts(gate.k);
+  float* ups = sums + (rows + 2 * kTileSide - 1) / (2 * kTileSide) * kTileSums;
+  multiply_first_parts(gate, rows, sums, parts);
+  multiply_rows_part(gate, rows, sums, parts, parts.count - 1, [](int64_t) {});
+  multiply_first_parts(up, rows, ups, parts);
+  multiply_last_part(up, rows, ups, parts, GatedRows(gate, sums, up, ups));
 }
 
 #endif

@@ -211,7 +211,11 @@ void MlpSublayer::run(const Step& step, const Place& place, const Member& member
       project_normed(step, parts_.norm, parts_.gate_up, place.residual, place.workspace);
   gate_up.out_stride = gated_stride(parts_.gate_up);
   Linear down = add_projected(step, place, parts_.down, place.workspace, gate_up.out_stride);
-  down.prologue = Prologue::kSiluAndMul;
+  if (RTP_DISPATCH(has_gate)(gate_up)) {
+    gate_up.epilogue = Epilogue::kSiluAndMul;
+  } else {
+    down.prologue = Prologue::kSiluAndMul;
+  }
   member.reads_next(RTP_DISPATCH(first_weights)(down, member));
   RTP_DISPATCH(linear)(gate_up, member);
   member.reads_next(next);
