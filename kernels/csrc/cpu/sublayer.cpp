@@ -59,7 +59,7 @@ Linear add_projected(const Step& step, const Place& place, const Projection& pro
 
 // Of the rows between the two products of an MLP: their length is often a multiple of 2 KiB, and
 // rows that far apart would share few sets of a cache.
-int64_t gated_stride(const Projection& gate_up) { return gate_up.weight.n + 32; }
+int64_t padded_stride(int64_t columns) { return columns + 32; }
 
 }  // namespace
 
@@ -197,7 +197,7 @@ void MlpSublayer::check(const Step& step) const {
 }
 
 int64_t MlpSublayer::workspace_bytes(const Step& step) const {
-  return aligned(step.num_tokens * gated_stride(parts_.gate_up) * itemsize(parts_.dtype));
+  return aligned(step.num_tokens * padded_stride(parts_.gate_up.weight.n) * itemsize(parts_.dtype));
 }
 
 Ahead MlpSublayer::first_reads(const Step& step, const Member& member) const {
@@ -209,13 +209,11 @@ void MlpSublayer::run(const Step& step, const Place& place, const Member& member
                       const Ahead& next) const {
   Linear gate_up =
       project_normed(step, parts_.norm, parts_.gate_up, place.residual, place.workspace);
-  gate_up.out_stride = gated_stride(parts_.gate_up);
+  const bool has_gate = RTP_DISPATCH(has_gate)(gate_up);
+  gate_up.epilogue = has_gate ? Epilogue::kSiluAndMul : Epilogue::kNone;
+  gate_up.out_stride = padded_stride(has_gate ? parts_.down.weight.k : parts_.gate_up.weight.n);
   Linear down = add_projected(step, place, parts_.down, place.workspace, gate_up.out_stride);
-  if (RTP_DISPATCH(has_gate)(gate_up)) {
-    gate_up.epilogue = Epilogue::kSiluAndMul;
-  } else {
-    down.prologue = Prologue::kSiluAndMul;
-  }
+  down.prologue = has_gate ? Prologue::kNone : Prologue::kSiluAndMul;
   member.reads_next(RTP_DISPATCH(first_weights)(down, member));
   RTP_DISPATCH(linear)(gate_up, member);
   member.reads_next(next);
