@@ -2,6 +2,9 @@
 
 #include "activation_row.h"
 #include "gemm_tile.h"
+#if defined(RTP_HAS_AMX)
+#include "gemm_amx.h"
+#endif
 #include "norm_row.h"
 #include "scratch.h"
 
@@ -11,8 +14,13 @@ namespace {
 constexpr int kTileOutputs = 2 * kLanes;
 static_assert(kStripOutputs % kTileOutputs == 0);
 
-// Rows of x that stay in the second-level cache while the weights pass by.
+// Rows of x that stay in the second-level cache while the weights pass by. CPUs with AMX have 2 MiB
+// of it, and are fast enough to wait for weights that pass too often.
+#if defined(RTP_HAS_AMX)
+constexpr int64_t kBlockBytes = 1200 << 10;
+#else
 constexpr int64_t kBlockBytes = 384 << 10;
+#endif
 
 // So few rows take two strips at once: reading two streams is faster than one. The streams are the
 // halves of a thread's strips, so that each reads on where its last strip ended.
