@@ -51,11 +51,7 @@ class TileRun {
     TileQuery<Element>(op, tile).merge();
   }
 
-  // Spans fetch what follows in them, and nothing beyond.
-  struct After {};
-  static After after(const PagedAttention&, const AttentionWork&, int32_t) { return {}; }
-
-  void attend(const Span& span, After) {
+  void attend(const Span& span) {
     allocate();
     load_queries();
     for (int32_t p = span.partition_begin; p < span.partition_end; ++p) attend_partition(p);
@@ -272,8 +268,7 @@ void attend_spans(const PagedAttention& op, const AttentionWork& work, const Mem
       const int32_t index = share + i * member.size();
       const Span& span = work.spans[index];
       if (index == 0) clear_padding(op);
-      const int32_t next = i + 1 < num_spans(share) ? index + member.size() : -1;
-      Run(op, work.tiles[span.tile]).attend(span, Run::after(op, work, next));
+      Run(op, work.tiles[span.tile]).attend(span);
     }
   });
 }

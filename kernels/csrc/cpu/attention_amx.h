@@ -43,25 +43,13 @@ class PartitionRun {
     TileQuery<bf16>(op, tile).merge();
   }
 
-  // The first partition of span `index`, or none for -1.
-  static NextPartition after(const PagedAttention& op, const AttentionWork& work, int32_t index) {
-    if (index < 0) return {};
-    const Span& span = work.spans[index];
-    return {CachedHead(op, work.tiles[span.tile]), span.partition_begin * kPartitionBlocks};
-  }
-
-  // `after` is what this thread reads next.
-  void attend(const Span& span, const NextPartition& after) {
+  void attend(const Span& span) {
     Pieces needed(nullptr);
     take(needed);
     Pieces pieces(thread_scratch(needed.floats()));
     take(pieces);
     load_queries();
-    for (int32_t p = span.partition_begin; p < span.partition_end; ++p) {
-      const NextPartition own{words_.head(), (p + 1) * kPartitionBlocks};
-      next_ = p + 1 < span.partition_end ? own : after;
-      attend_partition(p);
-    }
+    for (int32_t p = span.partition_begin; p < span.partition_end; ++p) attend_partition(p);
     if (query_.partials) return;
     for (int32_t row = 0; row < query_.rows; ++row) {
       total(row).write(query_.out(row), head_dim_);
@@ -131,12 +119,12 @@ class PartitionRun {
     if (query_.has_tree && first + kPartitionKeys > query_.context) {
       return attend_tokens(partition, 0, query_.rows);
     }
-    words_.read(first, seen, next_);
+    words_.read(first, seen);
     for (int32_t row = 0; row < query_.rows; row += kRows) {
       const int32_t end = query_.rows - row < kRows ? query_.rows : row + kRows;
       if (attend_rows(partition, row, end, false)) continue;
       attend_tokens(partition, row, end);
-      words_.read(first, seen, {});
+      words_.read(first, seen);
     }
   }
 
@@ -157,7 +145,7 @@ class PartitionRun {
 
   void read_token(int32_t first, int32_t token, KeyRange own) {
     if (!query_.has_tree || first + kPartitionKeys <= query_.context) {
-      return words_.read(first, own, {});
+      return words_.read(first, own);
     }
     // Keys before this step, then the token's ancestors.
     const KeyRange before{first + own.begin, query_.context};
@@ -227,7 +215,6 @@ class PartitionRun {
       for (; i + 2 <= block.products.end; i += 2) score_wide(i, queries);
     }
     for (; i < block.products.end; ++i) {
-      fetch_next_keys(i);
       clear_sums();
       for (int64_t k = 0; k < depth_; k += kTileDepth) {
         load_rows<kRowTiles>(queries + k, depth_);
@@ -237,13 +224,10 @@ class PartitionRun {
       }
       store_sums<kRowTiles>(scores_ + i * kTileDepth, kScoreStride, kTileSide);
     }
-    next_ = {};
   }
 
   // Of 16 rows, the keys of products `i` and `i` + 1: one product alone waits for its own sums.
   void score_wide(int32_t i, const bf16* queries) {
-    fetch_next_keys(i);
-    fetch_next_keys(i + 1);
     clear_sums();
     for (int64_t k = 0; k < depth_; k += kTileDepth) {
       const auto keys = [&](int block) {
@@ -253,12 +237,6 @@ class PartitionRun {
       add_wide(keys(0), keys(1), keys(2), keys(3), 64);
     }
     store_wide(scores_ + i * kTileDepth, kScoreStride);
-  }
-
-  void fetch_next_keys(int32_t product) const {
-    for (int32_t i = 0; i < kProductBlocks; ++i) {
-      next_.head.fetch_keys(next_.block + product * kProductBlocks + i);
-    }
   }
 
   // Row `r` of the block.
@@ -382,8 +360,7 @@ class PartitionRun {
   const TileQuery<bf16> query_;
   Partition words_;
   const int64_t head_dim_, depth_, columns_;
-  const float scale_;   // to exponents of 2
-  NextPartition next_;  // not asked for yet
+  const float scale_;  // to exponents of 2
 
   float *scores_, *sums_, *totals_;
   bf16 *weights_, *queries_;

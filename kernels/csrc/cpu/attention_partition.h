@@ -18,49 +18,24 @@ static_assert(kBlockTokens == kTileSide);
 // One sequence's keys and values under one kv head, in the cache.
 class CachedHead {
  public:
-  // Has no keys.
-  CachedHead() = default;
   CachedHead(const PagedAttention& op, const QueryTile& tile)
       : keys_(static_cast<const float*>(op.key_cache)),
         values_(static_cast<const float*>(op.value_cache)),
         blocks_(op.block_tables + tile.seq * op.block_tables_stride),
         tile_words_(tile_words(op.dtype, op.geometry.head_dim)),
         block_words_(op.geometry.num_kv_heads * tile_words_),
-        head_offset_(tile.kv_head * tile_words_),
-        num_keys_(op.geometry.seq_lens[tile.seq]) {}
+        head_offset_(tile.kv_head * tile_words_) {}
 
   // Of block `index` of the sequence, in words.
   const float* keys(int32_t index) const { return keys_ + offset(index); }
   const float* values(int32_t index) const { return values_ + offset(index); }
 
-  // Asks for a block, if the sequence has it.
-  void fetch_keys(int32_t index) const {
-    if (has(index)) fetch(keys(index));
-  }
-  void fetch_values(int32_t index) const {
-    if (has(index)) fetch(values(index));
-  }
-
  private:
-  bool has(int32_t index) const { return index * kBlockTokens < num_keys_; }
   int64_t offset(int32_t index) const { return blocks_[index] * block_words_ + head_offset_; }
 
-  // To the second-level cache: the first is full of the partition at hand.
-  void fetch(const float* words) const {
-    constexpr int64_t kLine = 16;
-    for (int64_t i = 0; i < tile_words_; i += kLine) __builtin_prefetch(words + i, 0, 2);
-  }
-
-  const float *keys_ = nullptr, *values_ = nullptr;
-  const int32_t* blocks_ = nullptr;
-  int64_t tile_words_ = 0, block_words_ = 0, head_offset_ = 0;
-  int32_t num_keys_ = 0;
-};
-
-// A partition that is read after the one at hand.
-struct NextPartition {
-  CachedHead head;
-  int32_t block = 0;  // its first
+  const float *keys_, *values_;
+  const int32_t* blocks_;
+  const int64_t tile_words_, block_words_, head_offset_;
 };
 
 class Partition {
@@ -71,7 +46,6 @@ class Partition {
         depth_((head_dim_ + kTileDepth - 1) / kTileDepth * kTileDepth),
         columns_(padded(head_dim_)) {}
 
-  const CachedHead& head() const { return head_; }
   int64_t depth() const { return depth_; }      // head_dim, up to whole products
   int64_t columns() const { return columns_; }  // head_dim, up to whole registers
 
@@ -86,8 +60,8 @@ class Partition {
   // Of the keys of product `index`, in words [16 pairs of tokens][columns].
   const float* values(int index) const { return values_ + index * kTileDepth / 2 * columns_; }
 
-  // The keys and values in `seen`, of the partition at key `first`. Asks for those of `next`.
-  void read(int32_t first, KeyRange seen, const NextPartition& next) {
+  // The keys and values in `seen`, of the partition at key `first`.
+  void read(int32_t first, KeyRange seen) {
     const int32_t block = first / kBlockTokens, begin = seen.begin / kBlockTokens;
     for (int i = 0; i < kPartitionBlocks; ++i) {
       const bool is_seen = i >= begin && i * kBlockTokens < seen.end;
@@ -95,7 +69,7 @@ class Partition {
       keys_[i] = head_.keys(block + (is_seen ? i : begin));
       if (depth_ != head_dim_) copy_keys(i);
     }
-    copy_values(block, seen, next);
+    copy_values(block, seen);
   }
 
   // The keys in `before`, and nothing else; copy_token() gives others.
@@ -107,7 +81,7 @@ class Partition {
       is_seen ? copy_keys(i) : clear_keys(i);
     }
     clear(values_, kPartitionKeys / 2 * columns_);
-    if (!before.is_empty()) copy_values(block, before, {});
+    if (!before.is_empty()) copy_values(block, before);
   }
 
   // The token at `position` as key `key` of the copies.
@@ -146,14 +120,13 @@ class Partition {
   }
 
   // Zero for keys that are not `seen` in the products of those that are.
-  void copy_values(int32_t block, KeyRange seen, const NextPartition& next) {
+  void copy_values(int32_t block, KeyRange seen) {
     const int32_t begin = seen.begin / kTileDepth * kProductBlocks;
     const int32_t end = (seen.end + kTileDepth - 1) / kTileDepth * kProductBlocks;
     constexpr int kPairs = kBlockTokens / 2;
     for (int32_t i = begin; i < end; ++i) {
       const KeyRange own = seen.within(i * kBlockTokens, kBlockTokens);
       float* target = values_ + i * kPairs * columns_;
-      next.head.fetch_values(next.block + i);
       if (own.is_empty()) {
         clear(target, kPairs * columns_);
       } else if (columns_ == head_dim_ && own.end - own.begin == kBlockTokens) {
