@@ -15,6 +15,8 @@ def replica_options(config: AppConfig) -> dict[str, Any]:
     replica = config.replica
     actor = {"num_cpus": replica.num_cpus, "num_gpus": replica.num_gpus}
     options: dict[str, Any] = {
+        # Changing it exchanges weights and restarts nothing.
+        "user_config": config.engine.source.model_dump(),
         "ray_actor_options": {**actor, "resources": dict(replica.resources)},
         "max_ongoing_requests": config.max_ongoing_requests,
         "health_check_period_s": replica.health_check_period_s,

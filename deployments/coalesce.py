@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
-from rtp_serve.engine.client import EngineClient, ServedModel
+from rtp_serve.engine.client import EngineClient, Reloaded, ServedModel
 from rtp_serve.engine.request import Request, SequenceDelta
 
 
@@ -46,6 +46,9 @@ class CoalescingClient:
     async def served_model(self) -> ServedModel:
         return await self._engine.served_model()
 
+    async def reload(self) -> list[Reloaded]:
+        return await self._engine.reload()
+
     async def check_health(self) -> None:
         await self._engine.check_health()
 
@@ -62,4 +65,5 @@ def _join(earlier: SequenceDelta | None, later: SequenceDelta) -> SequenceDelta:
         logprobs=earlier.logprobs + later.logprobs,
         num_cached_tokens=max(earlier.num_cached_tokens, later.num_cached_tokens),
         prompt_logprobs=earlier.prompt_logprobs + later.prompt_logprobs,
+        fingerprint=earlier.fingerprint,
     )

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -20,17 +21,20 @@ from deployments.token_stream.wire import (
     decode_record,
     encode,
 )
-from rtp_serve.engine.client import ServedModel
+from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.errors import (
     ContextLengthExceeded,
     EngineDead,
     InvalidRequest,
     Overloaded,
+    ReloadFailed,
     RtpServeError,
 )
 
 _STATUS_TIMEOUT_S = 10.0
+# A large model is read for minutes, and before it the streams on an older version end.
+_RELOAD_TIMEOUT_S = 3600.0
 # A stream whose record is here has its last tokens on the wire.
 _LAST_TOKENS_TIMEOUT_S = 5.0
 
@@ -115,6 +119,17 @@ class ReplicaClient:
                 raise EngineDead(f"no replica answers: {type(error).__name__}") from error
         return self._model
 
+    async def reload(self) -> list[Reloaded]:
+        results = await self._ask_all("reload", _RELOAD_TIMEOUT_S)
+        failed = [result for result in results if isinstance(result, Exception)]
+        if failed:
+            reasons = "; ".join(map(_reason, failed))
+            raise ReloadFailed(
+                f"{len(failed)} of {len(results)} replicas go on with the weights they had: "
+                f"{reasons}"
+            )
+        return results
+
     async def check_health(self) -> None:
         await self._broadcast("check_health")
 
@@ -123,17 +138,28 @@ class ReplicaClient:
 
     async def _broadcast(self, method: str) -> list[tuple[str, str]]:
         """The answers of the replicas that answer. Raises EngineDead when none does."""
-        try:
-            response = self._handle.broadcast(method)
-            results = await response.results_async(
-                timeout_s=_STATUS_TIMEOUT_S, return_exceptions=True
-            )
-        except (RayError, RayServeException, TimeoutError) as error:
-            raise EngineDead(f"no replica answers: {type(error).__name__}") from error
+        results = await self._ask_all(method, _STATUS_TIMEOUT_S)
         answers = [result for result in results if not isinstance(result, Exception)]
         if not answers:
             raise EngineDead("no replica answers")
         return answers
+
+    async def _ask_all(self, method: str, timeout_s: float) -> list[Any]:
+        """What each replica returns or raises. Raises EngineDead when there is none to ask."""
+        try:
+            response = self._handle.broadcast(method)
+            results = await response.results_async(timeout_s=timeout_s, return_exceptions=True)
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise EngineDead(f"no replica answers: {type(error).__name__}") from error
+        if not results:
+            raise EngineDead("no replica answers")
+        return list(results)
+
+
+def _reason(error: Exception) -> str:
+    """Without the traceback that Ray puts into the text."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return cause.message if isinstance(cause, RtpServeError) else type(cause).__name__
 
 
 def _error_of(record: Refused) -> RtpServeError:

@@ -6,8 +6,10 @@ without the GIL, so this process's event loops answer health checks through the 
 
 import asyncio
 import gc
-from collections.abc import Callable
-from typing import Protocol
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
 
 import ray
 from ray import serve
@@ -16,12 +18,15 @@ from deployments.metrics import RaySink
 from deployments.token_stream.dialer import TcpNeeded, TokenDialer
 from deployments.token_stream.wire import Call, NeedsTcp, Record, Refused, decode_call, encode
 from rtp_serve.clock import Clock, WallClock
-from rtp_serve.config.engine import EngineConfig
+from rtp_serve.config.engine import EngineConfig, ModelSource
+from rtp_serve.config.user_config import parse_user_config
 from rtp_serve.engine.async_engine import AsyncEngine
-from rtp_serve.engine.client import ServedModel
-from rtp_serve.errors import EngineDead, InvalidRequest, Overloaded, RtpServeError
+from rtp_serve.engine.client import Reloaded, ServedModel
+from rtp_serve.errors import EngineDead, InvalidRequest, Overloaded, ReloadFailed, RtpServeError
 from rtp_serve.observability.logging import configure_logging
 from rtp_serve.observability.metrics import MetricsSink
+
+logger = logging.getLogger(__name__)
 
 
 class BuildEngine(Protocol):
@@ -40,21 +45,70 @@ def build_real_engine(config: EngineConfig, *, clock: Clock, sink: MetricsSink) 
 class EngineReplica:
     """Runs requests for ingresses. Its methods are called through Serve handles."""
 
-    _close: Callable[[], None] | None = None
-
-    async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: EngineConfig, build: BuildEngine = build_real_engine
-    ) -> None:
-        """Load the model, in a thread: Serve keeps asking this process how it is."""
+    def __init__(self, config: EngineConfig, build: BuildEngine = build_real_engine) -> None:
+        """Loads nothing: `reconfigure`, which Serve calls next, says which model."""
         configure_logging()
+        self._config = config
+        self._build = build
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._dialer = TokenDialer(ray.get_runtime_context().get_node_id(), self._replica)
-        ray_sink = RaySink()
-        self._engine = await asyncio.to_thread(build, config, clock=WallClock(), sink=ray_sink)
-        self._close = ray_sink.close
+        self._sink = RaySink()
+        self._started: AsyncEngine | None = None
+        self._loading: set[asyncio.Task[None]] = set()
+
+    @property
+    def _engine(self) -> AsyncEngine:
+        if self._started is None:
+            raise EngineDead("no model: the deployment's user_config must name one")
+        return self._started
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """The deployment's `user_config`: a ModelSource, by default that of the engine's own
+        configuration.
+
+        The first one is loaded before the replica serves. A later one is loaded beside what runs,
+        and this returns at once: Serve gives a replica nothing to do until it does, and stops one
+        that raises. What goes wrong then is logged, and the weights that run go on.
+        """
+        if self._started is None:
+            await self._start(parse_user_config(user_config))
+            return
+        loading = asyncio.create_task(self._load(user_config))
+        self._loading.add(loading)
+        loading.add_done_callback(self._loading.discard)
+
+    async def _start(self, source: ModelSource) -> None:
+        """Load the model, in a thread: Serve keeps asking this process how it is."""
+        config = self._config.model_copy(
+            update={
+                "model": source.model,
+                "revision": source.revision,
+                "served_model_name": self._config.model_name,
+            }
+        )
+        self._started = await asyncio.to_thread(
+            self._build, config, clock=WallClock(), sink=self._sink
+        )
         # What is here now stays: a collection that looks at all of it would hold up a step.
         gc.collect()
         gc.freeze()
+
+    async def _load(self, user_config: Mapping[str, Any]) -> None:
+        try:
+            source = parse_user_config(user_config)
+            reloaded = await asyncio.to_thread(self._engine.load, source)
+        except RtpServeError as error:
+            logger.error("the new user_config is not in force: %s", error.message)
+        else:
+            logger.warning("new requests run on %s, %s", source.model, reloaded.fingerprint)
+
+    async def reload(self) -> Reloaded:
+        """Read the model's weights again; see EngineClient. Raises ReloadFailed."""
+        try:
+            reloaded = await asyncio.to_thread(self._engine.load)
+        except RtpServeError as error:
+            raise ReloadFailed(f"replica {self._replica}: {error.message}") from error
+        return replace(reloaded, replica=self._replica)
 
     async def run(self, data: bytes) -> bytes:
         """The control call: a `Call` in, a `Record` out when the stream has ended.
@@ -93,10 +147,10 @@ class EngineReplica:
 
     async def __del__(self) -> None:
         """Serve awaits it when the replica has drained: end streams, free the model."""
-        if self._close is not None:
-            self._dialer.close()
-            await asyncio.to_thread(self._engine.shutdown)
-            self._close()
+        self._dialer.close()
+        if self._started is not None:
+            await asyncio.to_thread(self._started.shutdown)
+        self._sink.close()
 
 
 def _refusal(error: RtpServeError) -> Refused:

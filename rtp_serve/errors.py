@@ -80,6 +80,20 @@ class ModelNotFound(RtpServeError):
     code = "model_not_found"
 
 
+class ReloadRefused(RtpServeError):
+    """Other weights cannot take the place of those that run, which go on."""
+
+    status = 409
+    code = "reload_refused"
+
+
+class ReloadFailed(RtpServeError):
+    """Some engine could not load the weights, and goes on with those it has."""
+
+    status = 409
+    code = "reload_failed"
+
+
 class RequestTimeout(RtpServeError):
     """The request did not arrive, or was not answered, in the time a request may take."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rtp_serve.build import build_core
-from rtp_serve.config.engine import EngineConfig
+from rtp_serve.config.engine import EngineConfig, ModelSource
 from rtp_serve.config.parse import parse_config
 from rtp_serve.engine.request import FinishReason, Request, SequenceDelta, TokenLogprobs
 from rtp_serve.engine.sampling_params import SamplingParams
@@ -80,6 +80,16 @@ class LLM:
     def max_model_len(self) -> int:
         """Prompt plus output, in tokens."""
         return self._core.model.max_model_len
+
+    def reload(self, model: str | None = None, revision: str | None = None) -> None:
+        """Run what comes from now on on other weights of the same model; None reads again what the
+        weights that run came from. Open streams finish on those they began with.
+
+        Raises ReloadRefused, ConfigError, ModelNotFound or CheckpointError; nothing has changed
+        then.
+        """
+        source = ModelSource(model=model, revision=revision) if model is not None else None
+        self._core.switch(self._core.load(source))
 
     def generate(
         self,

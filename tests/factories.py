@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rtp_serve.clock import VirtualClock
-from rtp_serve.config.engine import SchedulerConfig
+from rtp_serve.config.engine import ModelSource, SchedulerConfig
 from rtp_serve.engine.client import ServedModel
 from rtp_serve.engine.core import EngineCore
 from rtp_serve.engine.executor import CompletedStep
@@ -16,6 +16,8 @@ from rtp_serve.engine.output import ModelOutput, NewSequence, SchedulerOutput
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.engine.scheduler import Scheduler
+from rtp_serve.engine.version import ModelVersion
+from rtp_serve.errors import CheckpointError
 from rtp_serve.kv_cache.block_pool import BlockPool
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.observability.metrics import MetricsSink, PrometheusSink
@@ -45,10 +47,11 @@ def make_prompt(length: int, seed: int = 0) -> tuple[int, ...]:
 
 
 class MemoryWorker:
-    """An executor whose "model" predicts a hash of the tokens it finds in its KV memory.
+    """An executor whose "model" predicts a hash of what it finds in its KV memory.
 
     The memory is addressed through block tables, as the real one is, so a wrong block, a stale slot
-    or a lost token changes the output. It holds tokens where the real one holds keys and values.
+    or a lost token changes the output. Where the real one holds keys and values, it holds tokens
+    and the model version that computed them.
     """
 
     def __init__(
@@ -61,6 +64,9 @@ class MemoryWorker:
         """A sequence whose step ends at this many tokens is reported as not computable."""
         self._seqs: dict[int, _WorkerSequence] = {}
         self.steps: list[SchedulerOutput] = []
+        self.dropped: list[int] = []
+        """Model versions whose last sequence has ended."""
+        self._num_loaded = 0
         self.is_shut_down = False
 
     def submit(self, scheduled: SchedulerOutput) -> CompletedStep:
@@ -95,7 +101,8 @@ class MemoryWorker:
             start = scheduled.num_computed_tokens[i]
             for position in range(start, start + scheduled.num_scheduled_tokens[i]):
                 block_id = seq.block_ids[position // self._block_size]
-                self._memory[block_id, position % self._block_size] = seq.token_ids[position]
+                token = seq.token_ids[position] + seq.version * VOCAB_SIZE
+                self._memory[block_id, position % self._block_size] = token
 
     def _predict(self, seq_id: int) -> int:
         seq = self._seqs[seq_id]
@@ -104,6 +111,16 @@ class MemoryWorker:
         token_id = int.from_bytes(digest, "little") % VOCAB_SIZE
         seq.token_ids.append(token_id)
         return token_id
+
+    def load(self, source: ModelSource | None = None) -> ModelVersion:
+        if source is not None and source.model == "bad":
+            raise CheckpointError("bad: no such checkpoint")
+        if source is None or source.model != "same":
+            self._num_loaded += 1
+        return make_version(self._num_loaded)
+
+    def drop(self, version: int) -> None:
+        self.dropped.append(version)
 
     def shutdown(self) -> None:
         self.is_shut_down = True
@@ -114,20 +131,30 @@ class _WorkerSequence:
         self.token_ids = new.token_ids.tolist()
         self.block_ids = list(new.block_ids)
         self.seed = new.seed
+        self.version = new.version
 
 
-def predicted_tokens(request: Request, index: int = 0, count: int | None = None) -> list[int]:
+def predicted_tokens(
+    request: Request, index: int = 0, count: int | None = None, version: int = 0
+) -> list[int]:
     """What MemoryWorker must produce for a request run alone, computed without any engine."""
     seed = (request.seed + index * 0x9E3779B97F4A7C15) & ((1 << 64) - 1)
     token_ids = list(request.prompt_token_ids)
     limit = count or request.sampling.max_tokens or 0
     for _ in range(limit):
-        data = np.array(token_ids, np.int64).tobytes() + seed.to_bytes(8, "little")
+        memory = np.array(token_ids, np.int64) + version * VOCAB_SIZE
+        data = memory.tobytes() + seed.to_bytes(8, "little")
         token_id = int.from_bytes(blake2b(data, digest_size=8).digest(), "little") % VOCAB_SIZE
         token_ids.append(token_id)
         if token_id == EOS and not request.sampling.ignore_eos:
             break
     return token_ids[len(request.prompt_token_ids) :]
+
+
+def make_version(number: int, max_model_len: int = 512) -> ModelVersion:
+    """Each with weights of its own."""
+    model = ServedModel("test", max_model_len, VOCAB_SIZE, (EOS,), f"fp_{number}")
+    return ModelVersion(number, model, b"test%d" % number)
 
 
 def make_core(
@@ -142,10 +169,9 @@ def make_core(
 ) -> EngineCore:
     scheduler.setdefault("max_num_batched_tokens", 64)
     scheduler.setdefault("max_num_seqs", 8)
-    cache = KVCacheManager(BlockPool(num_blocks), 16, b"test", enable_prefix_caching)
-    model = ServedModel("test", max_model_len, VOCAB_SIZE, (EOS,))
+    cache = KVCacheManager(BlockPool(num_blocks), 16, enable_prefix_caching)
     return EngineCore(
-        model,
+        make_version(0, max_model_len),
         Scheduler(SchedulerConfig(**scheduler), cache, max_model_len),
         cache,
         worker or MemoryWorker(num_blocks),

@@ -9,7 +9,7 @@ import msgspec
 
 from rtp_serve.engine.request import FinishReason, Request, SequenceDelta, TokenLogprobs
 
-VERSION = 1
+VERSION = 2
 SECRET_BYTES = 32
 
 Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
@@ -95,6 +95,7 @@ class DeltaExtras(msgspec.Struct, frozen=True, array_like=True):
     stop_token_id: int | None
     prompt_logprobs: tuple[TokenLogprobs | None, ...]
     error: str
+    fingerprint: str
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
@@ -122,7 +123,7 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 FromReplica = Hello | Opened | Deltas
 
-_NO_EXTRAS = DeltaExtras((), None, (), "")
+_NO_EXTRAS = DeltaExtras((), None, (), "", "")
 
 _encoder = msgspec.msgpack.Encoder()
 _call_decoder = msgspec.msgpack.Decoder(Call)
@@ -165,7 +166,9 @@ def _decode(decoder: "msgspec.msgpack.Decoder[T]", data: bytes) -> T:
 
 
 def pack_delta(key: StreamKey, delta: SequenceDelta) -> Delta:
-    extras = DeltaExtras(delta.logprobs, delta.stop_token_id, delta.prompt_logprobs, delta.error)
+    extras = DeltaExtras(
+        delta.logprobs, delta.stop_token_id, delta.prompt_logprobs, delta.error, delta.fingerprint
+    )
     return Delta(
         key,
         delta.index,
@@ -188,4 +191,5 @@ def unpack_delta(request_id: str, delta: Delta) -> SequenceDelta:
         num_cached_tokens=delta.num_cached_tokens,
         prompt_logprobs=extras.prompt_logprobs,
         error=extras.error,
+        fingerprint=extras.fingerprint,
     )

@@ -81,6 +81,7 @@ class ChatService:
         answers = [join(pieces) for pieces in pieces_by_index]
         return {
             **prepared.envelope,
+            "system_fingerprint": tally.fingerprint,
             "choices": [self._choice(answer, prepared) for answer in answers],
             "usage": tally.usage(),
             "prompt_logprobs": self._prompt_logprobs(answers[0], prepared),
@@ -98,10 +99,10 @@ class ChatService:
             async for piece in pieces:
                 tally.add(piece)
                 for choice in self._chunk_choices(piece, prepared, piece.index not in started):
-                    yield self._chunk(prepared, [choice])
+                    yield self._chunk(prepared, tally.fingerprint, [choice])
                 started.add(piece.index)
         if prepared.body.include_usage:
-            yield self._chunk(prepared, [], tally.usage())
+            yield self._chunk(prepared, tally.fingerprint, [], tally.usage())
 
     def _pieces(self, request: Request) -> AsyncGenerator[Piece, None]:
         return generate_pieces(self._context.engine, self._context.tokenizer, request)
@@ -141,10 +142,15 @@ class ChatService:
         return prompt_logprobs(answer.prompt_logprobs, self._context.tokenizer)
 
     def _chunk(
-        self, prepared: PreparedChat, choices: list[ChatChunkChoice], usage: Usage | None = None
+        self,
+        prepared: PreparedChat,
+        fingerprint: str | None,
+        choices: list[ChatChunkChoice],
+        usage: Usage | None = None,
     ) -> ChatCompletionChunk:
         chunk: ChatCompletionChunk = {**prepared.envelope, "choices": choices}
         chunk["object"] = "chat.completion.chunk"
+        chunk["system_fingerprint"] = fingerprint
         if not prepared.body.include_usage:
             return chunk
         with_usage: ChatUsageChunk = {**chunk, "usage": usage}

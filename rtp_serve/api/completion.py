@@ -83,7 +83,12 @@ class CompletionService:
                 collected[prompt_index * prepared.body.n + piece.index].append(piece)
         joined = [join(pieces) for pieces in collected]
         taken = [choice.take(piece) for choice, piece in zip(choices, joined, strict=True)]
-        return {**prepared.envelope, "choices": taken, "usage": tally.usage()}
+        return {
+            **prepared.envelope,
+            "system_fingerprint": tally.fingerprint,
+            "choices": taken,
+            "usage": tally.usage(),
+        }
 
     async def stream(self, prepared: PreparedCompletion) -> AsyncGenerator[CompletionChunk, None]:
         """Text chunks, the last of each choice with its finish reason, then perhaps the usage.
@@ -96,9 +101,9 @@ class CompletionService:
             async for prompt_index, piece in pieces:
                 tally.add(piece, prompt_index)
                 choice = choices[prompt_index * prepared.body.n + piece.index]
-                yield _chunk(prepared, [choice.take(piece)])
+                yield _chunk(prepared, tally.fingerprint, [choice.take(piece)])
         if prepared.body.include_usage:
-            yield _chunk(prepared, [], tally.usage())
+            yield _chunk(prepared, tally.fingerprint, [], tally.usage())
 
     async def _echo(self, body: CompletionRequest, prompt: str | list[int]) -> str:
         if not body.echo:
@@ -167,9 +172,13 @@ def _without_answer(piece: Piece) -> Piece:
 
 
 def _chunk(
-    prepared: PreparedCompletion, choices: list[CompletionChoice], usage: Usage | None = None
+    prepared: PreparedCompletion,
+    fingerprint: str | None,
+    choices: list[CompletionChoice],
+    usage: Usage | None = None,
 ) -> CompletionChunk:
     chunk: CompletionChunk = {**prepared.envelope, "choices": choices}
+    chunk["system_fingerprint"] = fingerprint
     if not prepared.body.include_usage:
         return chunk
     with_usage: Completion = {**chunk, "usage": usage}

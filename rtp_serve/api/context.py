@@ -65,7 +65,7 @@ class ServingContext:
             "object": kind,
             "created": int(self.clock.wall()),
             "model": model.name,
-            "system_fingerprint": model.fingerprint or None,
+            "system_fingerprint": None,
         }
 
     def _seed(self, asked_for: int | None) -> int:

@@ -39,6 +39,9 @@ class Piece:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     """With a sequence's first piece: one entry per prompt token, None for the first."""
 
+    fingerprint: str = ""
+    """Of the model version that the sequence runs on."""
+
 
 class GenerationFailed(RtpServeError):
     """The engine gave one sequence up; others live on."""
@@ -84,6 +87,7 @@ def join(pieces: Sequence[Piece]) -> Piece:
         token_ids=tuple(chain.from_iterable(piece.token_ids for piece in pieces)),
         logprobs=tuple(chain.from_iterable(piece.logprobs for piece in pieces)),
         prompt_logprobs=pieces[0].prompt_logprobs,
+        fingerprint=pieces[0].fingerprint,
     )
 
 
@@ -132,6 +136,7 @@ class _SequenceText:
         self._logprobs: tuple[TokenLogprobs, ...] = ()
         self._prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
         self._num_cached_tokens = 0
+        self._fingerprint = ""
 
     def push(self, delta: SequenceDelta) -> Piece | None:
         """What there is to tell after a delta, or None while all of its text is held back."""
@@ -144,6 +149,7 @@ class _SequenceText:
         self._logprobs += delta.logprobs[: out.num_tokens]
         self._prompt_logprobs += delta.prompt_logprobs
         self._num_cached_tokens = max(self._num_cached_tokens, delta.num_cached_tokens)
+        self._fingerprint = delta.fingerprint or self._fingerprint
         if not out.text and not out.finished:
             return None
         piece = Piece(
@@ -155,6 +161,7 @@ class _SequenceText:
             stop_reason=out.stop or self._stop_token(delta),
             num_cached_tokens=self._num_cached_tokens,
             prompt_logprobs=self._prompt_logprobs,
+            fingerprint=self._fingerprint,
         )
         self._token_ids = self._logprobs = self._prompt_logprobs = ()
         return piece

@@ -68,6 +68,7 @@ def _route_table(context: ServingContext, config: ApiConfig, metrics: HttpMetric
     table.add("GET", "/health", Access.OPEN, operations.health)
     table.add("GET", "/metrics", Access.METRICS, operations.metrics)
     table.add("GET", "/admin/config", Access.ADMIN, operations.config)
+    table.add("POST", "/admin/reload", Access.ADMIN, operations.reload)
     table.add("GET", "/v1/models", Access.KEY, models.list)
     table.add("GET", "/v1/models/{name:path}", Access.KEY, models.retrieve)
     table.add("POST", "/v1/chat/completions", Access.KEY, chat)

@@ -1,4 +1,4 @@
-"""What a request has cost so far: the numbers of `usage`."""
+"""What the answers to a request tell together: the numbers of `usage`, and who gave them."""
 
 from collections.abc import Sequence
 
@@ -13,6 +13,7 @@ class Tally:
         self._num_prompt_tokens = sum(map(len, prompts))
         self._num_cached_tokens = [0] * len(prompts)
         self._num_generated = 0
+        self._fingerprints: set[str] = set()
 
     def add(self, piece: Piece, prompt_index: int = 0) -> None:
         """Count what a piece brought for one of the prompts.
@@ -22,6 +23,14 @@ class Tally:
         if piece.index == 0:
             self._num_cached_tokens[prompt_index] = piece.num_cached_tokens
         self._num_generated += len(piece.token_ids)
+        if piece.fingerprint:
+            self._fingerprints.add(piece.fingerprint)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the model version that gives the answers; None before the first one's first token, and
+        where prompts of one request run on several: a reload came between them."""
+        return next(iter(self._fingerprints)) if len(self._fingerprints) == 1 else None
 
     def usage(self) -> Usage:
         return {

@@ -55,14 +55,18 @@ class WeightStoreConfig(Config):
     """Bytes of all files together; beyond it those that were not used for longest are removed."""
 
 
-class EngineConfig(Config):
-    """One engine."""
+class ModelSource(Config):
+    """Where weights come from."""
 
     model: str = "smollm2-135m-instruct"
     """A local directory, a .gguf file, a Hugging Face repository id or a catalogue alias."""
 
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face repository."""
+
+
+class EngineConfig(ModelSource):
+    """One engine."""
 
     served_model_name: str | None = None
     """The name clients use; default: the value of `model`."""
@@ -84,6 +88,11 @@ class EngineConfig(Config):
 
     weight_store: WeightStoreConfig = WeightStoreConfig()
     """Packed weights on disk."""
+
+    @property
+    def source(self) -> ModelSource:
+        """The model alone."""
+        return ModelSource(model=self.model, revision=self.revision)
 
     @property
     def model_name(self) -> str:

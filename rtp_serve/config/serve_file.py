@@ -8,6 +8,7 @@ from rtp_serve.config.base import Config
 from rtp_serve.config.exposure import require_keys_beyond_loopback
 from rtp_serve.config.parse import parse_config, read_yaml
 from rtp_serve.config.serving import AppConfig
+from rtp_serve.config.user_config import DEPLOYMENT, parse_user_config
 from rtp_serve.errors import ConfigError, did_you_mean
 
 _OUR_PACKAGE = "deployments."
@@ -149,7 +150,15 @@ def read_serve_file(path: str) -> ServeFile:
         if application.is_ours:
             host = file.http_options.host if file.serves_http(application) else None
             require_keys_beyond_loopback(application.config, host)
+            _check_overrides(application)
     return file
+
+
+def _check_overrides(application: ApplicationEntry) -> None:
+    """Serve hands a wrong user_config to replicas only when they have started."""
+    for override in application.deployments:
+        if override.get("name") == DEPLOYMENT and "user_config" in override:
+            parse_user_config(override["user_config"])
 
 
 def _check_listeners(listeners: list[ApplicationEntry]) -> None:

@@ -16,10 +16,20 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Protocol
 
-from rtp_serve.engine.client import ServedModel
+from rtp_serve.config.engine import ModelSource
+from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.engine.core import EngineCore, EngineStats
 from rtp_serve.engine.request import FinishReason, Request, SequenceDelta
-from rtp_serve.errors import EngineDead, InvalidRequest, Overloaded
+from rtp_serve.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineDead,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    ReloadFailed,
+    ReloadRefused,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +50,8 @@ class AsyncEngine:
     ) -> None:
         """Starts the engine's thread. `max_queued` bounds the sequences that may wait."""
         self._core = core
+        # One reload at a time; held by the thread that loads.
+        self._reloading = threading.Lock()
         self._max_queued = max_queued
         self._render_metrics = render_metrics
         self._inbox: deque[Callable[[], None]] = deque()
@@ -83,7 +95,7 @@ class AsyncEngine:
             self._unfinished[request.request_id] = set(range(request.sampling.n))
             self._num_arriving += request.sampling.n
             self._inbox.append(lambda: self._add(request))
-            self._changed.notify()
+            self._changed.notify_all()
 
     def abort(self, request_id: str) -> None:
         """End a request before the next step; its sink hears nothing more of it."""
@@ -92,7 +104,33 @@ class AsyncEngine:
                 self._unfinished.pop(request_id, None)
                 self._aborting.add(request_id)
                 self._inbox.append(lambda: self._core.abort(request_id))
-                self._changed.notify()
+                self._changed.notify_all()
+
+    def load(self, source: ModelSource | None = None) -> Reloaded:
+        """Run the requests that come from now on on what is at `source`, None being where the
+        weights that run came from. Blocks the caller's thread; the engine goes on meanwhile.
+
+        At most two versions are held: another load first waits until the sequences of the version
+        before last have ended. Raises what `Executor.load` raises, and EngineDead.
+        """
+        with self._reloading:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_over or not self._core.num_old_versions)
+                self._raise_if_dead()
+            before = self._core.version
+            version = self._core.load(source)
+            with self._changed:
+                self._inbox.append(lambda: self._core.switch(version))
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._is_over or self._core.version is version)
+                self._raise_if_dead()
+            return Reloaded("engine", version.model.fingerprint, version is not before)
+
+    async def reload(self) -> list[Reloaded]:
+        try:
+            return [await asyncio.to_thread(self.load)]
+        except (ReloadRefused, CheckpointError, ModelNotFound, ConfigError) as error:
+            raise ReloadFailed(error.message) from error
 
     async def generate(self, request: Request) -> AsyncGenerator[SequenceDelta, None]:
         """Stream the request's deltas; closing the generator aborts."""
@@ -126,8 +164,12 @@ class AsyncEngine:
         """Finish the step under way, abort everything and stop the thread."""
         with self._changed:
             self._is_stopping = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
+
+    @property
+    def _is_over(self) -> bool:
+        return self._death is not None or self._is_stopping
 
     def _raise_if_dead(self) -> None:
         if self._death is not None:
@@ -152,6 +194,7 @@ class AsyncEngine:
             logger.exception("the engine failed")
             with self._changed:
                 self._death = error
+                self._changed.notify_all()
         finally:
             self._fail_streams()
             self._core.shutdown()
@@ -159,6 +202,7 @@ class AsyncEngine:
     def _take_inbox(self) -> bool:
         """Wait for work and take in what arrived; False when it is time to stop."""
         with self._changed:
+            self._changed.notify_all()  # a load may wait for what the last step or action did
             while not (self._inbox or self._is_stopping or self._core.has_work):
                 self._changed.wait()
             if self._is_stopping:

@@ -23,6 +23,20 @@ class ServedModel:
     """Digest of model, KV format and numerics plan: equal values promise equal seeded outputs."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What came of a reload at one engine."""
+
+    replica: str
+    """The engine's name."""
+
+    fingerprint: str
+    """Of what new requests run on now."""
+
+    is_changed: bool
+    """False where the weights were those that ran already."""
+
+
 class EngineClient(Protocol):
     """Generates tokens. `AsyncEngine` does it in this process, the ingress through its replicas."""
 
@@ -36,6 +50,14 @@ class EngineClient(Protocol):
 
     async def served_model(self) -> ServedModel:
         """The model's limits; waits until the engine is ready."""
+        ...
+
+    async def reload(self) -> list[Reloaded]:
+        """Read the model's weights again, at every engine; requests that come later run on them.
+
+        Those under way finish on the weights they began with. Raises ReloadFailed unless every
+        engine did it, EngineDead when none is there.
+        """
         ...
 
     async def check_health(self) -> None:

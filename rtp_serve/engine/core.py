@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 
 from rtp_serve.clock import Clock
+from rtp_serve.config.engine import ModelSource
 from rtp_serve.engine.client import ServedModel
 from rtp_serve.engine.executor import Executor
 from rtp_serve.engine.output import ModelOutput, SchedulerOutput
@@ -14,6 +15,7 @@ from rtp_serve.engine.recorder import EngineRecorder
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.engine.scheduler import Scheduler, SchedulerCounters
 from rtp_serve.engine.sequence import Sequence
+from rtp_serve.engine.version import ModelVersion
 from rtp_serve.errors import ContextLengthExceeded, InvalidRequest
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.observability.metrics import MetricsSink
@@ -37,14 +39,15 @@ class EngineCore:
 
     def __init__(
         self,
-        model: ServedModel,
+        version: ModelVersion,
         scheduler: Scheduler,
         cache: KVCacheManager,
         executor: Executor,
         clock: Clock,
         sink: MetricsSink,
     ) -> None:
-        self.model = model
+        self._version = version
+        self._old_versions: list[ModelVersion] = []
         self._scheduler = scheduler
         self._cache = cache
         self._executor = executor
@@ -53,6 +56,20 @@ class EngineCore:
         self._seqs: dict[int, Sequence] = {}
         self._seqs_by_request: dict[str, list[Sequence]] = {}
         self._next_seq_id = 0
+
+    @property
+    def version(self) -> ModelVersion:
+        """What new requests run on."""
+        return self._version
+
+    @property
+    def model(self) -> ServedModel:
+        return self._version.model
+
+    @property
+    def num_old_versions(self) -> int:
+        """Versions before it on which sequences still run."""
+        return len(self._old_versions)
 
     @property
     def has_work(self) -> bool:
@@ -117,10 +134,30 @@ class EngineCore:
             seq_id=self._next_seq_id,
             request=request,
             index=index,
+            version=self._version,
             arrival_s=self._clock.monotonic(),
             max_tokens=min(sampling.max_tokens or room, room),
             stop_token_ids=frozenset((*ends, *sampling.stop_token_ids)),
         )
+
+    def load(self, source: ModelSource | None = None) -> ModelVersion:
+        """A version to switch to; see `Executor.load`. The only method for another thread."""
+        return self._executor.load(source)
+
+    def switch(self, version: ModelVersion) -> None:
+        """Run the requests that come from now on on `version`, which the executor has loaded."""
+        if version is not self._version:
+            self._old_versions.append(self._version)
+            self._version = version
+            self._drop_old_versions()
+
+    def _drop_old_versions(self) -> None:
+        """Release those whose last sequence has ended."""
+        in_use = {seq.version.number for seq in self._seqs.values()}
+        for version in self._old_versions:
+            if version.number not in in_use:
+                self._executor.drop(version.number)
+        self._old_versions = [each for each in self._old_versions if each.number in in_use]
 
     def abort(self, request_id: str) -> None:
         """End a request's sequences now. Unknown and finished ones are ignored."""
@@ -172,6 +209,8 @@ class EngineCore:
         siblings = self._seqs_by_request.get(seq.request.request_id, [])
         if siblings and all(sibling.finish_reason is not None for sibling in siblings):
             del self._seqs_by_request[seq.request.request_id]
+        if seq.version is not self._version:
+            self._drop_old_versions()
 
     def _debug(self, scheduled: SchedulerOutput, elapsed_s: float) -> None:
         """One line a step; when the engine falls idle, its books are checked too."""

@@ -2,7 +2,9 @@
 
 from typing import Protocol
 
+from rtp_serve.config.engine import ModelSource
 from rtp_serve.engine.output import ModelOutput, SchedulerOutput
+from rtp_serve.engine.version import ModelVersion
 
 
 class StepHandle(Protocol):
@@ -18,6 +20,20 @@ class Executor(Protocol):
 
     def submit(self, scheduled: SchedulerOutput) -> StepHandle:
         """Start a step and return at once or when it is done, as the executor likes."""
+        ...
+
+    def load(self, source: ModelSource | None = None) -> ModelVersion:
+        """Bring the version of the model that is at `source` to the workers; None is where the last
+        one came from. Another thread's work: steps go on meanwhile.
+
+        Where the weights are those of the last version, that version, and nothing is loaded. Raises
+        ReloadRefused for weights that cannot follow those that run, ConfigError, ModelNotFound or
+        CheckpointError; nothing has changed then.
+        """
+        ...
+
+    def drop(self, version: int) -> None:
+        """Release a model version that no sequence runs on any more."""
         ...
 
     def shutdown(self) -> None:

@@ -35,6 +35,9 @@ class NewSequence:
     barred_token_ids: tuple[int, ...] = ()
     """Tokens that must not be sampled before `min_tokens` are out (the stop tokens)."""
 
+    version: int = 0
+    """Number of the model version that computes it."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:

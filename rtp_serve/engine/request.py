@@ -69,3 +69,6 @@ class SequenceDelta:
 
     error: str = ""
     """With FinishReason.ERROR: what went wrong."""
+
+    fingerprint: str = ""
+    """With the first delta: of the model version that the sequence runs on."""

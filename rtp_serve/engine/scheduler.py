@@ -169,6 +169,7 @@ class Scheduler:
                 sampling=seq.request.sampling,
                 seed=seq.seed,
                 barred_token_ids=tuple(sorted(seq.stop_token_ids)),
+                version=seq.version.number,
             )
         )
         plan.add(seq, count, seq.block_ids[num_cached_blocks:])
@@ -226,6 +227,7 @@ class Scheduler:
             stop_token_id=token_id if reason is FinishReason.STOP else None,
             num_cached_tokens=seq.num_cached_tokens,
             prompt_logprobs=_first_prompt_logprobs(seq) if num_output == 1 else (),
+            fingerprint=seq.version.model.fingerprint if num_output == 1 else "",
         )
 
     def _fail(self, seq: Sequence, error: str) -> SequenceDelta:

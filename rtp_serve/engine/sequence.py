@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from rtp_serve.engine.request import FinishReason, Request, TokenLogprobs
+from rtp_serve.engine.version import ModelVersion
 from rtp_serve.kv_cache.block import BlockHash
 
 _MASK = (1 << 64) - 1
@@ -24,6 +25,9 @@ class Sequence:
     request: Request
     index: int
     """Which of the request's n sequences."""
+
+    version: ModelVersion
+    """What it runs on to its end, whatever is loaded meanwhile."""
 
     arrival_s: float
     max_tokens: int
@@ -69,6 +73,10 @@ class Sequence:
     @property
     def num_output_tokens(self) -> int:
         return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def namespace(self) -> bytes:
+        return self.version.namespace
 
     @property
     def cache_salt(self) -> str:

@@ -22,21 +22,22 @@ class BlockHolder(Protocol):
     num_computed_tokens: int
 
     @property
+    def namespace(self) -> bytes:
+        """The identity of the arithmetic: weights, rope, KV format, kernels."""
+        ...
+
+    @property
     def cache_salt(self) -> str: ...
 
 
 class KVCacheManager:
     """The block tables of all sequences over one pool."""
 
-    def __init__(
-        self, pool: BlockPool, block_size: int, namespace: bytes, enable_prefix_caching: bool
-    ) -> None:
-        """`namespace` is the identity of the arithmetic: weights, rope, KV format, kernels."""
+    def __init__(self, pool: BlockPool, block_size: int, enable_prefix_caching: bool) -> None:
         self.pool = pool
         self.block_size = block_size
-        self._namespace = namespace
         self._enable_prefix_caching = enable_prefix_caching
-        self._roots: dict[str, BlockHash] = {}
+        self._roots: dict[tuple[bytes, str], BlockHash] = {}
 
     @property
     def usage(self) -> float:
@@ -107,16 +108,17 @@ class KVCacheManager:
     def _extend_hashes(self, seq: BlockHolder) -> None:
         size = self.block_size
         for i in range(len(seq.block_hashes), len(seq.token_ids) // size):
-            parent = seq.block_hashes[i - 1] if i else self._root(seq.cache_salt)
+            parent = seq.block_hashes[i - 1] if i else self._root(seq)
             seq.block_hashes.append(chain_hash(parent, seq.token_ids[i * size : (i + 1) * size]))
 
-    def _root(self, salt: str) -> BlockHash:
+    def _root(self, seq: BlockHolder) -> BlockHash:
         """Computed per sequence start; the few salts of an application are remembered."""
-        if salt not in self._roots:
+        key = seq.namespace, seq.cache_salt
+        if key not in self._roots:
             if len(self._roots) >= 1024:
                 self._roots.clear()
-            self._roots[salt] = root_hash(self._namespace, salt)
-        return self._roots[salt]
+            self._roots[key] = root_hash(*key)
+        return self._roots[key]
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

@@ -1,4 +1,4 @@
-"""Checkpoint directory → a runner that is ready for its first step."""
+"""Checkpoint directory → a model that is ready for its first step."""
 
 import ctypes
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ import torch
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.engine import EngineConfig, WeightStoreConfig
 from rtp_serve.config.model import ModelConfig, read_model_config
-from rtp_serve.kv_cache.tensors import KVCacheTensors
+from rtp_serve.errors import CheckpointError
 from rtp_serve.loader.checkpoint import Checkpoint
+from rtp_serve.loader.identity import checkpoint_identity
 from rtp_serve.loader.store.directory import StoreDirectory, default_root
 from rtp_serve.loader.store.guard import WeightGuard
 from rtp_serve.loader.store.store import Wanted, WeightStore
@@ -19,34 +20,49 @@ from rtp_serve.models.model import Model
 from rtp_serve.models.registry import MODELS
 from rtp_serve.models.weights import Weights
 from rtp_serve.worker.capacity import Capacity, compute_dtype, plan_capacity
-from rtp_serve.worker.model_runner import ModelRunner
 from rtp_serve.worker.threads import use_compute_threads
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedRunner:
-    """A runner and what the control plane must know of it."""
+class ModelPlan:
+    """A checkpoint of which only headers were read, and what an engine would hold of it."""
 
-    runner: ModelRunner
-    model: ModelConfig
+    directory: Path
+    config: ModelConfig
     capacity: Capacity
+
+    identity: str | None
+    """`checkpoint_identity` of the files as they are now."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model with its weights."""
+
+    model: Model
 
     guard: WeightGuard
     """To be asked whether the weights still are what was loaded."""
 
 
-def load_runner(directory: Path, config: EngineConfig, clock: Clock | None = None) -> LoadedRunner:
-    """Raises CheckpointError or ConfigError before any weight is read."""
-    use_compute_threads(config.num_threads)
+def plan_model(directory: Path, config: EngineConfig) -> ModelPlan:
+    """Raises CheckpointError or ConfigError."""
+    identity = checkpoint_identity(directory)
     model_config = read_model_config(directory)
-    capacity = plan_capacity(model_config, config)
-    dtype = getattr(torch, compute_dtype(model_config, config))
+    return ModelPlan(directory, model_config, plan_capacity(model_config, config), identity)
+
+
+def load_planned(plan: ModelPlan, config: EngineConfig, clock: Clock | None = None) -> LoadedModel:
+    """Raises CheckpointError, for what headers can tell before any weight is read, and where files
+    change meanwhile: their bytes may be of two checkpoints then."""
+    use_compute_threads(config.num_threads)
+    dtype = getattr(torch, compute_dtype(plan.config, config))
     store = open_store(config.weight_store, clock or WallClock())
-    model = load_model(directory, model_config, dtype, capacity.max_model_len, store)
+    model = load_model(plan.directory, plan.config, dtype, plan.capacity.max_model_len, store)
+    if checkpoint_identity(plan.directory) != plan.identity:
+        raise CheckpointError(f"{plan.directory}: its files have changed while they were read")
     _return_free_memory()
-    cache = KVCacheTensors(capacity.spec, capacity.num_blocks)
-    runner = ModelRunner(model, cache, config.scheduler.max_num_seqs, capacity.max_model_len)
-    return LoadedRunner(runner, model_config, capacity, store.guard if store else WeightGuard())
+    return LoadedModel(model, store.guard if store else WeightGuard())
 
 
 def load_model(

@@ -3,7 +3,7 @@
 It decides nothing: which sequences, how many tokens and which blocks come with the SchedulerOutput.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from torch import Tensor
@@ -31,6 +31,11 @@ class ModelRunner:
         self._cache = cache
         self._table = SequenceTable(max_num_seqs, max_model_len, cache.spec.block_size)
         self._builder = BatchBuilder(self._table)
+
+    @property
+    def seq_ids(self) -> Collection[int]:
+        """The sequences that it tracks."""
+        return self._table.seq_ids
 
     def execute(self, scheduled: SchedulerOutput) -> ModelOutput:
         """Compute the step. A sequence whose logits are no numbers gets an error, others go on."""

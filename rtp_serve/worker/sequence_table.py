@@ -4,7 +4,7 @@ A sequence has a row from the step that brings it to the step that forgets it; r
 It does not know why sequences come and go.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,10 @@ class SequenceTable:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def seq_ids(self) -> Collection[int]:
+        return self._rows.keys()
 
     def apply(self, scheduled: SchedulerOutput) -> IntArray:
         """Forget, admit and extend as the step says; return its rows [num_seqs], in batch order.

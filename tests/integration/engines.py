@@ -14,25 +14,29 @@ from rtp_serve.engine.client import ServedModel
 from rtp_serve.engine.core import EngineCore
 from rtp_serve.engine.request import Request, TokenLogprobs
 from rtp_serve.engine.scheduler import Scheduler
+from rtp_serve.engine.version import ModelVersion
 from rtp_serve.kv_cache.block_pool import BlockPool
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.kv_cache.tensors import KVCacheTensors
+from rtp_serve.loader.store.guard import WeightGuard
 from rtp_serve.models.model import Model
 from rtp_serve.observability.metrics import PrometheusSink
 from rtp_serve.worker.capacity import compute_dtype, plan_capacity
 from rtp_serve.worker.executor import InProcessExecutor
-from rtp_serve.worker.loading import load_model
-from rtp_serve.worker.model_runner import ModelRunner
+from rtp_serve.worker.loading import LoadedModel, load_model
+from rtp_serve.worker.model_versions import ModelVersions
+from rtp_serve.worker.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
+class SharedModel:
     """Weights and KV memory. The memory is never cleared: each engine finds the last one's data."""
 
     model: Model
     cache: KVCacheTensors
     served: ServedModel
     num_blocks: int
+    config: EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Generated:
     num_cached_tokens: int
 
 
-def load(directory: Path, **config: Any) -> LoadedModel:
+def load(directory: Path, **config: Any) -> SharedModel:
     engine_config = EngineConfig(model=str(directory), **config)
     model_config = read_model_config(directory)
     capacity = plan_capacity(model_config, engine_config)
@@ -52,16 +56,17 @@ def load(directory: Path, **config: Any) -> LoadedModel:
     served = ServedModel(
         "test", capacity.max_model_len, model_config.vocab_size, model_config.eos_token_ids
     )
-    return LoadedModel(
+    return SharedModel(
         load_model(directory, model_config, dtype, capacity.max_model_len),
         KVCacheTensors(capacity.spec, capacity.num_blocks),
         served,
         capacity.num_blocks,
+        engine_config,
     )
 
 
 def make_engine(
-    loaded: LoadedModel,
+    loaded: SharedModel,
     *,
     num_blocks: int | None = None,
     enable_prefix_caching: bool = False,
@@ -70,17 +75,17 @@ def make_engine(
 ) -> EngineCore:
     """A fresh control plane and runner. `num_blocks` may be less than the memory holds."""
     config = EngineConfig(scheduler=scheduler).scheduler
-    cache = KVCacheManager(
-        BlockPool(num_blocks or loaded.num_blocks), 16, b"test", enable_prefix_caching
-    )
+    cache = KVCacheManager(BlockPool(num_blocks or loaded.num_blocks), 16, enable_prefix_caching)
     max_len = loaded.served.max_model_len
-    runner = ModelRunner(loaded.model, loaded.cache, config.max_num_seqs, max_len)
+    worker = Worker(loaded.cache, config.max_num_seqs, max_len)
+    worker.add(0, LoadedModel(loaded.model, WeightGuard()))
+    clock = WallClock()
     return EngineCore(
-        loaded.served,
+        ModelVersion(0, loaded.served, b"test"),
         Scheduler(config, cache, max_len),
         cache,
-        InProcessExecutor(runner, num_threads),
-        WallClock(),
+        InProcessExecutor(worker, ModelVersions(loaded.config, clock), num_threads),
+        clock,
         PrometheusSink(),
     )
 

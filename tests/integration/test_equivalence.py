@@ -15,7 +15,7 @@ from rtp_serve.engine.request import Request
 from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.loader.hub import resolve
 from tests.checkpoints import LLAMA3_ROPE, tiny_config, write_checkpoint
-from tests.integration.engines import Generated, LoadedModel, load, make_engine, run
+from tests.integration.engines import Generated, SharedModel, load, make_engine, run
 
 TINY_MODELS = {
     "llama": tiny_config("LlamaForCausalLM", rope_scaling=LLAMA3_ROPE),
@@ -74,7 +74,7 @@ def make_requests(
     return requests
 
 
-def run_alone(loaded: LoadedModel, requests: list[Request]) -> dict[str, Generated]:
+def run_alone(loaded: SharedModel, requests: list[Request]) -> dict[str, Generated]:
     """One sequence at a time: a request of n becomes n requests with the sequences' own seeds."""
     outputs: dict[str, Generated] = {}
     for request in requests:
@@ -92,7 +92,7 @@ def assert_same(got: dict[str, Generated], expected: dict[str, Generated]) -> No
 class Alone:
     """A loaded model, its requests, and what each gives by itself."""
 
-    def __init__(self, loaded: LoadedModel, requests: list[Request]) -> None:
+    def __init__(self, loaded: SharedModel, requests: list[Request]) -> None:
         self.loaded = loaded
         self.requests = requests
         self.outputs = run_alone(loaded, requests)

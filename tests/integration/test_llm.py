@@ -1,13 +1,15 @@
 """The offline façade on the real model."""
 
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rtp_serve import LLM, SamplingParams
 from rtp_serve.engine.request import FinishReason
-from rtp_serve.errors import ConfigError, InvalidRequest, ModelNotFound
+from rtp_serve.errors import ConfigError, InvalidRequest, ModelNotFound, ReloadRefused
+from tests.checkpoints import write_checkpoint
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
 
@@ -100,14 +102,15 @@ def test_a_wrong_prompt_runs_nothing(llm: LLM):
 def test_an_interrupted_call_leaves_the_model_whole(llm: LLM, monkeypatch: pytest.MonkeyPatch):
     """Ctrl-C within a step whose prompt blocks the next call would find in the prefix cache."""
     prompt = "Before the interrupt there was a prompt of a few blocks. " * 4
-    forward = llm._core._executor._runner._model.forward
+    model = llm._core._executor._worker._versions[0].runner._model
+    forward = model.forward
 
     def interrupted(*arguments: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
         return forward(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm._core._executor._runner._model, "forward", interrupted)
+        patch.setattr(model, "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate(prompt, GREEDY)
     llm._core.check_invariants()
@@ -144,3 +147,10 @@ def test_calls_while_a_stream_is_open_mix_nothing_up(llm: LLM):
     other = list(llm.stream("One, two, three,", GREEDY))
     pieces += stream
     assert "".join(pieces) == "".join(other) == expected
+
+
+def test_weights_that_are_not_of_this_model_are_refused(llm: LLM, tmp_path: Path):
+    llm.reload()
+    with pytest.raises(ReloadRefused, match="vocab_size is 256"):
+        llm.reload(str(write_checkpoint(tmp_path)))
+    assert chat(llm, "Say hi.") == chat(llm, "Say hi.")

@@ -8,6 +8,7 @@ from rtp_serve.engine.output import ModelOutput, NewSequence, SchedulerOutput
 from rtp_serve.engine.request import TokenLogprobs
 from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.worker.model_runner import ModelRunner
+from rtp_serve.worker.worker import Worker
 
 BLOCK_SIZE = 16
 GREEDY = SamplingParams(temperature=0.0)
@@ -27,6 +28,7 @@ class DrivenSequence:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     error: str = ""
+    version: int = 0
     num_computed: int = 0
     num_blocks: int = 0
 
@@ -38,7 +40,7 @@ class DrivenSequence:
 class Driver:
     """Hands out blocks in order and never takes them back; sequences end with their output."""
 
-    def __init__(self, runner: ModelRunner, chunk: int = 1 << 30) -> None:
+    def __init__(self, runner: ModelRunner | Worker, chunk: int = 1 << 30) -> None:
         self._runner = runner
         self._chunk = chunk
         self._next_block = 1
@@ -79,6 +81,7 @@ class Driver:
                 sequence.sampling,
                 sequence.seed,
                 sequence.barred,
+                sequence.version,
             )
             for sequence in sequences
             if sequence.seq_id not in self._known

@@ -12,20 +12,37 @@ from rtp_serve.kv_cache.spec import KVCacheSpec, KVFormat
 from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.models.model import Model, ModelInputs
 from rtp_serve.ops import AttentionMetadata
-from rtp_serve.worker.loading import load_runner
+from rtp_serve.worker.loading import load_planned, plan_model
 from rtp_serve.worker.model_runner import ModelRunner
+from rtp_serve.worker.worker import Worker
 
 BLOCK_SIZE = 16
+MAX_NUM_SEQS = 16
 
 
 def make_runner(directory: Path, *, num_blocks: int = 128, **config: Any) -> ModelRunner:
     config.setdefault("weight_store", WeightStoreConfig(enable=False))
     settings = EngineConfig(
         cache=CacheConfig(num_blocks=num_blocks),
-        scheduler=SchedulerConfig(max_num_seqs=16),
+        scheduler=SchedulerConfig(max_num_seqs=MAX_NUM_SEQS),
         **config,
     )
-    return load_runner(directory, settings).runner
+    plan = plan_model(directory, settings)
+    cache = KVCacheTensors(plan.capacity.spec, num_blocks)
+    model = load_planned(plan, settings).model
+    return ModelRunner(model, cache, MAX_NUM_SEQS, plan.capacity.max_model_len)
+
+
+def make_worker(*directories: Path, num_blocks: int = 128) -> Worker:
+    """Version i of the model is that of directory i."""
+    settings = EngineConfig(weight_store=WeightStoreConfig(enable=False))
+    plans = [plan_model(directory, settings) for directory in directories]
+    capacity = plans[0].capacity
+    cache = KVCacheTensors(capacity.spec, num_blocks)
+    worker = Worker(cache, MAX_NUM_SEQS, capacity.max_model_len)
+    for number, plan in enumerate(plans):
+        worker.add(number, load_planned(plan, settings))
+    return worker
 
 
 def make_cache(config: ModelConfig, dtype: torch.dtype = torch.float32) -> KVCacheTensors:

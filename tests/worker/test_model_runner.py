@@ -6,12 +6,22 @@ import pytest
 import torch
 
 import rtp_kernels
+from rtp_serve.clock import WallClock
+from rtp_serve.config.engine import EngineConfig
 from rtp_serve.engine.output import SchedulerOutput
 from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.worker.executor import InProcessExecutor
+from rtp_serve.worker.model_versions import ModelVersions
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 from tests.worker.driver import DrivenSequence, Driver
-from tests.worker.engines import all_logits, make_cache, make_prompt, make_runner, whole_prompt
+from tests.worker.engines import (
+    all_logits,
+    make_cache,
+    make_prompt,
+    make_runner,
+    make_worker,
+    whole_prompt,
+)
 
 ARCHITECTURES = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"]
 SAMPLINGS = [
@@ -167,12 +177,13 @@ def test_a_step_may_only_bring_news_of_the_finished(tmp_path: Path):
 
 def test_the_executor_runs_a_step_with_its_own_thread_count(tmp_path: Path):
     before = torch.get_num_threads()
-    runner = make_runner(write_checkpoint(tmp_path))
-    executor = InProcessExecutor(runner, num_threads=1)
+    worker = make_worker(write_checkpoint(tmp_path))
+    versions = ModelVersions(EngineConfig(model=str(tmp_path)), WallClock())
+    executor = InProcessExecutor(worker, versions, num_threads=1)
     expected = DrivenSequence(0, make_prompt(5))
     Driver(make_runner(tmp_path)).run(expected)
     sequence = DrivenSequence(1, make_prompt(5))
-    driver = Driver(runner)
+    driver = Driver(make_runner(tmp_path))
     try:
         while not sequence.is_finished:
             scheduled = driver._schedule([sequence])

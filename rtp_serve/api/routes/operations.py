@@ -1,19 +1,22 @@
-"""What operators ask: is it alive, how is it doing, what is it configured to do."""
+"""What operators ask: is it alive, how is it doing, what is it set to do; and its new weights."""
+
+from dataclasses import asdict
 
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
+from rtp_serve.api.body import read_json
 from rtp_serve.api.json_response import json_response
 from rtp_serve.api.metrics import HttpMetrics
 from rtp_serve.config.api import ApiConfig
 from rtp_serve.engine.client import EngineClient
-from rtp_serve.errors import EngineDead
+from rtp_serve.errors import EngineDead, InvalidRequest
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class OperationsRoutes:
-    """/health, /metrics and /admin/config."""
+    """/health, /metrics, /admin/config and /admin/reload."""
 
     def __init__(self, engine: EngineClient, metrics: HttpMetrics, config: ApiConfig) -> None:
         self._engine = engine
@@ -32,6 +35,20 @@ class OperationsRoutes:
         except EngineDead:
             engine_text = ""
         return Response(self._metrics.render() + engine_text, media_type=_PROMETHEUS)
+
+    async def reload(self, request: HTTPRequest, tenant: str) -> Response:
+        """Read the model's weights again. Raises InvalidRequest for a body that wants more,
+        ReloadFailed, which is a 409, and EngineDead."""
+        if request.headers.get("content-length", "0") != "0" or "content-type" in request.headers:
+            body = await read_json(request, self._config.limits)
+            if body:
+                raise InvalidRequest(
+                    f"unknown field {next(iter(body))!r}: a reload reads the configured model "
+                    "again; user_config of the EngineReplica deployment names another",
+                    next(iter(body)),
+                )
+        reloaded = await self._engine.reload()
+        return json_response({"replicas": [asdict(each) for each in reloaded]})
 
     async def config(self, request: HTTPRequest, tenant: str) -> Response:
         """The configuration in force, without digests."""

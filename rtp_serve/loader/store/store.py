@@ -17,10 +17,11 @@ import torch
 from rtp_serve.clock import Clock
 from rtp_serve.errors import CorruptWeights
 from rtp_serve.loader.cache import locked
+from rtp_serve.loader.identity import checkpoint_identity
 from rtp_serve.loader.store.directory import StoreDirectory
 from rtp_serve.loader.store.format import Header, lay_out, read_header
 from rtp_serve.loader.store.guard import WeightGuard
-from rtp_serve.loader.store.key import StoreKey, checkpoint_identity
+from rtp_serve.loader.store.key import StoreKey
 from rtp_serve.loader.store.payload import FileIO, check_payload, seal, write_payload
 from rtp_serve.loader.store.tensors import buffers, map_weights, planned_tensors, specs_digest
 from rtp_serve.models.weights import Weights, WeightSpec

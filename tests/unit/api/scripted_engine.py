@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 
-from rtp_serve.engine.client import ServedModel
+from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.engine.request import FinishReason, Request, SequenceDelta, TokenLogprobs
 from rtp_serve.errors import EngineDead
 from rtp_serve.text.tokenizer import Tokenizer
@@ -41,6 +41,7 @@ class ScriptedEngine:
     """Requests that are being generated; empty again when every generator is closed."""
 
     num_given: int = 0
+    num_reloads: int = 0
     has_stalled: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def generate(self, request: Request) -> AsyncGenerator[SequenceDelta, None]:
@@ -58,6 +59,12 @@ class ScriptedEngine:
         if self.is_dead:
             raise EngineDead("no replica at 10.0.0.7")
         return self.model
+
+    async def reload(self) -> list[Reloaded]:
+        if self.failure is not None:
+            raise self.failure
+        self.num_reloads += 1
+        return [Reloaded("a", self.model.fingerprint, is_changed=True)]
 
     async def check_health(self) -> None:
         await self.served_model()
@@ -100,6 +107,7 @@ class ScriptedEngine:
                 stop_token_id=part[-1] if is_last and reason is FinishReason.STOP else None,
                 num_cached_tokens=self.num_cached_tokens,
                 prompt_logprobs=_prompt_logprobs(request) if start == 0 else (),
+                fingerprint=self.model.fingerprint if start == 0 else "",
                 error="tensor of shape [3] at 0x7f00" if self.last is FinishReason.ERROR else "",
             )
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from rtp_serve.config.api import AuthConfig
+from rtp_serve.errors import ReloadFailed
 from tests.unit.api.serving import HELLO, digest, make_app, make_client, make_engine
 
 KEYS: dict[str, Any] = {
@@ -106,3 +107,36 @@ def test_without_keys_everyone_is_the_same_tenant():
     engine = make_engine()
     assert make_client(engine).post(CHAT, json=HELLO, headers=bearer("x")).status_code == 200
     assert engine.requests[0].cache_salt == ""
+
+
+def test_a_reload_is_the_admins():
+    engine = make_engine()
+    client = keyed_client(engine)
+    for headers, status in (({}, 401), (bearer("key-red"), 403), (bearer("root"), 200)):
+        answer = client.post("/admin/reload", headers=headers)
+        assert answer.status_code == status
+    assert answer.json() == {
+        "replicas": [{"replica": "a", "fingerprint": "fp_test", "is_changed": True}]
+    }
+    assert engine.num_reloads == 1
+
+
+def test_a_reload_takes_nothing_but_an_empty_object():
+    engine = make_engine()
+    client = keyed_client(engine)
+    assert client.post("/admin/reload", json={}, headers=bearer("root")).status_code == 200
+    answer = client.post("/admin/reload", json={"model": "/etc"}, headers=bearer("root"))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "model"
+    assert "user_config" in answer.json()["error"]["message"]
+    answer = client.post("/admin/reload", content=b"model=x", headers=bearer("root"))
+    assert answer.status_code == 415
+    assert engine.num_reloads == 1
+
+
+def test_the_admin_hears_why_a_reload_failed():
+    engine = make_engine(failure=ReloadFailed("replica a: model.safetensors ends early"))
+    answer = keyed_client(engine).post("/admin/reload", headers=bearer("root"))
+    assert answer.status_code == 409
+    assert answer.json()["error"]["code"] == "reload_failed"
+    assert "ends early" in answer.json()["error"]["message"]

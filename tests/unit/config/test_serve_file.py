@@ -99,3 +99,21 @@ def test_without_a_proxy_one_application_listens_at_the_root(tmp_path: Path):
     with pytest.raises(ConfigError, match="route_prefix must be '/', got '/a'"):
         read_serve_file(write(tmp_path, f"{NO_PROXY}applications: [{one}]"))
     read_serve_file(write(tmp_path, f"{LOOPBACK}applications: [{two}]"))
+
+
+@pytest.mark.parametrize(
+    ("user_config", "message"),
+    [
+        ("{model: /models/tuned, revison: x}", "unknown key 'revison'.*did you mean 'revision'"),
+        ("{revision: main}", "user_config of EngineReplica: model: must be given"),
+        ("[a]", "user_config of EngineReplica: .*mapping"),
+        ("null", "user_config of EngineReplica: .*mapping"),
+    ],
+)
+def test_a_wrong_user_config_of_the_replicas_is_told_at_once(
+    tmp_path: Path, user_config: str, message: str
+):
+    override = f"deployments: [{{name: EngineReplica, user_config: {user_config}}}]"
+    application = f"{{import_path: 'deployments.aggregated:app', {override}}}"
+    with pytest.raises(ConfigError, match=message):
+        read_serve_file(write(tmp_path, f"{LOOPBACK}applications: [{application}]"))

@@ -1,0 +1,17 @@
+"""Serve's `user_config` of the EngineReplica deployment: what can change while replicas run."""
+
+from typing import Any
+
+from rtp_serve.config.engine import ModelSource
+from rtp_serve.config.parse import parse_config
+from rtp_serve.errors import ConfigError
+
+DEPLOYMENT = "EngineReplica"
+_WHERE = f"user_config of {DEPLOYMENT}"
+
+
+def parse_user_config(values: Any) -> ModelSource:
+    """Which weights to run. Raises ConfigError; there is no default to fall back to by mistake."""
+    if isinstance(values, dict) and "model" not in values:
+        raise ConfigError(f"{_WHERE}: model: must be given")
+    return parse_config(ModelSource, values, _WHERE)

@@ -1,0 +1,113 @@
+"""The versions of one served model, as checkpoints give them.
+
+A reload exchanges weights, not the model: KV memory, the limits that requests were promised and the
+tokenizer in front stay what they are, so what does not fit them is refused.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rtp_serve.clock import Clock
+from rtp_serve.config.engine import EngineConfig, ModelSource
+from rtp_serve.engine.client import ServedModel
+from rtp_serve.engine.version import ModelVersion
+from rtp_serve.errors import CheckpointError, ReloadRefused
+from rtp_serve.loader.hub import resolve
+from rtp_serve.ops.plan import numerics_plan
+from rtp_serve.worker.loading import LoadedModel, ModelPlan, load_planned, plan_model
+
+
+class ModelVersions:
+    """Loads the first version and those that follow it; for one thread at a time."""
+
+    def __init__(self, config: EngineConfig, clock: Clock) -> None:
+        """Loads nothing yet."""
+        self._config = config
+        self._clock = clock
+        self._source = config.source
+        # what all versions have in common
+        self._first: ModelPlan | None = None
+        self._tokenizer: str | None = None
+        self._last: ModelVersion | None = None
+
+    @property
+    def first(self) -> ModelPlan:
+        """Of the first version, once it is loaded."""
+        assert self._first is not None, "nothing is loaded yet"
+        return self._first
+
+    def load(self, source: ModelSource | None = None) -> tuple[ModelVersion, LoadedModel | None]:
+        """The version that is at `source` now, and its model; None where that is the last version.
+
+        A `source` of None is the last one's. Raises ConfigError, ModelNotFound, CheckpointError or
+        ReloadRefused; the last version is still the last one then.
+        """
+        source = source or self._source
+        # A link may be set to another checkpoint while this one is read.
+        directory = resolve(source.model, source.revision).resolve()
+        plan = plan_model(directory, self._config)
+        tokenizer = _tokenizer_digest(directory)
+        if self._first is not None:
+            self._check_kind(self._first, plan, tokenizer)
+        version = self._version(plan)
+        if self._last is not None and version.namespace == self._last.namespace:
+            self._source = source
+            return self._last, None
+        loaded = load_planned(plan, self._config, self._clock)
+        if self._first is None:
+            self._first, self._tokenizer = plan, tokenizer
+        self._last, self._source = version, source
+        return version, loaded
+
+    def _version(self, plan: ModelPlan) -> ModelVersion:
+        namespace = _namespace(plan)
+        model = ServedModel(
+            name=self._config.model_name,
+            max_model_len=(self._first or plan).capacity.max_model_len,
+            vocab_size=plan.config.vocab_size,
+            eos_token_ids=plan.config.eos_token_ids,
+            fingerprint=f"fp_{namespace.hex()[:16]}",
+        )
+        return ModelVersion(0 if self._last is None else self._last.number + 1, model, namespace)
+
+    def _check_kind(self, first: ModelPlan, plan: ModelPlan, tokenizer: str | None) -> None:
+        """A checkpoint without tokenizer may be new weights alone."""
+        problem = ""
+        if plan.config.vocab_size != first.config.vocab_size:
+            problem = f"vocab_size is {plan.config.vocab_size}, not {first.config.vocab_size}"
+        elif plan.capacity.spec != first.capacity.spec:
+            problem = f"its KV blocks are {plan.capacity.spec}, not {first.capacity.spec}"
+        elif plan.capacity.max_model_len < first.capacity.max_model_len:
+            problem = (
+                f"max_model_len would be {plan.capacity.max_model_len}, less than the "
+                f"{first.capacity.max_model_len} that requests were promised"
+            )
+        elif tokenizer not in (None, self._tokenizer):
+            problem = "tokenizer.json has other content"
+        if problem:
+            raise ReloadRefused(
+                f"{plan.directory}: {problem}; a reload exchanges the weights of a model: for "
+                "another model deploy another application"
+            )
+
+
+def _namespace(plan: ModelPlan) -> bytes:
+    """What a block's content depends on beside its tokens: weights, KV format and arithmetic."""
+    identity = {
+        "checkpoint": plan.identity,
+        "model": asdict(plan.config),
+        "kv": asdict(plan.capacity.spec),
+        "numerics": numerics_plan(plan.capacity.spec.format),
+    }
+    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode()).digest()
+
+
+def _tokenizer_digest(directory: Path) -> str | None:
+    """Of the file that gives token ids their meaning; None without one."""
+    path = directory / "tokenizer.json"
+    try:
+        return hashlib.blake2b(path.read_bytes()).hexdigest() if path.exists() else None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
