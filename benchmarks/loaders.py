@@ -4,6 +4,7 @@ A library that is not installed is no method. What all of them return is kept un
 been taken; the raw reads keep nothing, and so are the limit of what a disk gives.
 """
 
+import gc
 import json
 import mmap
 import os
@@ -77,6 +78,7 @@ def loaders() -> dict[str, Loader]:
     for architecture in MODELS:
         MODELS.load(architecture)
     backend()
+    gc.collect()  # the first look at all that was imported would fall into whichever load is first
     return found
 
 

@@ -3,6 +3,10 @@
 Direct I/O reads at the disk's rate and leaves the page cache to others; copying from the page cache
 is faster where the bytes are there. So each read asks first what is cached, which costs a system
 call, and reads the rest directly. A filesystem that refuses either is read as it likes.
+
+A disk serves all requests that it has at once, so that those that began together end together, and
+while all of their threads transform what came, the disk has nothing to do. So few go to it at a
+time, and it has the next one when the first of them ends.
 """
 
 import errno
@@ -26,18 +30,23 @@ class ReadInto(Protocol):
         ...
 
 
+_MAX_DIRECT_READS = 4
+"""Under way at a time: two keep a disk busy, four even while their threads wait for a core."""
+
+
 class LocalFiles:
     """Opens a file when it is first read, and closes all of them at the end of its block."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._disk = threading.Semaphore(_MAX_DIRECT_READS)
         self._files: dict[Path, _LocalFile] = {}
 
     def __call__(self, file: Path, offset: int, into: memoryview) -> int:
         """See `ReadInto`."""
         with self._lock:
             if file not in self._files:
-                self._files[file] = _LocalFile(file)
+                self._files[file] = _LocalFile(file, self._disk)
         return self._files[file].read(offset, into)
 
     def __enter__(self) -> Self:
@@ -52,7 +61,8 @@ class LocalFiles:
 class _LocalFile:
     """One open file, by way of the page cache and, where it can be, past it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: threading.Semaphore) -> None:
+        self._disk = disk
         self._buffered = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._num_bytes = os.fstat(self._buffered).st_size
         self._direct: int | None = None
@@ -67,8 +77,11 @@ class _LocalFile:
         if self._direct is None:
             return _fill(self._buffered, offset, into)
         done = self._read_cached(offset, into) // ALIGNMENT * ALIGNMENT
+        if done == len(into):
+            return done
         try:
-            return done + _fill(self._direct, offset + done, into[done:])
+            with self._disk:
+                return done + _fill(self._direct, offset + done, into[done:])
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise

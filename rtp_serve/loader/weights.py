@@ -39,7 +39,7 @@ class LoadSettings:
 
     sizes: ReadSizes = DEFAULT_SIZES
 
-    num_threads: int = 6
+    num_threads: int = 8
     """Each reads and transforms in turn; more than cores, since most of them wait for the disk."""
 
     read_into: ReadInto | None = None

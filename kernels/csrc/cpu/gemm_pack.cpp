@@ -1,5 +1,7 @@
 #include "gemm_pack.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -106,6 +108,35 @@ void pack_rows_as(T* out, const T* rows, int64_t stride, int64_t first, int64_t 
   }
 }
 
+// Has the system put pages behind memory that is about to be written, with one call for all of
+// them; what it does not do is left to the faults of the writes.
+void take_pages(void* begin, int64_t bytes) {
+#ifdef MADV_POPULATE_WRITE
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t first = reinterpret_cast<uintptr_t>(begin) / kPage * kPage;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(begin) + bytes;
+  madvise(reinterpret_cast<void*>(first), end - first, MADV_POPULATE_WRITE);
+#endif
+}
+
+// The same into memory that may not have been touched: some strips at a time, whose zeroed pages
+// the second-level cache still has when they are written.
+template <typename T>
+void pack_new_rows(T* out, const T* rows, int64_t stride, int64_t first, int64_t count, int64_t n,
+                   int64_t k) {
+  constexpr int64_t kTakenBytes = 256 << 10;
+  const int64_t strip_bytes = strip_elements<T>(k) * sizeof(T);
+  const int64_t step = std::max<int64_t>(1, kTakenBytes / strip_bytes) * kStripOutputs;
+  for (int64_t begin = first, end = first + count; begin < end;) {
+    const int64_t strip = begin / kStripOutputs;
+    const int64_t stop = std::min(end, strip * kStripOutputs + step);
+    const int64_t strips = (stop + kStripOutputs - 1) / kStripOutputs - strip;
+    take_pages(out + strip * strip_elements<T>(k), strips * strip_bytes);
+    pack_rows_as(out, rows + (begin - first) * stride, stride, begin, stop - begin, n, k);
+    begin = stop;
+  }
+}
+
 template <typename T>
 void pack_as(T* out, const T* weight, int64_t stride, int64_t n, int64_t k, const Member& member) {
   const int64_t strips = (n + kStripOutputs - 1) / kStripOutputs;
@@ -142,11 +173,11 @@ void pack(void* out, const void* weight, int64_t stride, DType dtype, int64_t n,
 void pack_rows(void* out, const void* rows, int64_t stride, DType dtype, int64_t first,
                int64_t count, int64_t n, int64_t k) {
   if (dtype == DType::kBf16) {
-    pack_rows_as(static_cast<bf16*>(out), static_cast<const bf16*>(rows), stride, first, count, n,
-                 k);
+    pack_new_rows(static_cast<bf16*>(out), static_cast<const bf16*>(rows), stride, first, count, n,
+                  k);
   } else {
-    pack_rows_as(static_cast<float*>(out), static_cast<const float*>(rows), stride, first, count, n,
-                 k);
+    pack_new_rows(static_cast<float*>(out), static_cast<const float*>(rows), stride, first, count,
+                  n, k);
   }
 }
 
