@@ -27,6 +27,7 @@ from benchmarks.loaders import (
     loaders,
     raw_loaders,
 )
+from benchmarks.mappings import MAPPED, STORE, mappings
 from benchmarks.peers import chosen, peers_directory
 from benchmarks.report import Report, say
 from benchmarks.samples import short
@@ -41,6 +42,7 @@ FIGURES = (
     "cold_x_safe_open",
     "cold_x_best_peer",
     "warm_x_best_peer",
+    "store_x_load_file",
     *THROTTLED_FIGURES,
 )
 """Of these `docs/loading.md` says what they should be; seconds of each method stand beside them."""
@@ -111,6 +113,15 @@ def repetition(
     return [cold, warm]
 
 
+def mapped_repetition(
+    methods: Mapping[str, Loader], stored: Stored, order: random.Random
+) -> Seconds:
+    """Every mapping once, of pages that are cached."""
+    names = list(methods)
+    order.shuffle(names)
+    return {name: seconds_in_fresh_process(methods[name], stored) for name in names}
+
+
 def throttled_repetition(stored: Stored, order: random.Random) -> Seconds:
     """Every method of the throttled store once."""
     methods = throttled_loaders(Rate())
@@ -139,15 +150,20 @@ def main(  # noqa: PLR0913  # a command's options
     parent = parent or peers_directory()
     stored = Stored.of(sharded_checkpoint(parent, shape, files))
     far = Stored.of(sharded_checkpoint(parent, throttled_shape, files))
+    mapped_methods = mappings(parent / "loading-store")
+    seconds_in_fresh_process(mapped_methods[STORE], stored)
     report, order = Report(output), random.Random(seed)
     found: dict[str, list[float]] = {}
     for number in range(repetitions):
         cold, warm = repetition(methods, stored, order)
+        mapped = mapped_repetition(mapped_methods, stored, order)
         throttled = throttled_repetition(far, order)
-        report.run(repetition=number, cold=cold, warm=warm, throttled=throttled)
-        say(f"{number + 1}/{repetitions}  cold {_line(cold)}  warm {_line(warm)}")
+        report.run(repetition=number, cold=cold, warm=warm, mapped=mapped, throttled=throttled)
+        say(f"{number + 1}/{repetitions}  cold {_line(cold)}  warm {_line({**warm, **mapped})}")
         say(f"  {_line(throttled)}")
         figures = ratios(cold, warm) | throttled_ratios(throttled)
+        figures["store_x_load_file"] = mapped[MAPPED] / mapped[STORE]
+        figures |= {f"{name}_s": seconds for name, seconds in mapped.items()}
         figures |= {f"cold_{name}_s": seconds for name, seconds in cold.items()}
         figures |= {f"warm_{name}_s": seconds for name, seconds in warm.items()}
         figures |= {f"{name}_s": seconds for name, seconds in throttled.items()}

@@ -22,7 +22,8 @@ def build_core(
     Raises ConfigError, ModelNotFound or CheckpointError; nothing is left running then.
     """
     clock = clock or WallClock()
-    versions = ModelVersions(config, clock)
+    sink = sink or PrometheusSink()
+    versions = ModelVersions(config, clock, sink)
     version, loaded = versions.load()
     assert loaded is not None, "nothing ran before"
     capacity = versions.first.capacity
@@ -43,7 +44,7 @@ def build_core(
         cache,
         InProcessExecutor(worker, versions, config.num_threads),
         clock,
-        sink or PrometheusSink(),
+        sink,
     )
 
 

@@ -39,6 +39,16 @@ class LoadFigures:
         return self.overlap_s / shorter if shorter else 0.0
 
     @property
+    def phases(self) -> dict[str, float]:
+        """Seconds by what went on."""
+        return {
+            "whole": self.seconds,
+            "read": self.read_s,
+            "transform": self.transform_s,
+            "overlap": self.overlap_s,
+        }
+
+    @property
     def shares(self) -> str:
         """What the time went into, for the progress bar."""
         seconds = self.seconds or 1.0

@@ -7,7 +7,7 @@ staging buffer a thread. `docs/loading.md` has the whole picture.
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +48,9 @@ class LoadSettings:
     clock: Clock = _WALL_CLOCK
     """For the figures alone."""
 
+    report: Callable[[LoadFigures], None] | None = None
+    """Hears the figures of a load that succeeded."""
+
     member: Member | None = None
     """Of the ranks that load this checkpoint together; None is a rank that reads for itself."""
 
@@ -76,6 +79,8 @@ def load_weights(
         collectors = [Collector(spec, dtype, device) for spec in specs]
         figures = _fill(collectors, checkpoint, settings)
     _log.info("%s: loaded %s", checkpoint.directory, figures)
+    if settings.report is not None:
+        settings.report(figures)
     return Weights(
         {each.spec.path: each.matrix() for each in collectors if each.spec.is_matrix},
         {each.spec.path: each.vector() for each in collectors if not each.spec.is_matrix},

@@ -74,10 +74,17 @@ PREEMPTIONS = _counter("num_preemptions", "Sequences preempted.")
 PROMPT_TOKENS = _counter("prompt_tokens", "Prompt tokens of finished requests.")
 GENERATION_TOKENS = _counter("generation_tokens", "Tokens generated.")
 REQUESTS_FINISHED = _counter("request_success", "Sequences finished.", "finished_reason")
+WEIGHT_LOAD_BYTES = _counter("weight_load_bytes", "Bytes of weights read from checkpoints.")
+WEIGHT_LOAD_SECONDS = _counter(
+    "weight_load_seconds",
+    "Time of loading weights from checkpoints: whole, and while reads, transforms or both went on.",
+    "phase",
+)
 
 ALL_METRICS = (
     TTFT, ITL, TPOT, E2E, QUEUE_TIME, NUM_RUNNING, NUM_WAITING, KV_USAGE, PREFIX_QUERIES,
     PREFIX_HITS, PREEMPTIONS, PROMPT_TOKENS, GENERATION_TOKENS, REQUESTS_FINISHED,
+    WEIGHT_LOAD_BYTES, WEIGHT_LOAD_SECONDS,
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Checkpoint directory → a model that is ready for its first step."""
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from rtp_serve.config.model import ModelConfig, read_model_config
 from rtp_serve.errors import CheckpointError
 from rtp_serve.loader.checkpoint import Checkpoint
 from rtp_serve.loader.identity import checkpoint_identity
+from rtp_serve.loader.load_figures import LoadFigures
 from rtp_serve.loader.store.directory import StoreDirectory, default_root
 from rtp_serve.loader.store.guard import WeightGuard
 from rtp_serve.loader.store.store import Wanted, WeightStore
-from rtp_serve.loader.weights import load_weights
+from rtp_serve.loader.weights import DEFAULT_SETTINGS, LoadSettings, load_weights
 from rtp_serve.models.model import Model
 from rtp_serve.models.registry import MODELS
 from rtp_serve.models.weights import Weights
@@ -52,13 +54,20 @@ def plan_model(directory: Path, config: EngineConfig) -> ModelPlan:
     return ModelPlan(directory, model_config, plan_capacity(model_config, config), identity)
 
 
-def load_planned(plan: ModelPlan, config: EngineConfig, clock: Clock | None = None) -> LoadedModel:
+def load_planned(
+    plan: ModelPlan,
+    config: EngineConfig,
+    clock: Clock | None = None,
+    report: Callable[[LoadFigures], None] | None = None,
+) -> LoadedModel:
     """Raises CheckpointError, for what headers can tell before any weight is read, and where files
     change meanwhile: their bytes may be of two checkpoints then."""
     use_compute_threads(config.num_threads)
     dtype = getattr(torch, compute_dtype(plan.config, config))
     store = open_store(config.weight_store, clock or WallClock())
-    model = load_model(plan.directory, plan.config, dtype, plan.capacity.max_model_len, store)
+    settings = LoadSettings(report=report)
+    max_len = plan.capacity.max_model_len
+    model = load_model(plan.directory, plan.config, dtype, max_len, store, settings)
     if checkpoint_identity(plan.directory) != plan.identity:
         raise CheckpointError(f"{plan.directory}: its files have changed while they were read")
     _return_free_memory()
@@ -71,6 +80,7 @@ def load_model(
     dtype: torch.dtype,
     max_positions: int,
     store: WeightStore | None = None,
+    settings: LoadSettings = DEFAULT_SETTINGS,
 ) -> Model:
     """The checkpoint's model alone, computing in `dtype` at positions below `max_positions`.
 
@@ -80,7 +90,7 @@ def load_model(
     specs = factory.weight_specs(config)
 
     def read() -> Weights:
-        return load_weights(Checkpoint(directory), specs, config, dtype)
+        return load_weights(Checkpoint(directory), specs, config, dtype, settings=settings)
 
     if store is None:
         weights = read()

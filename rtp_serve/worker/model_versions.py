@@ -15,6 +15,9 @@ from rtp_serve.engine.client import ServedModel
 from rtp_serve.engine.version import ModelVersion
 from rtp_serve.errors import CheckpointError, ReloadRefused
 from rtp_serve.loader.hub import resolve
+from rtp_serve.loader.load_figures import LoadFigures
+from rtp_serve.observability import metrics
+from rtp_serve.observability.metrics import MetricsSink
 from rtp_serve.ops.plan import numerics_plan
 from rtp_serve.worker.loading import LoadedModel, ModelPlan, load_planned, plan_model
 
@@ -22,10 +25,11 @@ from rtp_serve.worker.loading import LoadedModel, ModelPlan, load_planned, plan_
 class ModelVersions:
     """Loads the first version and those that follow it; for one thread at a time."""
 
-    def __init__(self, config: EngineConfig, clock: Clock) -> None:
+    def __init__(self, config: EngineConfig, clock: Clock, sink: MetricsSink | None = None) -> None:
         """Loads nothing yet."""
         self._config = config
         self._clock = clock
+        self._sink = sink
         self._source = config.source
         # what all versions have in common
         self._first: ModelPlan | None = None
@@ -55,11 +59,18 @@ class ModelVersions:
         if self._last is not None and version.namespace == self._last.namespace:
             self._source = source
             return self._last, None
-        loaded = load_planned(plan, self._config, self._clock)
+        loaded = load_planned(plan, self._config, self._clock, self._report)
         if self._first is None:
             self._first, self._tokenizer = plan, tokenizer
         self._last, self._source = version, source
         return version, loaded
+
+    def _report(self, figures: LoadFigures) -> None:
+        if self._sink is None:
+            return
+        self._sink.add(metrics.WEIGHT_LOAD_BYTES, figures.num_bytes)
+        for phase, seconds in figures.phases.items():
+            self._sink.add(metrics.WEIGHT_LOAD_SECONDS, seconds, {"phase": phase})
 
     def _version(self, plan: ModelPlan) -> ModelVersion:
         namespace = _namespace(plan)

@@ -177,3 +177,18 @@ def test_files_that_change_while_they_are_read_are_not_taken(
         with pytest.raises(CheckpointError, match="changed while they were read"):
             core.load()
     assert core.load() is not core.version
+
+
+def test_figures_tell_where_the_time_of_loading_went(first: Path):
+    engine = build_engine(settings(first))
+    num_bytes = (first / "model.safetensors").stat().st_size
+    try:
+        write(first, seed=2)
+        engine.load()
+        text = asyncio.run(engine.metrics_text())
+    finally:
+        engine.shutdown()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if "weight_load" in line)
+    assert float(values["rtp_serve:weight_load_bytes_total"]) == pytest.approx(2 * num_bytes, 0.05)
+    for phase in ("whole", "read", "transform"):
+        assert float(values[f'rtp_serve:weight_load_seconds_total{{phase="{phase}"}}']) > 0
