@@ -170,7 +170,7 @@ class BlockIndex:
         for block in filter(None, map(self._tree.find, keys)):
             is_pinned = pins.has(owner, block.key)
             if block.state is BlockState.READY and (is_pinned or len(pins) < max_pins):
-                pins.set(owner, block.key, expires_s)
+                pins.add(owner, block.key, expires_s)
                 block.num_pins += not is_pinned
                 num_pinned += 1
         return num_pinned
@@ -189,6 +189,12 @@ class BlockIndex:
     def trim(self, num_bytes: int) -> int:
         """Evict blocks of at least so many bytes; how many bytes could go."""
         return self.drop_oldest(-(-num_bytes // self._slab_bytes)) * self._slab_bytes
+
+    def owners(self) -> set[str]:
+        """For whom something is held; `member.is_dead` tells of which not to."""
+        owners = {lease.owner for lease in self._leases}
+        owners |= {block.owner for block in self._ledger.reserved()}
+        return owners | self._ledger.pins.owners() | self._ledger.slabs.owners()
 
     def owner_died(self, owner: str) -> None:
         """The process is gone, not only silent: nothing that was its is held for it any more."""

@@ -126,8 +126,9 @@ class BlockLedger:
 
     def _leave(self, block: Block) -> None:
         """A READY block that nobody finds any more; its slab waits for those who read it."""
-        self.pins.drop_key(block.key)
-        block.num_pins = 0
+        if block.num_pins:
+            self.pins.drop_key(block.key)
+            block.num_pins = 0
         block.state = BlockState.EVICTING
         self.events.append(block.key, is_added=False)
         if block.num_leases:

@@ -18,7 +18,7 @@ class PinTable:
     def has(self, owner: str, key: BlockHash) -> bool:
         return (owner, key) in self._expiries
 
-    def set(self, owner: str, key: BlockHash, expires_s: float | None) -> None:
+    def add(self, owner: str, key: BlockHash, expires_s: float | None) -> None:
         """A new pin, or a new expiry for an old one. None never expires."""
         self._expiries[owner, key] = expires_s
 
@@ -44,6 +44,9 @@ class PinTable:
     def drop_key(self, key: BlockHash) -> None:
         """The block is gone, whoever pinned it."""
         self._drop([pin for pin in self._expiries if pin[1] == key])
+
+    def owners(self) -> set[str]:
+        return {owner for owner, _ in self._expiries}
 
     def count_by_key(self) -> dict[BlockHash, int]:
         """For invariants."""

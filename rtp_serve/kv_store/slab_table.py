@@ -66,6 +66,10 @@ class SlabTable:
         """Free those whose time has passed."""
         self._settle_where(lambda each: each.until_s <= now_s)
 
+    def owners(self) -> set[str]:
+        """Who may be writing into slabs that are kept back, where that is known."""
+        return {each.owner for each in self._quarantines.values() if each.owner is not None}
+
     def slabs(self) -> list[int]:
         """All of them, for invariants."""
         return [*self._free, *(each.slab for each in self._quarantines.values())]

@@ -77,12 +77,13 @@ def make_index(
     limits: IndexLimits = LIMITS,
     quotas: Mapping[str, int] | None = None,
     marks: Marks | None = None,
+    policy: LRU | None = None,
 ) -> BlockIndex:
     return BlockIndex(
         empty_records(num_slabs) if records is None else records,
         SLAB_BYTES,
         epoch,
-        LRU(),
+        policy or LRU(),
         marks or Marks(),
         now_s,
         limits,

@@ -1,9 +1,11 @@
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ SLAB_BYTES = 5000
 NUM_BYTES = 1 << 20
 JOIN = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from rtp_serve.kv_store.arena_files import ArenaFiles
 member = ArenaFiles(Path(sys.argv[1])).join("n", 5000, bytes.fromhex(sys.argv[2]), 1 << 20)
@@ -166,9 +169,50 @@ def test_a_maker_that_is_overtaken_joins(tmp_path: Path):
     slower = ArenaFiles(tmp_path, SharedMemoryIO(reserve=reserve)).join(
         "n", SLAB_BYTES, LAYOUT, NUM_BYTES
     )
+    assert are_together(slower, faster[0])
+
+
+def test_a_file_that_took_a_dead_one_s_place_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The name means another file when the lock of the dead one is there."""
+    join_and_leave(tmp_path)
+    others: list[ArenaMember] = []
+    before_lock(monkeypatch, 1, lambda: others.append(join(tmp_path)))
+    assert are_together(join(tmp_path), others[0])
+
+
+def test_a_file_that_is_removed_while_one_waits_for_it_is_not_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    held = join(tmp_path)
+    others: list[ArenaMember] = []
+
+    def replace() -> None:
+        held.leave()
+        others.append(join(tmp_path))
+
+    before_lock(monkeypatch, 2, replace)
+    assert are_together(join(tmp_path), others[0])
+
+
+def before_lock(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
+    """Do something before so many locks of files are taken, counted from now on."""
+    lock, calls = fcntl.flock, itertools.count(1)
+
+    def act_and_lock(descriptor: int, operation: int) -> None:
+        if next(calls) == number:
+            monkeypatch.undo()
+            act()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", act_and_lock)
+
+
+def are_together(one: ArenaMember, other: ArenaMember) -> bool:
     reservation = make_reservation("a")
-    put(slower.arena, reservation, "a")
-    assert read(faster[0].arena, place_of(reservation)) is not None
+    assert put(one.arena, reservation, "a")
+    return read(other.arena, place_of(reservation)) is not None
 
 
 def test_a_file_that_is_a_link_is_refused(tmp_path: Path):

@@ -6,6 +6,7 @@ from rtp_serve.kv_store.lease import Location
 from rtp_serve.kv_store.reservation import RefusalReason
 from tests.unit.kv_store.blocks import (
     LIMITS,
+    LRU,
     SLAB_BYTES,
     Marks,
     found,
@@ -152,6 +153,21 @@ def test_a_dead_owner_holds_nothing():
     assert (index.stats().num_leases, index.stats().num_pins) == (0, 0)
 
 
+def test_the_index_names_everybody_for_whom_it_holds_something():
+    index, chain = make_index(4), make_chain(1)
+    reserve(index, requests_of(make_chain(1, "late")), "late")
+    index.reap(LIMITS.session_s)
+    store(index, chain)
+    index.acquire(chain, "reader", 0)
+    index.pin(chain, "pinner", None)
+    reserve(index, requests_of(make_chain(1, "b")), "writer", 0)
+    assert index.owners() == {"late", "reader", "pinner", "writer"}
+    for owner in index.owners():
+        index.owner_died(owner)
+    assert index.owners() == set()
+    assert slabs(index) == {"free": 3, "ready": 1}
+
+
 def test_a_death_ends_a_quarantine():
     index = make_index(2)
     reserve(index, requests_of(make_chain(1)), "dead")
@@ -190,6 +206,7 @@ def test_leased_pinned_reserved_and_interior_blocks_are_not_evicted():
     index.pin(pinned, "api", None)
     other = requests_of(make_chain(1, "o"))
     assert reasons(index.reserve(other, "w", 0)) == [RefusalReason.FULL]
+    assert (found(index, leased), found(index, pinned), found(index, chain)) == (1, 1, 1)
     index.release(lease.lease_id)
     assert reasons(index.reserve(other, "w", 0)) == [None]
     assert found(index, leased) == 0
@@ -222,6 +239,26 @@ def test_a_lease_ends_with_its_deadline_unless_it_is_renewed():
     assert slabs(index) == {"ready": 1}
     assert index.renew(lease.lease_id, 40) is None
     index.release(lease.lease_id)
+
+
+def test_renewing_never_shortens_a_lease():
+    index, chain = make_index(1), make_chain(1)
+    store(index, chain)
+    lease = index.acquire(chain, "r", 10)
+    renewed = index.renew(lease.lease_id, 5)
+    assert renewed is not None
+    assert renewed.deadline_s == lease.deadline_s
+
+
+def test_the_beginning_of_a_chain_looks_newer_than_its_end():
+    """So that a policy meets leaves first."""
+    policy = LRU()
+    index, a, b = make_index(4, policy=policy), make_chain(2, "a"), make_chain(2, "b")
+    store(index, a)
+    store(index, b)
+    assert list(policy.keys) == [a[1], a[0], b[1], b[0]]
+    assert found(index, a) == 2
+    assert list(policy.keys) == [b[1], b[0], a[1], a[0]]
 
 
 def test_a_lease_of_nothing_is_not_kept():
@@ -263,9 +300,15 @@ def test_a_mismatch_of_another_generation_is_only_counted():
     index, chain = make_index(1), make_chain(1)
     (old,) = store(index, make_chain(1, "old"))
     store(index, chain)
-    index.mismatch(Location(old.request.key, old.slab, old.generation), 0)
+    (place,) = index.acquire(chain, "r", 0).locations
+    for stale in (
+        Location(old.request.key, old.slab, old.generation),
+        Location(old.request.key, place.slab, place.generation),
+        Location(place.key, place.slab + 1, place.generation),
+    ):
+        index.mismatch(stale, 0)
     assert found(index, chain) == 1
-    assert index.stats().counts.stale == 1
+    assert index.stats().counts.stale == 3
 
 
 def test_pins_are_counted_by_owner_and_expire():

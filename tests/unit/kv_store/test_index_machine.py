@@ -195,6 +195,7 @@ class IndexMachine(RuleBasedStateMachine):
             self.index.owner_died(owner)
         self.index.reap(FOREVER_S)
         self.index.check_invariants()
+        assert self.index.owners() == set()
         by_state = self.index.stats().slabs_by_state
         assert by_state[SlabState.FREE] + by_state[SlabState.READY] == len(self.headers)
         self.index.unpin(self.parents, "p")

@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 
 from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.kv_store.arena import Arena
+from rtp_serve.kv_store.arena_geometry import ArenaGeometry
 from tests.unit.kv_store.model import World, explore, request
 from tests.unit.kv_store.model_actors import Actor, Budget, Faults, Reader, Violation, Writer
 
@@ -79,6 +81,28 @@ def test_each_precaution_is_needed(faults: Faults, start: World, violation: str)
     careless = World(len(start.memory), start.actors, start.budget, faults)
     with pytest.raises(Violation, match=re.escape(violation)):
         explore(careless)
+
+
+def test_the_model_writes_what_the_arena_writes():
+    world = two_writers()
+    writer, order = world.actors[0], []
+    while world.actors[0].step != "complete":
+        name, take = next(world.steps())
+        order.append(name)
+        take(world)
+    assert isinstance(world.actors[0], Writer)
+    (reservation,) = world.actors[0].reservations
+    geometry = ArenaGeometry(2, 1, bytes(32))
+    memory = bytearray(geometry.total_bytes)
+    arena = Arena(memory, geometry)
+    arena.mark_reserved(reservation)
+    assert arena.put(reservation, memoryview(A[:2]), world.now_s)
+    header = memory[geometry.header_start(0) : geometry.header_start(1)]
+    payload = memory[geometry.payload_start(0) : geometry.payload_start(0) + 2]
+    assert header == b"".join(world.memory[0].header)
+    assert payload == b"".join(world.memory[0].payload)
+    steps = ("reserve", "check", "low", "high", "seal", "sealed")
+    assert order == [f"{writer.name}: {step}" for step in steps]
 
 
 def test_the_explorer_sees_a_leak():
