@@ -1,7 +1,7 @@
 """The latest changes of what can be found, for those who follow an index from afar.
 
-Versions count changes from 1 on. Who has followed up to a version asks for what came after; if that
-is no longer remembered, a snapshot has it all.
+Versions count changes. Who has followed up to a version asks for what came after; if that is no
+longer remembered, or was another index's, a snapshot has it all.
 """
 
 from collections import deque
@@ -22,10 +22,10 @@ class BlockEvent:
 class BlockEvents:
     """A ring of the last events."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, version: int) -> None:
         self._events: deque[BlockEvent] = deque(maxlen=capacity)
-        self.version = 0
-        """Of the last event; 0 before the first."""
+        self.version = version
+        """Of the last event."""
 
     def append(self, key: BlockHash, is_added: bool) -> None:
         self.version += 1

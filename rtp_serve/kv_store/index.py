@@ -31,7 +31,8 @@ from rtp_serve.kv_store.reservation import Refusal, RefusalReason, Reservation, 
 from rtp_serve.kv_store.slab_table import SlabTable
 
 _EPOCH_BITS = 32
-"""Generations of an epoch are numbered from `epoch << 32` on."""
+"""Generations, leases and events of an epoch are numbered from `epoch << 32` on: who still has a
+number of the index before this one does not mean a thing of this one's."""
 
 
 class SlabMarks(Protocol):
@@ -78,16 +79,17 @@ class BlockIndex:
         `quotas` are slabs by tenant, see `TenantUse`."""
         self._limits = limits or IndexLimits()
         self._slab_bytes = slab_bytes
-        self._next_generation = epoch << _EPOCH_BITS
+        first_number = epoch << _EPOCH_BITS
+        self._next_generation = first_number
         self._marks = marks
-        self._leases = LeaseTable()
-        slabs = sort_slabs(records, self._next_generation)
+        self._leases = LeaseTable(first_number)
+        slabs = sort_slabs(records, first_number)
         self._num_slabs = len(slabs.ready) + len(slabs.unsettled) + len(slabs.free)
         self._ledger = BlockLedger(
             SlabTable(slabs.free),
             TenantUse(self._num_slabs, quotas or {}),
             policy,
-            BlockEvents(self._limits.num_events),
+            BlockEvents(self._limits.num_events, first_number),
         )
         self._take_over(slabs, now_s)
 

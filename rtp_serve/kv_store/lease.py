@@ -32,9 +32,9 @@ class Lease:
 class LeaseTable:
     """All leases that nobody has given back."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_id: int) -> None:
         self._leases: dict[int, Lease] = {}
-        self._next_id = 1
+        self._next_id = first_id
 
     def __len__(self) -> int:
         return len(self._leases)

@@ -25,7 +25,12 @@ class StoreRequest:
         assert len(self.key) == 32, f"a key of {len(self.key)} bytes"
         assert self.parent is None or len(self.parent) == 32, f"a parent of {self.parent!r}"
         assert len(self.namespace_tag) == 8, f"a namespace tag of {len(self.namespace_tag)} bytes"
-        assert len(self.tenant.encode()) <= MAX_TENANT_BYTES, f"a tenant named {self.tenant!r}"
+        assert len(self.tenant_bytes) <= MAX_TENANT_BYTES, f"a tenant named {self.tenant!r}"
+
+    @property
+    def tenant_bytes(self) -> bytes:
+        """Any string is a name, a lone surrogate (valid in JSON) included."""
+        return self.tenant.encode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ def encode(header: SlabHeader, slab: int) -> bytes:
         header.num_bytes,
         header.checksum,
         header.deadline_s,
-        request.tenant.encode(),
+        request.tenant_bytes,
     )
     return fields + _DIGEST.pack(xxhash.xxh3_64_intdigest(fields, slab))
 
@@ -114,9 +114,8 @@ def decode(raw: bytes, slab: int) -> SlabHeader | None:
         return None
     values = _FIELDS.unpack(fields)
     mark, has_parent, generation, key, parent, tag, num_bytes, checksum, deadline_s, tenant = values
-    request = StoreRequest(
-        BlockHash(key), BlockHash(parent) if has_parent else None, tenant.decode(), tag
-    )
+    above = BlockHash(parent) if has_parent else None
+    request = StoreRequest(BlockHash(key), above, tenant.decode("utf-8", "surrogatepass"), tag)
     return SlabHeader(SlabMark(mark), request, generation, deadline_s, num_bytes, checksum)
 
 

@@ -385,23 +385,38 @@ def test_trimming_drops_whole_blocks():
 
 def test_events_tell_what_can_be_found_and_a_snapshot_what_they_forgot():
     index, chain = make_index(2, limits=IndexLimits(num_events=3)), make_chain(2)
-    assert index.events_since(0) == ()
+    start = index.snapshot()
+    assert (start.keys, index.events_since(start.version)) == ((), ())
     store(index, chain)
-    events = index.events_since(0)
+    events = index.events_since(start.version)
     assert events is not None
-    assert [(event.version, event.key, event.is_added) for event in events] == [
+    assert [(event.version - start.version, event.key, event.is_added) for event in events] == [
         (1, chain[1], True),
         (2, chain[0], True),
     ]
-    assert index.events_since(3) is None
+    assert index.events_since(start.version + 3) is None
     index.drop_oldest(2)
-    assert index.events_since(0) is None
-    assert [event.is_added for event in index.events_since(2) or ()] == [False, False]
-    assert index.snapshot().keys == ()
+    assert index.events_since(start.version) is None
+    events = index.events_since(start.version + 2)
+    assert [event.is_added for event in events or ()] == [False, False]
     store(index, chain)
     snapshot = index.snapshot()
-    assert (snapshot.version, snapshot.keys) == (6, tuple(chain))
+    assert (snapshot.version, snapshot.keys) == (start.version + 6, tuple(chain))
     assert index.events_since(snapshot.version) == ()
+
+
+def test_numbers_of_an_earlier_index_mean_nothing_to_this_one():
+    """Members that were there before it still have some."""
+    index, chain = make_index(1, epoch=1), make_chain(1)
+    store(index, chain)
+    old_lease, old_version = index.acquire(chain, "r", 0), index.snapshot().version
+    index = make_index(1, epoch=2)
+    store(index, chain)
+    assert index.events_since(old_version) is None
+    index.acquire(chain, "r", 0)
+    index.release(old_lease.lease_id)
+    assert index.renew(old_lease.lease_id, 0) is None
+    assert slabs(index) == {"leased": 1}
 
 
 def test_every_slab_is_in_one_state():

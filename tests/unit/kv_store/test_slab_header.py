@@ -23,7 +23,7 @@ READY = ready(RESERVATION, 4711, checksum_of(memoryview(b"bytes")))
 
 
 @pytest.mark.parametrize("parent", [None, "p"])
-@pytest.mark.parametrize("tenant", ["", "t", "ü" * 31])
+@pytest.mark.parametrize("tenant", ["", "t", "ü" * 31, "\ud800", "a\0"])
 def test_headers_come_back_as_they_were_written(parent: str | None, tenant: str):
     reservation = make_reservation("a", slab=2, parent=parent)
     reservation = replace(reservation, request=replace(reservation.request, tenant=tenant))
