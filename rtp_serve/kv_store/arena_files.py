@@ -35,6 +35,7 @@ from rtp_serve.kv_store.arena_geometry import (
     encode_preamble,
     num_slabs_in,
 )
+from rtp_serve.kv_store.available_memory import available_bytes
 
 SHARED_MEMORY = Path("/dev/shm")
 MIN_ARENA_BYTES = 64 << 20
@@ -51,8 +52,9 @@ _log = logging.getLogger(__name__)
 
 
 def _free_bytes(directory: Path) -> int:
+    """Of the directory's file system, but no more than there is memory for it."""
     status = os.statvfs(directory)
-    return status.f_bavail * status.f_frsize
+    return min(status.f_bavail * status.f_frsize, available_bytes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +158,12 @@ class ArenaFiles:
                 geometry = decode_preamble(preamble, os.fstat(descriptor).st_size)
                 check_equal(geometry, slab_bytes, layout_digest)
                 return ArenaMember(path, descriptor, geometry)
-            except (ArenaMismatch, OSError):
+            except ArenaMismatch:
                 os.close(descriptor)
                 raise
+            except OSError as error:
+                os.close(descriptor)
+                raise ArenaUnavailable(f"cannot map the KV arena {path}: {error}") from error
 
     def remove_unheld(self) -> list[Path]:
         """Remove this user's arenas whose members have all died; those removed."""

@@ -39,7 +39,7 @@ class Block:
     """Generation of the block before it, None for a first block."""
 
     owner: str
-    """Of the reservation."""
+    """Of the reservation; empty if that was an earlier index's."""
 
     deadline_s: float
     """Of the reservation; of no meaning once the block is READY."""

@@ -54,6 +54,8 @@ class IndexLimits:
     """How long after its deadline a writer that nobody hears of is taken to be able to write."""
 
     lease_s: float = 10.0
+    """From `acquire` or `renew` to `release`."""
+
     max_pins_per_slab: float = 0.5
     """Pins per slab, at most."""
 

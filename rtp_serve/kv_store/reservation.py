@@ -35,7 +35,7 @@ class StoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A slab that `owner` alone may write, if it begins before `deadline_s`.
+    """A slab that `owner`, the process that writes, may write if it begins before `deadline_s`.
 
     The generation is of this reservation alone: no other, of any index over this arena, had it or
     will have it.

@@ -1,5 +1,7 @@
 """Random members and times against an index, with the books kept a second time, the simple way."""
 
+from collections import Counter
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -10,7 +12,14 @@ from rtp_serve.kv_store.index_stats import SlabState
 from rtp_serve.kv_store.lease import Lease
 from rtp_serve.kv_store.reservation import Refusal, RefusalReason, Reservation, StoreRequest
 from rtp_serve.kv_store.slab_header import SlabMark, ready, reserved
-from tests.unit.kv_store.blocks import LIMITS, empty_records, make_chain, make_index, requests_of
+from tests.unit.kv_store.blocks import (
+    LIMITS,
+    SLAB_BYTES,
+    empty_records,
+    make_chain,
+    make_index,
+    requests_of,
+)
 
 OWNERS = st.sampled_from(["p", "q"])
 FOREVER_S = 1e9
@@ -26,27 +35,31 @@ def make_branches() -> list[list[BlockHash]]:
 class IndexMachine(RuleBasedStateMachine):
     """`headers` is what the arena would have; `found` is what the events say."""
 
-    @initialize(num_slabs=st.integers(1, 6), quotas=st.sampled_from([{}, {"a": 1}]))
+    @initialize(
+        num_slabs=st.integers(2, 5), quotas=st.sampled_from([{}, {"a": 2}, {"a": 1, "b": 1}])
+    )
     def start(self, num_slabs: int, quotas: dict[str, int]) -> None:
         self.headers = empty_records(num_slabs)
         self.quotas = quotas
         self.now_s = 0.0
         self.epoch = 0
         self.chains = make_branches()
-        self.parents = {
-            each.key: each.parent for chain in self.chains for each in requests_of(chain)
-        }
         self.generations: set[int] = set()
+        self.tenants: dict[BlockHash, str] = {}
+        self.writing: list[Reservation] = []
         self.start_index()
 
     def start_index(self) -> None:
+        """Who is writing goes on; what anybody reads, this index has never heard of."""
         self.epoch += 1
         self.index = make_index(
-            records=self.headers, epoch=self.epoch, now_s=self.now_s, quotas=self.quotas, marks=self
+            records=self.headers,
+            epoch=self.epoch,
+            now_s=self.now_s,
+            quotas=self.quotas,
+            marks=self,
         )
-        self.writing: list[Reservation] = []
         self.leases: list[Lease] = []
-        self.pins: dict[tuple[str, BlockHash], float | None] = {}
         self.found = set(self.index.snapshot().keys)
         self.version = self.index.snapshot().version
 
@@ -67,14 +80,35 @@ class IndexMachine(RuleBasedStateMachine):
         self.forget_ended_leases()
         requests = requests_of(self.chains[chain], tenant=tenant)
         before = set(self.found)
+        safe = self.safe_from(tenant)
         answers = self.index.reserve(requests, owner, self.now_s)
+        assert safe <= set(self.index.snapshot().keys), "a tenant lost what its quota is for"
         for request, answer in zip(requests, answers, strict=True):
             if isinstance(answer, Reservation):
                 assert answer.request == request
                 self.writing.append(answer)
+                self.tenants[request.key] = tenant
             elif answer.reason is RefusalReason.PRESENT:
                 assert request.key in before
         self.check_refusals(requests, answers)
+
+    @rule(chain=st.integers(0, 2), owner=OWNERS, tenant=st.sampled_from(["a", "b"]))
+    def put(self, chain: int, owner: str, tenant: str) -> None:
+        """A whole batch, with nothing in between."""
+        before = len(self.writing)
+        self.reserve(chain, owner, tenant)
+        mine, self.writing = self.writing[before:], self.writing[:before]
+        assert self.write(mine) == [True] * len(mine)
+
+    def safe_from(self, tenant: str) -> set[BlockHash]:
+        """Keys that no other tenant's blocks may push out."""
+        used = Counter(self.index.stats().bytes_by_tenant)
+        within = {
+            each
+            for each, quota in self.quotas.items()
+            if each != tenant and used[each] <= quota * SLAB_BYTES
+        }
+        return {key for key in self.found if self.tenants[key] in within}
 
     def check_refusals(
         self, requests: list[StoreRequest], answers: tuple[Reservation | Refusal, ...]
@@ -95,13 +129,18 @@ class IndexMachine(RuleBasedStateMachine):
         if not is_whole:
             self.index.abandon(which)
             return
-        for each in which:
-            header = self.headers[each.slab].header
-            if header == reserved(each):
+        self.write(which)
+
+    def write(self, reservations: list[Reservation]) -> list[bool]:
+        """What the arena does, which looks whose the slab is, and what the index says."""
+        for each in reservations:
+            if self.headers[each.slab].header == reserved(each):
                 whole = ready(each, 5, b"c" * 16)
                 self.headers[each.slab] = SlabRecord(each.slab, SlabMark.READY, whole)
-        for each, is_there in zip(which, self.index.complete(which), strict=True):
-            assert not is_there or self.headers[each.slab].mark is SlabMark.READY
+        are_there = self.index.complete(reservations)
+        for each, is_there in zip(reservations, are_there, strict=True):
+            assert not is_there or self.headers[each.slab].header == ready(each, 5, b"c" * 16)
+        return list(are_there)
 
     @rule(chain=st.integers(0, 2), owner=OWNERS)
     def acquire(self, chain: int, owner: str) -> None:
@@ -129,11 +168,9 @@ class IndexMachine(RuleBasedStateMachine):
         if verb == "mismatch" and lease.locations:
             place = data.draw(st.sampled_from(lease.locations))
             self.index.mismatch(place, self.now_s)
-            torn = SlabRecord(place.slab, SlabMark.TORN, None)
-            if self.headers[place.slab].header and self.headers[place.slab].header.is_ready_at(
-                place
-            ):
-                self.headers[place.slab] = torn
+            header = self.headers[place.slab].header
+            if header is not None and header.is_ready_at(place):
+                self.headers[place.slab] = SlabRecord(place.slab, SlabMark.TORN, None)
         self.index.release(lease.lease_id)
 
     @rule(chain=st.integers(0, 2), owner=OWNERS, for_s=st.none() | st.integers(1, 30))
@@ -145,17 +182,25 @@ class IndexMachine(RuleBasedStateMachine):
         assert num_pinned <= sum(key in self.found for key in keys)
         assert before <= self.index.stats().num_pins <= before + num_pinned
 
-    @rule(chain=st.integers(0, 2), owner=OWNERS)
-    def unpin(self, chain: int, owner: str) -> None:
-        self.index.unpin(self.chains[chain], owner)
+    @rule(what=st.sampled_from(["unpin", "drop", "time", "death", "index's death"]), data=st.data())
+    def end(self, what: str, data: st.DataObject) -> None:
+        """One rule, so that more is put and read than ends."""
+        if what == "unpin":
+            self.index.unpin(data.draw(st.sampled_from(self.chains)), data.draw(OWNERS))
+        elif what == "drop":
+            self.drop_oldest(data.draw(st.integers(0, 3)))
+        elif what == "time":
+            self.time_passes(data.draw(st.sampled_from([1, 10, 30, 60])))
+        elif what == "death":
+            self.die(data.draw(OWNERS))
+        else:
+            self.start_index()
 
-    @rule(num_blocks=st.integers(0, 3))
     def drop_oldest(self, num_blocks: int) -> None:
         before = len(self.found)
         num_dropped = self.index.drop_oldest(num_blocks)
         assert len(self.index.snapshot().keys) == before - num_dropped
 
-    @rule(seconds=st.sampled_from([1, 10, 30, 60]))
     def time_passes(self, seconds: float) -> None:
         self.now_s += seconds
         self.index.reap(self.now_s)
@@ -164,18 +209,10 @@ class IndexMachine(RuleBasedStateMachine):
     def forget_ended_leases(self) -> None:
         self.leases = [lease for lease in self.leases if lease.deadline_s > self.now_s]
 
-    @rule(owner=OWNERS)
     def die(self, owner: str) -> None:
         self.index.owner_died(owner)
         self.writing = [each for each in self.writing if each.owner != owner]
         self.leases = [each for each in self.leases if each.owner != owner]
-
-    @rule()
-    def index_dies(self) -> None:
-        """Who was writing or reading goes on; the new index has never heard of them."""
-        writing = self.writing
-        self.start_index()
-        self.writing = writing
 
     @invariant()
     def books_agree(self) -> None:
@@ -198,11 +235,10 @@ class IndexMachine(RuleBasedStateMachine):
         assert self.index.owners() == set()
         by_state = self.index.stats().slabs_by_state
         assert by_state[SlabState.FREE] + by_state[SlabState.READY] == len(self.headers)
-        self.index.unpin(self.parents, "p")
         self.index.drop_oldest(len(self.headers))
         assert self.index.stats().slabs_by_state[SlabState.FREE] == len(self.headers)
         assert self.index.stats().bytes_by_tenant == {}
 
 
 TestIndexMachine = IndexMachine.TestCase
-TestIndexMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestIndexMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

@@ -1,8 +1,6 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rtp_serve.kv_store.reservation import MAX_TENANT_BYTES, StoreRequest
 from rtp_serve.kv_store.slab_header import (
@@ -48,14 +46,13 @@ def test_every_flipped_byte_is_noticed():
     assert decode(bytes(raw), 2) == READY
 
 
-@given(st.integers(1, HEADER_BYTES - 1))
-@settings(deadline=None)
-def test_no_mix_of_two_headers_is_one(cut: int):
-    old = encode(reserved(RESERVATION), 2)
-    new = encode(READY, 2)
-    for mixed in (old[:cut] + new[cut:], new[:cut] + old[cut:]):
-        assert decode(mixed, 2) in (None, *(header for header in (reserved(RESERVATION), READY)
-                                            if encode(header, 2) == mixed))  # fmt: skip
+def test_no_mix_of_two_headers_is_a_third():
+    """As when two write at once, or one dies between two bytes."""
+    whole = {encode(header, 2) for header in (reserved(RESERVATION), READY)}
+    old, new = whole
+    for cut in range(1, HEADER_BYTES):
+        for mixed in (old[:cut] + new[cut:], new[:cut] + old[cut:]):
+            assert (decode(mixed, 2) is not None) == (mixed in whole), cut
 
 
 def test_zeros_are_a_slab_that_was_never_used():
