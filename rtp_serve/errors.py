@@ -36,6 +36,18 @@ class CorruptWeights(RtpServeError):
     code = "corrupt_weights"
 
 
+class ArenaMismatch(RtpServeError):
+    """The node's KV arena is no arena, or one for blocks of another format."""
+
+    code = "arena_mismatch"
+
+
+class ArenaUnavailable(RtpServeError):
+    """There can be no KV arena on this node now; serving goes on without it."""
+
+    code = "arena_unavailable"
+
+
 class InvalidRequest(RtpServeError):
     """The caller's mistake. `param` names the field, as in OpenAI's error object."""
 

@@ -12,6 +12,8 @@ CONTROL_PLANE = [
     "rtp_serve.config.engine",
     "rtp_serve.engine.async_engine",
     "rtp_serve.kv_cache.manager",
+    "rtp_serve.kv_store.arena_files",
+    "rtp_serve.kv_store.index",
     "rtp_serve.observability.metrics",
     "rtp_serve.text.stream",
     "rtp_serve.text.chat_template",

@@ -1,0 +1,122 @@
+"""The node's host arena: slabs of memory that every replica of an application reads and writes.
+
+    writer    has a reservation:  bytes ──copy──► slab, then the slab's header; the index is told
+    reader    has a location:     slab ──copy──► its own bytes; then header and checksum agree
+    index     hands both out, marks a slab in its header before a writer hears of it, and reads the
+              headers when it starts anew
+
+Nobody waits for anybody, and nobody is trusted to be alive: any of them may stop at any byte. What
+keeps wrong bytes from a reader is the checksum over its copy, with a header that is true by itself
+(see `slab_header`). All else makes misses rare: a writer does not begin after its deadline or in a
+slab that is another's; the index keeps a slab back for as long as its writer may still be writing;
+a lease keeps it in place while it is read.
+
+The copies run without the interpreter lock. Knows neither files nor policy.
+"""
+
+import mmap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rtp_serve.kv_store.arena_geometry import ArenaGeometry
+from rtp_serve.kv_store.lease import Location
+from rtp_serve.kv_store.reservation import Reservation
+from rtp_serve.kv_store.slab_header import (
+    HEADER_BYTES,
+    SlabHeader,
+    SlabMark,
+    checksum_of,
+    decode,
+    encode,
+    mark_of,
+    ready,
+    reserved,
+)
+
+Bytes = npt.NDArray[np.uint8]
+Copy = Callable[[Bytes, Bytes], Any]
+"""Copies from the second to the first, which are equally long."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlabRecord:
+    """What a slab's header says to an index that starts anew."""
+
+    slab: int
+    mark: SlabMark
+    header: SlabHeader | None
+    """None for EMPTY and TORN."""
+
+
+class Arena:
+    """Slabs over memory that others share."""
+
+    def __init__(
+        self, memory: mmap.mmap | bytearray, geometry: ArenaGeometry, copy: Copy = np.copyto
+    ) -> None:
+        """`memory` has the geometry's total bytes; it is held as long as the arena is."""
+        whole = np.frombuffer(memory, np.uint8)
+        assert whole.nbytes == geometry.total_bytes, f"{whole.nbytes} of {geometry.total_bytes}"
+        self.geometry = geometry
+        headers = whole[geometry.header_start(0) : geometry.header_start(geometry.num_slabs)]
+        self._headers = headers.reshape(geometry.num_slabs, HEADER_BYTES)
+        self._payloads = whole[geometry.payloads_start :].reshape(geometry.num_slabs, -1)
+        self._copy = copy
+
+    def put(self, reservation: Reservation, source: memoryview, now_s: float) -> bool:
+        """Write a block's bytes, at most `slab_bytes`, and say so in the slab's header.
+
+        The index is to be told: `complete` if True. False if the reservation has ended; there is
+        nothing to be found then, and `abandon` says that nobody writes any more.
+
+        `source` must not change meanwhile: it is read twice, and what counts is the first time.
+        """
+        data = np.frombuffer(source, np.uint8)
+        assert data.nbytes <= self.geometry.slab_bytes, f"a block of {data.nbytes} bytes"
+        slab = reservation.slab
+        own_mark = encode(reserved(reservation), slab)
+        if now_s >= reservation.deadline_s or self._raw_header(slab) != own_mark:
+            return False
+        header = ready(reservation, data.nbytes, checksum_of(data.data))
+        self._copy(self._payloads[slab, : data.nbytes], data)
+        if self._raw_header(slab) != own_mark:
+            return False
+        self._write_header(slab, header)
+        return True
+
+    def read_into(self, location: Location, into: memoryview) -> memoryview | None:
+        """Copy a block to the beginning of `into`, which has room for it; the part that it fills.
+
+        None if the slab has something else, or had it at any time during the copy: a miss, of
+        which the index is to be told (`mismatch`). What `into` holds then is of no use.
+        """
+        before = self._raw_header(location.slab)
+        header = decode(before, location.slab)
+        if header is None or not header.is_ready_at(location):
+            return None
+        copy = np.frombuffer(into, np.uint8, header.num_bytes)
+        self._copy(copy, self._payloads[location.slab, : header.num_bytes])
+        if self._raw_header(location.slab) != before or checksum_of(copy.data) != header.checksum:
+            return None
+        return copy.data
+
+    def mark_reserved(self, reservation: Reservation) -> None:
+        """Make the slab nobody's but the reservation's. For the index's owner alone."""
+        self._write_header(reservation.slab, reserved(reservation))
+
+    def scan(self) -> Iterator[SlabRecord]:
+        """Every slab, as its header has it now. A slab that is being written is not READY."""
+        for slab in range(self.geometry.num_slabs):
+            raw = self._raw_header(slab)
+            header = decode(raw, slab)
+            yield SlabRecord(slab, mark_of(raw, header), header)
+
+    def _raw_header(self, slab: int) -> bytes:
+        return bytes(self._headers[slab])
+
+    def _write_header(self, slab: int, header: SlabHeader) -> None:
+        self._headers[slab] = np.frombuffer(encode(header, slab), np.uint8)

@@ -1,0 +1,191 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rtp_serve.kv_store.arena import Arena, Bytes
+from rtp_serve.kv_store.slab_header import SlabMark
+from tests.unit.kv_store.arenas import (
+    content,
+    make_arena,
+    make_geometry,
+    make_reservation,
+    place_of,
+    put,
+    read,
+)
+
+
+class Interrupted(Exception):
+    """Takes the place of a death in the middle of a copy."""
+
+
+class Meddler:
+    """Copies, and does something else in between: after so many bytes of the next copy."""
+
+    def __init__(self) -> None:
+        self.after_bytes = 0
+        self.meddle = lambda: None
+
+    def __call__(self, into: Bytes, source: Bytes) -> None:
+        np.copyto(into[: self.after_bytes], source[: self.after_bytes])
+        meddle, self.meddle = self.meddle, lambda: None
+        meddle()
+        np.copyto(into[self.after_bytes :], source[self.after_bytes :])
+
+
+def die() -> None:
+    raise Interrupted
+
+
+def test_a_block_is_read_as_it_was_put():
+    arena, reservation = make_arena(), make_reservation("a", slab=1)
+    assert put(arena, reservation, "a")
+    assert read(arena, place_of(reservation)) == content("a").tobytes()
+
+
+def test_a_shorter_block_is_read_as_it_was_put():
+    arena, reservation = make_arena(), make_reservation("a")
+    arena.mark_reserved(reservation)
+    assert arena.put(reservation, content("a", 17), 0)
+    assert read(arena, place_of(reservation)) == content("a", 17).tobytes()
+
+
+def test_slabs_do_not_touch_each_other():
+    arena = make_arena(3)
+    reservations = [make_reservation(str(i), slab=i, generation=i) for i in range(3)]
+    assert all(put(arena, each, str(i)) for i, each in enumerate(reservations))
+    for i, each in enumerate(reservations):
+        assert read(arena, place_of(each)) == content(str(i)).tobytes()
+
+
+def test_any_buffer_can_be_source_and_destination():
+    arena, reservation = make_arena(), make_reservation("a")
+    values = np.arange(600, dtype=np.float32).reshape(20, 30)
+    arena.mark_reserved(reservation)
+    assert arena.put(reservation, values.data, 0)
+    into = np.empty_like(values)
+    copy = arena.read_into(place_of(reservation), into.data.cast("B"))
+    assert copy is not None
+    assert copy.nbytes == values.nbytes
+    assert (into == values).all()
+
+
+def test_a_block_that_does_not_fit_is_caught():
+    arena, reservation = make_arena(), make_reservation("a")
+    arena.mark_reserved(reservation)
+    with pytest.raises(AssertionError, match="5001 bytes"):
+        arena.put(reservation, content("a", 5001), 0)
+
+
+def test_another_key_or_generation_is_a_miss():
+    arena, reservation = make_arena(), make_reservation("a")
+    put(arena, reservation, "a")
+    location = place_of(reservation)
+    assert read(arena, replace(location, generation=8)) is None
+    assert read(arena, replace(location, key=make_reservation("b").request.key)) is None
+    assert read(arena, replace(location, slab=1)) is None
+
+
+def test_a_reserved_slab_has_nobody_s_bytes():
+    arena, old, new = make_arena(), make_reservation("a"), make_reservation("b", generation=8)
+    put(arena, old, "a")
+    arena.mark_reserved(new)
+    assert read(arena, place_of(old)) is None
+    assert read(arena, place_of(new)) is None
+
+
+@pytest.mark.parametrize("position", [0, 2500, 4999])
+def test_a_flipped_byte_is_a_miss(position: int):
+    geometry = make_geometry()
+    memory = bytearray(geometry.total_bytes)
+    arena, reservation = Arena(memory, geometry), make_reservation("a", slab=1)
+    put(arena, reservation, "a")
+    memory[geometry.payload_start(1) + position] ^= 16
+    assert read(arena, place_of(reservation)) is None
+
+
+def test_a_writer_does_not_begin_after_its_deadline():
+    arena, reservation = make_arena(), make_reservation("a", deadline_s=10)
+    arena.mark_reserved(reservation)
+    assert not arena.put(reservation, content("a"), 10)
+    assert arena.put(reservation, content("a"), 9.9)
+
+
+def test_a_writer_does_not_begin_in_a_slab_that_is_another_s():
+    arena, old, new = make_arena(), make_reservation("a"), make_reservation("b", generation=8)
+    arena.mark_reserved(old)
+    assert put(arena, new, "b")
+    assert not arena.put(old, content("a"), 0)
+    assert read(arena, place_of(new)) == content("b").tobytes()
+
+
+def test_a_slab_whose_writer_died_has_nobody_s_bytes():
+    meddler = Meddler()
+    arena, reservation = make_arena(copy=meddler), make_reservation("a")
+    meddler.after_bytes, meddler.meddle = 3000, die
+    with pytest.raises(Interrupted):
+        put(arena, reservation, "a")
+    assert read(arena, place_of(reservation)) is None
+    assert [record.mark for record in arena.scan()] == [SlabMark.RESERVED, *[SlabMark.EMPTY] * 2]
+
+
+@pytest.mark.parametrize("after_bytes", [0, 1, 3000, 5000])
+def test_a_writer_that_comes_too_late_says_nothing_and_is_a_miss_to_others(after_bytes: int):
+    """Its slab is given away, and written, in the middle of its copy."""
+    meddler = Meddler()
+    arena, old, new = (
+        make_arena(copy=meddler),
+        make_reservation("a"),
+        make_reservation("b", generation=8),
+    )
+    meddler.after_bytes, meddler.meddle = after_bytes, lambda: put(arena, new, "b")
+    assert not put(arena, old, "a")
+    assert read(arena, place_of(old)) is None
+    expected = content("b").tobytes() if after_bytes == 5000 else None
+    assert read(arena, place_of(new)) == expected
+
+
+@pytest.mark.parametrize("after_bytes", [0, 1, 3000, 5000])
+def test_a_slab_that_changes_under_the_reader_is_a_miss(after_bytes: int):
+    meddler = Meddler()
+    arena, old, new = (
+        make_arena(copy=meddler),
+        make_reservation("a"),
+        make_reservation("b", generation=8),
+    )
+    put(arena, old, "a")
+    meddler.after_bytes, meddler.meddle = after_bytes, lambda: put(arena, new, "b")
+    assert read(arena, place_of(old)) is None
+    assert read(arena, place_of(new)) == content("b").tobytes()
+
+
+def test_the_checksum_is_of_the_source_not_of_the_slab():
+    """Else bytes that a late writer leaves would become the new block's."""
+    meddler = Meddler()
+    geometry = make_geometry()
+    memory = bytearray(geometry.total_bytes)
+    arena, reservation = Arena(memory, geometry, meddler), make_reservation("a")
+
+    def scribble() -> None:
+        memory[geometry.payload_start(0)] ^= 1
+
+    meddler.after_bytes, meddler.meddle = 5000, scribble
+    assert put(arena, reservation, "a")
+    assert read(arena, place_of(reservation)) is None
+
+
+def test_a_scan_finds_every_slab_s_header():
+    arena = make_arena(4)
+    whole, begun = make_reservation("a", slab=1, parent="p"), make_reservation("b", slab=2)
+    put(arena, whole, "a")
+    arena.mark_reserved(begun)
+    records = list(arena.scan())
+    assert [record.slab for record in records] == [0, 1, 2, 3]
+    marks = [SlabMark.EMPTY, SlabMark.READY, SlabMark.RESERVED, SlabMark.EMPTY]
+    assert [record.mark for record in records] == marks
+    assert records[1].header is not None
+    assert records[1].header.request == whole.request
+    assert records[1].header.num_bytes == 5000
+    assert records[2].header is not None
+    assert records[2].header.deadline_s == begun.deadline_s
