@@ -38,6 +38,14 @@ class Settings:
     num_threads: int
 
 
+# A server that was halted for a while must not be taken for dead: not by Serve, not by Ray.
+_PATIENT_S = 3600.0
+_PATIENT_RAY = {
+    "RAY_health_check_timeout_ms": str(int(_PATIENT_S * 1e3)),
+    "RAY_health_check_failure_threshold": "1000",
+}
+
+
 def ours(settings: Settings, work: Path) -> ServerPlan:
     """The quickstart's application with the common settings; its file goes to `work`."""
     port = free_port()
@@ -48,6 +56,7 @@ def ours(settings: Settings, work: Path) -> ServerPlan:
         command=(sys.executable, "-m", "rtp_serve.cli.main", "serve", str(path)),
         port=port,
         kv_bytes=settings.kv_bytes,
+        environment=_PATIENT_RAY,
         replica_marker="EngineReplica",
     )
 
@@ -64,8 +73,7 @@ def our_config(settings: Settings, port: int) -> dict[str, Any]:
         "num_threads": settings.num_threads,
         "cache": {"memory": settings.kv_bytes},
     }
-    # A server that was halted for a while must not be taken for dead.
-    arguments["replica"] |= {"health_check_timeout_s": 3600.0}
+    arguments["replica"] |= {"health_check_timeout_s": _PATIENT_S}
     return config
 
 

@@ -43,6 +43,7 @@ def ingress_options(config: AppConfig) -> dict[str, Any]:
         },
         "max_ongoing_requests": ingress.max_ongoing_requests,
         "health_check_period_s": config.replica.health_check_period_s,
+        "health_check_timeout_s": config.replica.health_check_timeout_s,
         "graceful_shutdown_timeout_s": config.api.limits.request_timeout_s,
         "graceful_shutdown_wait_loop_s": _DRAIN_POLL_S,
         "max_constructor_retry_count": _CONSTRUCTOR_TRIES,
