@@ -44,10 +44,17 @@ class LocalFiles:
 
     def __call__(self, file: Path, offset: int, into: memoryview) -> int:
         """See `ReadInto`."""
+        return self._opened(file).read(offset, into)
+
+    def has_cached(self, file: Path, offset: int, num_bytes: int) -> bool:
+        """Whether the page cache seems to have these bytes. Raises OSError."""
+        return self._opened(file).has_cached(offset, num_bytes)
+
+    def _opened(self, file: Path) -> "_LocalFile":
         with self._lock:
             if file not in self._files:
                 self._files[file] = _LocalFile(file, self._disk)
-        return self._files[file].read(offset, into)
+        return self._files[file]
 
     def __enter__(self) -> Self:
         return self
@@ -88,19 +95,29 @@ class _LocalFile:
         # The filesystem opens files for direct I/O, but does none.
         return done + _fill(self._buffered, offset + done, into[done:])
 
-    def _read_cached(self, offset: int, into: memoryview) -> int:
-        """What the page cache has from `offset` on; nothing, unless it seems to have all.
+    def has_cached(self, offset: int, num_bytes: int) -> bool:
+        """Whether the page cache seems to have these bytes.
 
-        The last byte is asked for alone, and then the first: a long request that misses would begin
+        The last one is asked for alone, and then the first: a long request that misses would begin
         to fill the cache, and who read the header left the first pages there.
         """
-        end = min(offset + len(into), self._num_bytes)
+        end = min(offset + num_bytes, self._num_bytes)
+        byte = bytearray(1)
         try:
-            for place in (end - 1, offset):
-                if not os.preadv(self._buffered, [into[:1]], place, os.RWF_NOWAIT):
-                    return 0
-            return os.preadv(self._buffered, [into], offset, os.RWF_NOWAIT)
+            return all(
+                os.preadv(self._buffered, [byte], place, os.RWF_NOWAIT)
+                for place in (end - 1, offset)
+            )
         except OSError:  # not cached, or no such question here; what is wrong, the read itself says
+            return False
+
+    def _read_cached(self, offset: int, into: memoryview) -> int:
+        """What the page cache has from `offset` on; nothing, unless it seems to have all."""
+        if not self.has_cached(offset, len(into)):
+            return 0
+        try:
+            return os.preadv(self._buffered, [into], offset, os.RWF_NOWAIT)
+        except OSError:
             return 0
 
     def close(self) -> None:

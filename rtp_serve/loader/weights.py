@@ -6,6 +6,7 @@ staging buffer a thread. `docs/loading.md` has the whole picture.
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -40,7 +41,8 @@ class LoadSettings:
     sizes: ReadSizes = DEFAULT_SIZES
 
     num_threads: int = 8
-    """Each reads and transforms in turn; more than cores, since most of them wait for the disk."""
+    """Each reads and transforms in turn; more than cores, since most of them wait for the disk. Of
+    files that are cached no more than cores read."""
 
     read_into: ReadInto | None = None
     """Where the bytes come from; None is the files of this machine."""
@@ -133,11 +135,27 @@ def _run(reads: Sequence[Read], deliver: Deliver, settings: LoadSettings) -> Loa
         progress = stack.enter_context(
             tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None)
         )
-        read_into = settings.read_into or stack.enter_context(LocalFiles())
-        for figures in run_reads(reads, read_into, deliver, settings.num_threads, timer):
+        read_into, num_threads = settings.read_into, settings.num_threads
+        if read_into is None:
+            read_into = files = stack.enter_context(LocalFiles())
+            if _are_cached(reads, files):
+                # Nobody waits for a disk, and fewer buffers stay in the processor's own cache.
+                num_threads = min(num_threads, len(os.sched_getaffinity(0)))
+        for figures in run_reads(reads, read_into, deliver, num_threads, timer):
             progress.set_postfix_str(figures.shares, refresh=False)
             progress.update(figures.num_bytes - progress.n)
     return timer.figures()
+
+
+def _are_cached(reads: Sequence[Read], files: LocalFiles) -> bool:
+    """By the first and the last read; False where a file cannot be asked: reading says why."""
+    try:
+        return all(
+            files.has_cached(read.file, read.offset, read.num_bytes)
+            for read in (*reads[:1], *reads[-1:])
+        )
+    except OSError:
+        return False
 
 
 def _as_rows(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
