@@ -1,4 +1,5 @@
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,6 @@ def test_a_cache_of_everything_misses_each_block_once():
     assert best_hit_rate(trace, capacity) == pytest.approx(expected)
 
 
-def test_a_trace_that_is_not_there_is_an_error(tmp_path):
+def test_a_trace_that_is_not_there_is_an_error(tmp_path: Path):
     with pytest.raises(ConfigError, match="--traces"):
         read_trace(tmp_path, "mooncake")

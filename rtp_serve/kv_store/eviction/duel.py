@@ -22,17 +22,15 @@ from rtp_serve.kv_store.eviction.ghost_cache import GhostCache
 from rtp_serve.kv_store.eviction.ghost_list import DIGEST_BYTES
 from rtp_serve.kv_store.eviction.handover import MAX_HITS, Handover, Resident, Residents
 from rtp_serve.kv_store.eviction.lru import LRU
+from rtp_serve.kv_store.eviction.registry import PolicyFactory
 from rtp_serve.kv_store.eviction.s3_fifo import S3FIFO
 from rtp_serve.kv_store.eviction.score import Score
-from rtp_serve.kv_store.eviction_policy import EvictionPolicy
 
 _GHOST_BLOCKS = 4096
 _EPOCH_USES = 1024
 _MOVES_PER_USE = 8
 _SAMPLE_BYTES = 4
 _SAMPLES = 1 << 8 * _SAMPLE_BYTES
-
-PolicyFactory = Callable[[int], EvictionPolicy]
 
 
 class Duel:
@@ -109,8 +107,8 @@ class Duel:
             self._end_handover(self._handover)
         if not self._is_sampled(key):
             return
-        is_near = parent is not None and self._is_sampled(parent)
-        above = _digest(parent) if parent is not None and is_near else None
+        is_parent_sampled = parent is not None and self._is_sampled(parent)
+        above = _digest(parent) if parent is not None and is_parent_sampled else None
         below = _digest(key)
         self._score.add([ghost.use(below, above) for ghost in self._ghosts])
         self._num_uses += 1

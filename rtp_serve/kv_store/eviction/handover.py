@@ -4,8 +4,8 @@
     new   knows those that have moved; then it decides
 
 Each block is inserted into `new`, and hit as often as it was, up to `MAX_HITS`. What is used or
-comes meanwhile is the newest of those that wait, even if it had moved; so `new` sees residents in the
-order of their last use. A use makes one wait at most, and more than one are moved for it.
+comes meanwhile is the newest of those that wait, even if it had moved; so `new` sees residents in
+the order of their last use. A use makes one wait at most, and more than one are moved for it.
 """
 
 from collections import OrderedDict

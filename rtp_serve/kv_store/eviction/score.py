@@ -1,8 +1,8 @@
 """Who has won against whom: the same blocks were wanted of all, and some had what others had not.
 
-What all had, or none had, says nothing about who is better. Of the rest, each is a toss that one of
-two has won; of `n` tosses of a fair coin the lead is √n, give or take, and 5·√n is no accident. Hits
-come by whole chains, so tosses are fewer than they look: hence five and not three.
+What all had, or none had, says nothing about who is better. Each of the rest is a toss that one of
+two has won; of `n` tosses of a fair coin the lead is √n, give or take. Hits come by whole chains,
+so there are fewer tosses than it looks: a lead counts from 5·√n, and not from 3·√n.
 """
 
 from collections.abc import Sequence

@@ -41,7 +41,7 @@ def hot_among_cold(num_rounds: int) -> list[BlockHash]:
 def moving_on(num_steps: int) -> list[BlockHash]:
     """Each is wanted again once, a while later, and never after."""
     keys = make_chain(num_steps, "moving")
-    return [key for i in range(60, num_steps) for key in (keys[i], keys[i - 60])]
+    return [key for i in range(30, num_steps) for key in (keys[i], keys[i - 30])]
 
 
 def test_it_goes_over_to_what_does_better_and_back():
