@@ -1,8 +1,9 @@
 """The format of the KV cache: what one block is and how many fit. No memory here.
 
-Device layout, one pair of tensors a layer, so that one head of one block is a contiguous tile:
+Device layout: a block's keys and values of all layers are one piece of memory, which tiers take and
+give back as it is, and one head of one layer's block is a contiguous tile:
 
-    key, value   [num_blocks, num_kv_heads, block_size, head_dim]
+    [num_blocks, num_layers, 2 (key, value), num_kv_heads, block_size, head_dim]
 
 Inside a tile the torch ops keep this order; the compiled ones, which take block_size 16 only, have
 the order in which attention reads (a register is 16 tokens of keys, or columns of values):
@@ -10,7 +11,8 @@ the order in which attention reads (a register is 16 tokens of keys, or columns 
     key     bfloat16 [head_dim / 2, 16, 2]   float32 [head_dim, 16]
     value   bfloat16 [8, head_dim, 2]        float32 [16, head_dim]
 
-Canonical layout of one block, in which tiers and transfers hold it whatever the device does:
+Tiers hold blocks in the order of the device that wrote them, and name it (`TileOrder`). Devices of
+different orders exchange blocks in the canonical layout, in which tiles are plain:
 
     [num_layers, 2 (key, value), num_kv_heads, block_size, head_dim]
 
@@ -30,6 +32,14 @@ class KVFormat(StrEnum):
     @property
     def itemsize(self) -> int:
         return {KVFormat.BF16: 2, KVFormat.FP32: 4}[self]
+
+
+class TileOrder(StrEnum):
+    """Where the elements of a tile lie."""
+
+    PLAIN = "plain"
+    WORDS = "words"
+    """As the compiled kernels read them, see above."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,20 +23,23 @@ class KVCacheTensors:
     ) -> None:
         self.spec = spec
         self.num_blocks = num_blocks
-        # [num_layers, 2 (key, value), num_blocks, num_kv_heads, block_size, head_dim]
+        # [num_blocks, num_layers, 2 (key, value), num_kv_heads, block_size, head_dim]
         shape = (
+            num_blocks,
             spec.num_layers,
             2,
-            num_blocks,
             spec.num_kv_heads,
             spec.block_size,
             spec.head_dim,
         )
         self.data = _zeros(shape, _DTYPES[spec.format], torch.device(device))
-        self._layers = [(layer[0], layer[1]) for layer in self.data]
+        self._layers = [
+            (self.data[:, layer, 0], self.data[:, layer, 1]) for layer in range(spec.num_layers)
+        ]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Key and value of a layer, each [num_blocks, num_kv_heads, block_size, head_dim].
+        """Key and value of a layer, each [num_blocks, num_kv_heads, block_size, head_dim], blocks a
+        stride apart.
 
         Read and written by ops alone: what lies inside a head's tile is theirs.
         """
@@ -51,7 +54,7 @@ class KVCacheTensors:
 
     def import_blocks(self, block_ids: Sequence[int], data: Tensor) -> None:
         """Fill blocks from what `export_blocks` gave, here or elsewhere."""
-        expected = (len(block_ids), *self.data.shape[:2], *self.data.shape[3:])
+        expected = (len(block_ids), *self.data.shape[1:])
         if data.shape != expected or data.dtype != self.data.dtype:
             raise ValueError(
                 f"data must be {list(expected)} {self.data.dtype}, "
@@ -62,7 +65,7 @@ class KVCacheTensors:
     def copy_block(self, source: int, target: int) -> None:
         """Make block `target` hold what `source` holds."""
         self._index((source, target))
-        self.data[:, :, target] = self.data[:, :, source]
+        self.data[target] = self.data[source]
 
     def _index(self, block_ids: Sequence[int]) -> Tensor:
         for block_id in block_ids:

@@ -93,7 +93,7 @@ def write_kv(
     """Puts key and value [n, num_kv_heads, d] into their slots of the paged cache.
 
     The caches are [num_blocks, num_kv_heads, 16, d] in the device layout (`kv_cache/spec.py`), d
-    even; `slots` is [n], int64, block * 16 + offset, -1 for a token that is not written.
+    even, and their blocks equally far apart; `slots` is [n], int64, block * 16 + offset, -1 for a token that is not written.
     """
     ops_for(key).write_kv(key, value, key_cache, value_cache, slots)
 
@@ -101,7 +101,7 @@ def write_kv(
 def gather_kv(cache: Tensor, block_ids: Tensor) -> Tensor:
     """Blocks of a cache in the canonical layout, exactly: a new tensor.
 
-    cache [num_layers, 2 (key, value), num_blocks, num_kv_heads, 16, d] is in the device layout,
+    cache [num_blocks, num_layers, 2 (key, value), num_kv_heads, 16, d] is in the device layout,
     `block_ids` is [n], int64; the result is [n, num_layers, 2, num_kv_heads, 16, d].
     """
     out: Tensor = ops_for(cache).gather_kv(cache, block_ids)

@@ -42,15 +42,14 @@ def write_kv(
 
 
 def gather_kv(cache: Tensor, block_ids: Tensor) -> Tensor:
-    tiles = cache[:, :, block_ids].movedim(2, 0)
+    tiles = cache[block_ids]
     rows = (kv_layout.key_rows(tiles[:, :, 0]), kv_layout.value_rows(tiles[:, :, 1]))
     return torch.stack(rows, dim=2)
 
 
 def scatter_kv(data: Tensor, cache: Tensor, block_ids: Tensor) -> None:
-    rows = data.movedim(0, 2)
-    cache[:, 0, block_ids] = kv_layout.key_tiles(rows[:, 0])
-    cache[:, 1, block_ids] = kv_layout.value_tiles(rows[:, 1])
+    cache[block_ids, :, 0] = kv_layout.key_tiles(data[:, :, 0])
+    cache[block_ids, :, 1] = kv_layout.value_tiles(data[:, :, 1])
 
 
 def paged_attention(  # noqa: PLR0913

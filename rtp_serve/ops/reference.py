@@ -47,11 +47,11 @@ def write_kv(
 
 
 def gather_kv(cache: Tensor, block_ids: Tensor) -> Tensor:
-    return cache[:, :, block_ids].movedim(2, 0).contiguous()
+    return cache[block_ids]
 
 
 def scatter_kv(data: Tensor, cache: Tensor, block_ids: Tensor) -> None:
-    cache[:, :, block_ids] = data.movedim(0, 2)
+    cache[block_ids] = data
 
 
 def paged_attention(  # noqa: PLR0913

@@ -102,7 +102,7 @@ def run_sublayers(
 ) -> None:
     """Run them in order, adding to `residual` [num_tokens, hidden_size] in place.
 
-    positions [num_tokens], or [3, num_tokens] under M-RoPE; kv_cache [num_layers, 2, num_blocks,
+    positions [num_tokens], or [3, num_tokens] under M-RoPE; kv_cache [num_blocks, num_layers, 2,
     num_kv_heads, block_size, head_dim], of residual's dtype. Raises TypeError or ValueError before
     anything is computed.
     """

@@ -25,10 +25,10 @@ struct PagedAttention {
   void* out;                    // [num_tokens, num_heads, head_dim]
   const void* query;            // [num_tokens, num_heads, head_dim]; tokens query_stride apart
   const void* key_cache;        // [num_blocks, num_kv_heads, kBlockTokens, head_dim]: kv_layout.h
-  const void* value_cache;      // the same
+  const void* value_cache;      // the same; blocks of both are block_stride elements apart
   const int32_t* block_tables;  // [num_seqs, max_blocks]; rows block_tables_stride apart
   int64_t num_tokens;
-  int64_t query_stride, block_tables_stride;
+  int64_t query_stride, block_tables_stride, block_stride;
   float scale;
   float* partials;  // of the plan's num_partial_floats
 };

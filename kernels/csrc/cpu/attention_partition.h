@@ -23,7 +23,7 @@ class CachedHead {
         values_(static_cast<const float*>(op.value_cache)),
         blocks_(op.block_tables + tile.seq * op.block_tables_stride),
         tile_words_(tile_words(op.dtype, op.geometry.head_dim)),
-        block_words_(op.geometry.num_kv_heads * tile_words_),
+        block_words_(op.block_stride / word_elements(op.dtype)),
         head_offset_(tile.kv_head * tile_words_) {}
 
   // Of block `index` of the sequence, in words.

@@ -12,12 +12,20 @@ namespace {
 // Elements of keys below which a second thread costs more than it saves.
 constexpr int64_t kParallelElements = 1 << 16;
 
-// The cache's [num_blocks, num_kv_heads, kBlockTokens, head_dim], both of its tensors.
-void check_cache(const Array& key_cache, const Array& value_cache) {
-  key_cache.shape({kAny, kAny, kBlockTokens, kAny}).contiguous();
+// A layer's [num_blocks, num_kv_heads, kBlockTokens, head_dim], both of its tensors: the elements
+// from one block to the next.
+int64_t check_cache(const char* op, const Array& key_cache, const Array& value_cache) {
+  key_cache.shape({kAny, kAny, kBlockTokens, kAny}).contiguous(1);
   value_cache.like(key_cache)
       .shape({key_cache.size(0), key_cache.size(1), kBlockTokens, key_cache.size(3)})
-      .contiguous();
+      .contiguous(1);
+  if (key_cache.size(0) < 2) return key_cache.size(1) * kBlockTokens * key_cache.size(3);
+  const int64_t stride = key_cache.stride(0);
+  require(value_cache.stride(0) == stride && stride > 0 && stride % 2 == 0,
+          std::string(op) + ": blocks of key_cache and value_cache must be equally far apart, got " +
+              std::to_string(stride) + " and " + std::to_string(value_cache.stride(0)) +
+              " elements");
+  return stride;
 }
 
 void py_write_kv(const CpuArray& key_, const CpuArray& value_, const CpuArray& key_cache_,
@@ -26,7 +34,7 @@ void py_write_kv(const CpuArray& key_, const CpuArray& value_, const CpuArray& k
   const Array key(name, "key", key_), value(name, "value", value_);
   const Array key_cache(name, "key_cache", key_cache_);
   const Array value_cache(name, "value_cache", value_cache_);
-  check_cache(key_cache.floating(), value_cache);
+  const int64_t block_stride = check_cache(name, key_cache.floating(), value_cache);
   const int64_t heads = key_cache.size(1), head_dim = key_cache.size(3);
   require(head_dim % 2 == 0, "write_kv: head_dim must be even, got " + std::to_string(head_dim));
   key.like(key_cache).shape({kAny, heads, head_dim}).contiguous(1);
@@ -42,6 +50,7 @@ void py_write_kv(const CpuArray& key_, const CpuArray& value_, const CpuArray& k
   op.head_dim = head_dim;
   op.key_stride = key.stride(0);
   op.value_stride = value.stride(0);
+  op.block_stride = block_stride;
   op.slots = check_slots(name, slots, op.n, key_cache.size(0));
   const nb::gil_scoped_release release;
   run_team(op.n * heads * head_dim > kParallelElements, [&](const Member& member) {
@@ -65,7 +74,8 @@ void py_paged_attention(const CpuArray& out_, const CpuArray& query_, const CpuA
   heads.num_heads = query.size(1);
   heads.head_dim = query.size(2);
   out.like(query).shape({op.num_tokens, heads.num_heads, heads.head_dim}).contiguous();
-  check_cache(key_cache.like(query).shape({kAny, kAny, kAny, heads.head_dim}), value_cache);
+  const int64_t block_stride = check_cache(
+      name, key_cache.like(query).shape({kAny, kAny, kAny, heads.head_dim}), value_cache);
   heads.num_kv_heads = key_cache.size(1);
   require(std::isfinite(scale) && scale > 0,
           "paged_attention: scale must be above 0, got " + std::to_string(scale));
@@ -80,6 +90,7 @@ void py_paged_attention(const CpuArray& out_, const CpuArray& query_, const CpuA
   op.key_cache = key_cache.data();
   op.value_cache = value_cache.data();
   op.query_stride = query.stride(0);
+  op.block_stride = block_stride;
   op.scale = scale;
   const nb::gil_scoped_release release;
   const AttentionPlan& plan = plan_for(op.geometry);

@@ -115,10 +115,11 @@ void py_run_sublayers(const std::vector<const BoundSublayer*>& sublayers, const 
   step.num_tokens = residual.size(0);
   step.hidden_size = residual.size(1);
   set_positions(step, positions);
-  kv_cache.like(residual).shape({kAny, 2, kAny, kAny, kBlockTokens, kAny}).contiguous();
+  kv_cache.like(residual).shape({kAny, kAny, 2, kAny, kBlockTokens, kAny}).contiguous(1);
   step.kv_cache = kv_cache.data<char>();
-  step.num_layers = kv_cache.size(0);
-  step.num_blocks = kv_cache.size(2);
+  step.num_blocks = kv_cache.size(0);
+  step.num_layers = kv_cache.size(1);
+  step.block_stride = kv_cache.stride(0);
   step.slots = check_slots(name, slots, step.num_tokens, step.num_blocks);
   AttentionGeometry heads{};
   heads.num_kv_heads = heads.num_heads = kv_cache.size(3);

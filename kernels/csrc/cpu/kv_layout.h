@@ -1,6 +1,11 @@
-// Where keys and values lie in the paged cache, [num_blocks, num_kv_heads, kBlockTokens, head_dim].
+// Where keys and values lie in the paged cache.
 //
-// One head of one block is a contiguous tile. Inside it, in words of four bytes:
+// A block has its keys and values of all layers together, so that it moves as one piece of memory:
+//
+//   [num_blocks, num_layers, 2 (key, value), num_kv_heads, kBlockTokens, head_dim]
+//
+// A layer's keys are [num_blocks, num_kv_heads, kBlockTokens, head_dim], blocks a stride apart. One
+// head of one block is a contiguous tile. Inside it, in words of four bytes:
 //
 //              f32                     bf16, two elements a word
 //   keys       [head_dim][16 tokens]   [head_dim / 2][16 tokens]: dims 2i and 2i + 1 of a token

@@ -68,8 +68,8 @@ class Writer {
   }
   Bits* tile(void* cache, int64_t token, int64_t head) const {
     const int64_t block = op_.slots[token] / kBlockTokens;
-    return static_cast<Bits*>(cache) +
-           (block * op_.num_kv_heads + head) * kBlockTokens * op_.head_dim;
+    return static_cast<Bits*>(cache) + block * op_.block_stride +
+           head * kBlockTokens * op_.head_dim;
   }
 
   void write_block(int64_t token, int64_t head) const {

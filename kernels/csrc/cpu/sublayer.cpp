@@ -165,6 +165,7 @@ WriteKv AttentionSublayer::kv_write(const Step& step, const Buffers& buffers) co
   op.num_kv_heads = parts_.num_kv_heads;
   op.head_dim = parts_.head_dim;
   op.key_stride = op.value_stride = qkv_columns();
+  op.block_stride = step.block_stride;
   return op;
 }
 
@@ -180,6 +181,7 @@ PagedAttention AttentionSublayer::attention(const Step& step, const Buffers& buf
   op.num_tokens = step.num_tokens;
   op.query_stride = qkv_columns();
   op.block_tables_stride = step.block_tables_stride;
+  op.block_stride = step.block_stride;
   op.scale = parts_.scale;
   op.partials = buffers.partials;
   return op;
@@ -187,9 +189,9 @@ PagedAttention AttentionSublayer::attention(const Step& step, const Buffers& buf
 
 // Keys (0) or values (1) of the layer.
 char* AttentionSublayer::cache(const Step& step, int64_t index) const {
-  const int64_t block_bytes =
+  const int64_t num_bytes =
       parts_.num_kv_heads * kBlockTokens * parts_.head_dim * itemsize(parts_.dtype);
-  return step.kv_cache + (2 * parts_.layer + index) * step.num_blocks * block_bytes;
+  return step.kv_cache + (2 * parts_.layer + index) * num_bytes;
 }
 
 void MlpSublayer::check(const Step& step) const {

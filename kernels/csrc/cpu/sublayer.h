@@ -26,8 +26,9 @@ struct Step {
   int64_t last_position;  // the largest; none is negative
 
   const int64_t* slots;  // [num_tokens]
-  char* kv_cache;        // [num_layers, 2, num_blocks, num_kv_heads, kBlockTokens, head_dim]
+  char* kv_cache;        // [num_blocks, num_layers, 2, num_kv_heads, kBlockTokens, head_dim]
   int64_t num_layers, num_blocks;
+  int64_t block_stride;  // elements from one block to the next
 
   AttentionGeometry geometry;
   const int32_t* block_tables;  // [num_seqs, max_blocks]; rows block_tables_stride apart
