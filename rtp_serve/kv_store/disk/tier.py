@@ -122,8 +122,11 @@ class DiskTier:
         worth; how many bytes those were."""
         with self._changes:
             before = self._space.file_bytes
-            while before - self._space.file_bytes < num_bytes and self._index.segments:
-                self._give_back(self._oldest())
+            oldest_first = [] if self._is_closed else list(self._index.segments.values())
+            for segment in oldest_first:
+                if before - self._space.file_bytes >= num_bytes:
+                    break
+                self._give_back(segment)
             return before - self._space.file_bytes
 
     def close(self) -> None:
@@ -200,6 +203,8 @@ class DiskTier:
         self._index.add_segment(recovered.segment)
         for record in recovered.records:
             self._index.add(record)
+        if not recovered.records:
+            self._give_back(recovered.segment)
 
     # Writing
 

@@ -12,6 +12,7 @@ from rtp_serve.clock import VirtualClock
 from rtp_serve.errors import DiskUnavailable
 from rtp_serve.kv_store.disk.file_io import FileIO
 from rtp_serve.kv_store.disk.health import TierState
+from rtp_serve.kv_store.disk.segment import new_header
 from tests.unit.kv_store.blocks import make_chain
 from tests.unit.kv_store.disk.faults import FailingIO
 from tests.unit.kv_store.disk.tiers import (
@@ -61,12 +62,18 @@ def test_a_tier_that_cannot_write_is_degraded_and_recovers(
 
 
 def test_what_was_committed_before_an_error_stays(tmp_path: Path) -> None:
-    failing = FailingIO(["sync"])
-    with make_tier(tmp_path, io=failing.io) as tier:
+    clock, failing = VirtualClock(), FailingIO(["sync"])
+    with make_tier(tmp_path, clock=clock, io=failing.io) as tier:
         put(tier, OLD[:2])
         failing.errno = errno.EIO
+        assert put(tier, NEW) == (False,) * len(NEW)
+        assert len(segment_files(tmp_path)) == tier.stats().num_segments == 1
+        clock.advance(100)
+        assert put(tier, NEW) == (False,) * len(NEW)
+        assert len(segment_files(tmp_path)) == tier.stats().num_segments == 1, "an empty one stays"
+        clock.advance(100)
         assert put(tier, OLD) == (True, True, *[False] * (PER_SEGMENT - 2))
-        assert tier.stats().counts.refused == PER_SEGMENT - 2
+        assert tier.stats().counts.refused == 2 * len(NEW) + PER_SEGMENT - 2
     with make_tier(tmp_path) as tier:
         assert readable(tier, tmp_path, OLD) == 2
 
@@ -122,7 +129,25 @@ def test_a_segment_that_the_disk_does_not_read_at_the_start_is_lost(tmp_path: Pa
         tier.check_invariants()
 
 
-@pytest.mark.parametrize("name", ["make_directory", "list_names", "lock"])
+def test_a_segment_without_blocks_goes_at_the_start(tmp_path: Path) -> None:
+    with make_tier(tmp_path) as tier:
+        put(tier, OLD)
+    segment = segment_files(tmp_path)[0]
+    os.truncate(segment, new_header(1, SETTINGS.file_bytes).start)
+    with make_tier(tmp_path) as tier:
+        assert segment_files(tmp_path) == []
+        assert tier.stats().counts.lost_segments == 0
+        assert all(put(tier, NEW))
+
+
+def test_a_large_file_that_is_no_segment_and_stays_is_counted(tmp_path: Path) -> None:
+    (tmp_path / f"{3:020}.segment").write_bytes(b"x" * 300_000)
+    with make_tier(tmp_path, io=FailingIO(["unlink"], errno.EIO).io) as tier:
+        assert tier.stats().used_bytes > 300_000
+        tier.check_invariants()
+
+
+@pytest.mark.parametrize("name", ["make_directory", "list_names", "lock", "open"])
 def test_a_directory_that_does_not_work_is_unavailable(tmp_path: Path, name: str) -> None:
     with pytest.raises(DiskUnavailable):
         make_tier(tmp_path, io=FailingIO([name], errno.EACCES).io)

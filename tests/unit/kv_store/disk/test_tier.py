@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +140,14 @@ def test_trimming_gives_back_the_oldest_segments_at_least(tmp_path: Path) -> Non
         tier.check_invariants()
 
 
+def test_space_is_free_at_once_though_a_reader_has_the_segment_open(tmp_path: Path) -> None:
+    with make_tier(tmp_path) as tier:
+        put(tier, make_chain(2))
+        with segment_files(tmp_path)[0].open("rb") as file:
+            tier.trim(1)
+            assert os.fstat(file.fileno()).st_blocks == 0
+
+
 def test_only_one_owner_at_a_time_has_a_directory(tmp_path: Path) -> None:
     with make_tier(tmp_path), pytest.raises(DiskUnavailable, match="another process"):
         make_tier(tmp_path)
@@ -159,6 +168,8 @@ def test_a_closed_tier_finds_and_takes_nothing(tmp_path: Path) -> None:
     tier.close()
     assert tier.lookup(chain) == []
     assert put(tier, make_chain(1, "b")) == (False,)
+    assert tier.trim(MAX_BYTES) == 0
+    assert len(segment_files(tmp_path)) == 1
     assert tier.stats().state is TierState.CLOSED
 
 

@@ -66,6 +66,12 @@ class TierMachine(RuleBasedStateMachine):
         self.damaged &= found
         self.there = found
 
+    @rule(first=WHICH)
+    def fill(self, first: int) -> None:
+        """More than fits."""
+        for i in range(len(CHAINS)):
+            self.put((first + i) % len(CHAINS), PER_SEGMENT + 3)
+
     @rule(which=WHICH, start=st.integers(0, PER_SEGMENT))
     def look_up_and_read(self, which: int, start: int) -> None:
         chain = CHAINS[which][start:]
@@ -149,5 +155,5 @@ class TierMachine(RuleBasedStateMachine):
         shutil.rmtree(self.directory)
 
 
-TierMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TierMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestTierMachine = TierMachine.TestCase
