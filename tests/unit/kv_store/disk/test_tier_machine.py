@@ -155,5 +155,5 @@ class TierMachine(RuleBasedStateMachine):
         shutil.rmtree(self.directory)
 
 
-TierMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TierMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
 TestTierMachine = TierMachine.TestCase
