@@ -48,6 +48,12 @@ class ArenaUnavailable(RtpServeError):
     code = "arena_unavailable"
 
 
+class DiskUnavailable(RtpServeError):
+    """There can be no KV store in this directory now; serving goes on without it."""
+
+    code = "disk_unavailable"
+
+
 class InvalidRequest(RtpServeError):
     """The caller's mistake. `param` names the field, as in OpenAI's error object."""
 
