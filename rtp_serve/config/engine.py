@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rtp_serve.config.base import Config
+from rtp_serve.config.kv_store import KVStoreConfig
 from rtp_serve.config.sizes import ByteSize
 
 Dtype = Literal["auto", "bfloat16", "float32"]
@@ -88,6 +89,9 @@ class EngineConfig(ModelSource):
 
     weight_store: WeightStoreConfig = WeightStoreConfig()
     """Packed weights on disk."""
+
+    kv_store: KVStoreConfig = KVStoreConfig()
+    """KV blocks below the device."""
 
     @property
     def source(self) -> ModelSource:

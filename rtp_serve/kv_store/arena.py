@@ -104,6 +104,17 @@ class Arena:
             return None
         return copy.data
 
+    def view(self, location: Location) -> tuple[memoryview, bytes] | None:
+        """A block's bytes where they lie, and the checksum that they had when they were whole.
+
+        None if the slab has something else. Without a lease it may have so at any moment: who reads
+        compares with the checksum.
+        """
+        header = decode(self._raw_header(location.slab), location.slab)
+        if header is None or not header.is_ready_at(location):
+            return None
+        return self._payloads[location.slab, : header.num_bytes].data.toreadonly(), header.checksum
+
     def mark_reserved(self, reservation: Reservation) -> None:
         """Make the slab nobody's but the reservation's. For the index's owner alone."""
         self._write_header(reservation.slab, reserved(reservation))

@@ -1,0 +1,53 @@
+"""The tiers of the KV cache below the device."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rtp_serve.config.base import Config
+from rtp_serve.config.sizes import ByteSize
+
+
+class HostTierConfig(Config):
+    """The node's arena in shared memory, which all of its replicas read and write."""
+
+    enable: bool = False
+    """Keep blocks in the node's memory after the device has dropped them."""
+
+    memory: ByteSize = 1 << 30
+    """Bytes of a node's arena; at most half of the shared memory that is free."""
+
+    policy: Literal["duel", "lru", "arc", "s3-fifo"] = "duel"
+    """What goes first when it is full; "duel" picks among the others by how they would do."""
+
+
+class DiskTierConfig(Config):
+    """Blocks in files, which survive restarts. It is behind the host tier."""
+
+    enable: bool = False
+    """Write the host tier's blocks to disk."""
+
+    directory: str | None = None
+    """Where the files are; default: `kv` in the model cache."""
+
+    max_size: ByteSize = Field(default=8 << 30, ge=1 << 20)
+    """Bytes that they take at most."""
+
+
+class KVStoreConfig(Config):
+    """Tiers below the device; the disk needs the host tier."""
+
+    host: HostTierConfig = HostTierConfig()
+    """Shared memory."""
+
+    disk: DiskTierConfig = DiskTierConfig()
+    """Files."""
+
+    application: str = Field(default="rtp-serve", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Engines of a node with the same name share their blocks."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "KVStoreConfig":
+        if self.disk.enable and not self.host.enable:
+            raise ValueError("disk.enable needs host.enable: blocks come to the disk from there")
+        return self

@@ -1,0 +1,94 @@
+"""What an engine asks of its node's KV store, wherever the store runs.
+
+The answers are metadata. Blocks themselves the engine writes into the arena and reads from arena
+and disk on its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.kv_store.disk.record import DiskLocation
+from rtp_serve.kv_store.disk.stats import DiskStats
+from rtp_serve.kv_store.index_stats import IndexStats
+from rtp_serve.kv_store.lease import Lease, Location
+from rtp_serve.kv_store.reservation import Refusal, Reservation, StoreRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The blocks that are there of a chain, from its beginning: the arena's, then the disk's."""
+
+    lease: Lease
+    """Of the arena's; to be released."""
+
+    on_disk: tuple[DiskLocation, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.lease.locations) + len(self.on_disk)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """A node's store at one moment."""
+
+    host: IndexStats
+    slab_bytes: int
+    num_slabs: int
+    disk: DiskStats | None
+    """None without a disk tier."""
+
+    num_to_spill: int
+    """Blocks that wait for the disk."""
+
+    num_not_spilled: int
+    """Blocks that the disk was too slow for, since the start."""
+
+
+class StoreClient(Protocol):
+    """Thread-safe. Methods may wait for another process; none raises for a store that is gone:
+    then nothing is found and nothing taken. `owner` is a process, see `member_name`."""
+
+    def reserve(
+        self, requests: Sequence[StoreRequest], owner: str
+    ) -> tuple[Reservation | Refusal, ...]:
+        """See `BlockIndex.reserve`."""
+        ...
+
+    def complete(self, reservations: Sequence[Reservation]) -> tuple[bool, ...]:
+        """The slabs are written: whether each block can be found now."""
+        ...
+
+    def abandon(self, reservations: Sequence[Reservation]) -> None:
+        """The slabs are not written and never will be."""
+        ...
+
+    def find(self, chain: Sequence[BlockHash], owner: str) -> Found:
+        """What is there of a chain. The arena's part is held until `release`."""
+        ...
+
+    def release(self, lease_id: int) -> None:
+        """End a lease."""
+        ...
+
+    def mismatch(self, location: Location | DiskLocation) -> None:
+        """A reader did not find there what the location says."""
+        ...
+
+    def pin(self, chain: Sequence[BlockHash], owner: str, expires_s: float | None) -> int:
+        """Keep what is there of a chain in the arena, until a time on the node's monotonic clock or
+        for as long as the owner lives; how many blocks that are."""
+        ...
+
+    def trim(self, num_bytes: int) -> int:
+        """Give up blocks of at least so many bytes of the arena; how many bytes could go."""
+        ...
+
+    def stats(self) -> StoreStats:
+        """The present, and counts."""
+        ...
+
+    def close(self) -> None:
+        """The client is not used again."""
+        ...

@@ -1,0 +1,190 @@
+"""A node's KV store: the index of the arena and the disk tier behind it, for all members.
+
+    find       arena's blocks first, then the disk's that follow them
+    complete   a block is READY in the arena ──► queue ──► disk, written beside
+
+Every block goes to the disk soon after it came, so that the arena may drop blocks without a word
+and a restart finds what it had. What the disk is too slow for is not written: a miss, later.
+
+One process of the node has it, a KV-store actor or an engine that is alone; see `StoreClient`.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Self
+
+from rtp_serve.clock import Clock
+from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.kv_store.arena import Arena
+from rtp_serve.kv_store.client import Found, StoreStats
+from rtp_serve.kv_store.disk.record import DiskLocation
+from rtp_serve.kv_store.disk.tier import DiskTier
+from rtp_serve.kv_store.disk.writer import BlockToStore
+from rtp_serve.kv_store.eviction_policy import EvictionPolicy
+from rtp_serve.kv_store.index import BlockIndex, IndexLimits
+from rtp_serve.kv_store.lease import Location
+from rtp_serve.kv_store.member import is_dead
+from rtp_serve.kv_store.reservation import Refusal, Reservation, StoreRequest
+
+_MAX_TO_SPILL = 4096
+_SPILL_BLOCKS = 64
+"""Written with one sync."""
+
+_TICK_S = 1.0
+"""How often the dead are looked for."""
+
+
+class NodeStore:
+    """A StoreClient for the process that owns the arena's index, and the logic behind others'."""
+
+    def __init__(
+        self,
+        arena: Arena,
+        epoch: int,
+        policy: EvictionPolicy,
+        clock: Clock,
+        disk: DiskTier | None = None,
+        limits: IndexLimits | None = None,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Takes over what the arena has, and starts a thread. `epoch` is what
+        `ArenaMember.own` gave. `on_close` is called at the end."""
+        self._arena = arena
+        self._clock = clock
+        self._disk = disk
+        self._on_close = on_close
+        self._index = BlockIndex(
+            arena.scan(), arena.geometry.slab_bytes, epoch, policy, arena, clock.monotonic(), limits
+        )
+        self._to_spill: deque[tuple[StoreRequest, Location]] = deque()
+        self._num_not_spilled = 0
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="kv-store", daemon=True)
+        self._thread.start()
+
+    def reserve(
+        self, requests: Sequence[StoreRequest], owner: str
+    ) -> tuple[Reservation | Refusal, ...]:
+        with self._changed:
+            return self._index.reserve(requests, owner, self._clock.monotonic())
+
+    def complete(self, reservations: Sequence[Reservation]) -> tuple[bool, ...]:
+        with self._changed:
+            are_ready = self._index.complete(reservations)
+            if self._disk is not None:
+                for reservation, is_ready in zip(reservations, are_ready, strict=True):
+                    if is_ready:
+                        self._spill_later(reservation)
+            return are_ready
+
+    def abandon(self, reservations: Sequence[Reservation]) -> None:
+        with self._changed:
+            self._index.abandon(reservations)
+
+    def find(self, chain: Sequence[BlockHash], owner: str) -> Found:
+        with self._changed:
+            lease = self._index.acquire(chain, owner, self._clock.monotonic())
+            rest = chain[len(lease.locations) :]
+            on_disk = self._disk.lookup(rest) if self._disk is not None and rest else []
+            return Found(lease, tuple(on_disk))
+
+    def release(self, lease_id: int) -> None:
+        with self._changed:
+            self._index.release(lease_id)
+
+    def mismatch(self, location: Location | DiskLocation) -> None:
+        if isinstance(location, DiskLocation):
+            if self._disk is not None:
+                self._disk.quarantine(location)
+            return
+        with self._changed:
+            self._index.mismatch(location, self._clock.monotonic())
+
+    def pin(self, chain: Sequence[BlockHash], owner: str, expires_s: float | None) -> int:
+        with self._changed:
+            return self._index.pin(chain, owner, expires_s)
+
+    def trim(self, num_bytes: int) -> int:
+        with self._changed:
+            return self._index.trim(num_bytes)
+
+    def stats(self) -> StoreStats:
+        with self._changed:
+            geometry = self._arena.geometry
+            return StoreStats(
+                self._index.stats(),
+                geometry.slab_bytes,
+                geometry.num_slabs,
+                self._disk.stats() if self._disk is not None else None,
+                len(self._to_spill),
+                self._num_not_spilled,
+            )
+
+    def close(self) -> None:
+        """Write what waits for the disk, and end."""
+        with self._changed:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        if self._disk is not None:
+            self._disk.close()
+        self._on_close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check_invariants(self) -> None:
+        """For tests and idle debug runs."""
+        with self._changed:
+            self._index.check_invariants()
+
+    def _spill_later(self, reservation: Reservation) -> None:
+        if len(self._to_spill) >= _MAX_TO_SPILL:
+            self._num_not_spilled += 1
+            return
+        key = reservation.request.key
+        location = Location(key, reservation.slab, reservation.generation)
+        self._to_spill.append((reservation.request, location))
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not (self._to_spill or self._is_closed):
+                    self._changed.wait(_TICK_S)
+                waiting = self._to_spill
+                batch = [waiting.popleft() for _ in range(min(_SPILL_BLOCKS, len(waiting)))]
+                if not batch and self._is_closed:
+                    return
+            if batch:
+                self._spill(batch)
+            self.end_the_dead()
+
+    def _spill(self, batch: Sequence[tuple[StoreRequest, Location]]) -> None:
+        assert self._disk is not None, "nothing is to be written without a disk"
+        blocks = []
+        for request, location in batch:
+            # Without a lease: the disk looks at the checksum, and takes nothing else.
+            seen = self._arena.view(location)
+            if seen is not None:
+                blocks.append(BlockToStore(request, *seen))
+        num_stored = sum(self._disk.put(blocks)) if blocks else 0
+        with self._changed:
+            self._num_not_spilled += len(batch) - num_stored
+
+    def end_the_dead(self) -> None:
+        """Hold nothing for processes that are gone."""
+        with self._changed:
+            owners = self._index.owners()
+        dead = [owner for owner in owners if is_dead(owner)]
+        with self._changed:
+            for owner in dead:
+                self._index.owner_died(owner)
+            self._index.reap(self._clock.monotonic())

@@ -1,0 +1,77 @@
+"""From configuration to the store of this node: the arena that a process joins, and its index.
+
+A process that finds no room for an arena, or an index that another one owns, goes on without tiers:
+they make answers faster, never possible.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+
+from rtp_serve.clock import Clock
+from rtp_serve.config.kv_store import DiskTierConfig, KVStoreConfig
+from rtp_serve.errors import ArenaMismatch, ArenaUnavailable, DiskUnavailable
+from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
+from rtp_serve.kv_store.arena_files import ArenaFiles, ArenaMember
+from rtp_serve.kv_store.disk.settings import DiskSettings
+from rtp_serve.kv_store.disk.tier import DiskTier
+from rtp_serve.kv_store.eviction.registry import make_policy
+from rtp_serve.kv_store.node_store import NodeStore
+
+_log = logging.getLogger(__name__)
+
+
+def layout_digest(spec: KVCacheSpec, order: TileOrder) -> bytes:
+    """32 bytes that name how a block's bytes are to be read."""
+    return hashlib.blake2b(repr((spec, order)).encode(), digest_size=32).digest()
+
+
+def join_arena(
+    config: KVStoreConfig, spec: KVCacheSpec, order: TileOrder, node: str = "local"
+) -> ArenaMember | None:
+    """The node's arena for blocks of this layout, made if it is not there; None if there is no room
+    for one, and a line in the log says so."""
+    files = ArenaFiles()
+    files.remove_unheld()
+    digest = layout_digest(spec, order)
+    name = f"{config.application}-{node}-{digest.hex()[:16]}"
+    try:
+        num_bytes = files.num_bytes(config.host.memory)
+        if not num_bytes:
+            return None
+        return files.join(name, spec.block_bytes, digest, num_bytes)
+    except (ArenaMismatch, ArenaUnavailable) as error:
+        _log.warning("no KV arena on this node: %s", error.message)
+        return None
+
+
+def open_node_store(
+    member: ArenaMember, config: KVStoreConfig, clock: Clock, cache_root: Path
+) -> NodeStore | None:
+    """Own the arena's index, and with it the disk tier; None if another process does."""
+    epoch = member.own()
+    if epoch is None:
+        return None
+    geometry = member.arena.geometry
+    disk = _open_disk(config.disk, cache_root, geometry.layout_digest, clock)
+    policy = make_policy(config.host.policy, geometry.num_slabs)
+    return NodeStore(member.arena, epoch, policy, clock, disk)
+
+
+def disk_root(config: DiskTierConfig, cache_root: Path, digest: bytes) -> Path:
+    """Where blocks of one layout are."""
+    root = Path(config.directory).expanduser().absolute() if config.directory else cache_root / "kv"
+    return root / digest.hex()[:16]
+
+
+def _open_disk(
+    config: DiskTierConfig, cache_root: Path, digest: bytes, clock: Clock
+) -> DiskTier | None:
+    if not config.enable:
+        return None
+    directory = disk_root(config, cache_root, digest)
+    try:
+        return DiskTier(directory, DiskSettings(config.max_size), clock)
+    except DiskUnavailable as error:
+        _log.warning("no KV disk tier: %s", error.message)
+        return None
