@@ -83,13 +83,13 @@ class Tiering:
         pool = self._cache.pool
         if num_missing == 0 or num_missing >= pool.num_free - pool.num_idle(cached_ids):
             return RestoreStart.NOTHING
-        if len(self._restoring) >= _MAX_RESTORES:
+        first = len(cached_ids)
+        if len(self._restoring) >= _MAX_RESTORES or self._is_under_way(seq.block_hashes[first]):
             return RestoreStart.LATER
         pool.hold(cached_ids)
         block_ids = tuple(pool.allocate(num_missing))
-        first = len(cached_ids)
-        requests = tuple(_request_of(seq, first + i) for i in range(num_missing))
-        job = Restore(requests, block_ids, self._token_s * self._cache.block_size)
+        requests = tuple(_request_of(seq, index) for index in range(first + num_missing))
+        job = Restore(requests, first, block_ids, self._token_s * self._cache.block_size)
         self._restoring[id(job)] = _Restoring(job, seq, seq.status, cached_ids)
         seq.status = SequenceStatus.RESTORING
         seq.was_restored = True
@@ -141,13 +141,25 @@ class Tiering:
             held.update(store.block_ids)
         return held
 
+    def _is_under_way(self, key: BlockHash) -> bool:
+        """Whether another sequence's restore brings the block."""
+        return any(
+            key == request.key
+            for each in self._restoring.values()
+            for request in each.job.requests[each.job.num_cached :]
+        )
+
     def _end_restore(self, restoring: _Restoring) -> list[Sequence]:
         job, seq, pool = restoring.job, restoring.seq, self._cache.pool
-        for request, block_id in zip(job.requests[: job.num_filled], job.block_ids, strict=False):
+        end = job.num_cached + job.num_filled
+        for request, block_id in zip(
+            job.requests[job.num_cached : end], job.block_ids, strict=False
+        ):
             pool.register(block_id, request.key, request.parent)
-        from_disk = slice(job.num_host, job.num_filled)  # the arena has these no more
-        self._store(job.requests[from_disk], job.block_ids[from_disk])
-        pool.release([*restoring.cached_ids, *job.block_ids])
+        block_ids = [*restoring.cached_ids, *job.block_ids]
+        not_in_arena = slice(job.num_in_arena, end)
+        self._store(job.requests[not_in_arena], block_ids[not_in_arena])
+        pool.release(block_ids)
         if seq is None:
             return []
         seq.status = restoring.status

@@ -80,6 +80,12 @@ class KVCacheManager:
         fresh, self._fresh = self._fresh or [], []
         return fresh
 
+    def forget_all(self) -> None:
+        """No block is findable afterwards, and none is fresh."""
+        self.pool.clear_cache()
+        if self._fresh is not None:
+            self._fresh = []
+
     def start(self, seq: BlockHolder, cached_ids: list[int], num_new_tokens: int) -> bool:
         """Give a sequence that holds nothing its cached prefix and room for `num_new_tokens` more.
 

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from rtp_serve.clock import Clock
 from rtp_serve.kv_store.arena import Arena
-from rtp_serve.kv_store.client import Found, StoreClient
+from rtp_serve.kv_store.client import StoreClient
 from rtp_serve.kv_store.disk.reader import DiskReader, ReadOutcome
+from rtp_serve.kv_store.disk.record import DiskLocation
+from rtp_serve.kv_store.lease import Location
 from rtp_serve.kv_store.member import member_name
 from rtp_serve.kv_store.reservation import Reservation, StoreRequest
 from rtp_serve.kv_store.tier_counts import Tier, TierCounts
@@ -30,14 +32,25 @@ _STORE_BLOCKS = 32
 
 @dataclass(slots=True, eq=False)
 class Restore:
-    """Blocks that the device lacks, in a chain's order, and the device blocks they are to fill."""
+    """A chain of which the device lacks the end, and the device blocks that are to be filled.
+
+    The whole chain is asked for, so that the tiers know what is in use.
+    """
 
     requests: tuple[StoreRequest, ...]
-    """Which blocks; also what stores them again, above the disk."""
+    """The chain; also what stores its blocks again."""
+
+    num_cached: int
+    """What the device has of it, from its beginning."""
 
     block_ids: tuple[int, ...]
+    """For the others."""
+
     recompute_s: float
     """What computing one of them would take; 0 if that is not known."""
+
+    num_in_arena: int = 0
+    """What the arena has of the chain."""
 
     num_host: int = 0
     """Filled from the arena, the first ones."""
@@ -170,31 +183,36 @@ class LowerTiers:
     def _restore(self, job: Restore) -> None:
         started_s = self._clock.monotonic()
         found = self._access.client.find([each.key for each in job.requests], self._owner)
-        num_host, num_disk = len(found.lease.locations), len(found.on_disk)
-        if num_host and self._rates[Tier.HOST].is_worth(num_host, job.recompute_s * num_host):
-            self._from_host(job, found)
+        job.num_in_arena = len(found.lease.locations)
+        in_arena = found.lease.locations[job.num_cached :]
+        on_disk = found.on_disk[max(0, job.num_cached - job.num_in_arena) :]
+        if self._is_worth(Tier.HOST, job, len(in_arena)):
+            self._from_host(job, in_arena)
             self._note(Tier.HOST, job.num_host, started_s)
-        if num_host:
+        if job.num_in_arena:
             self._access.client.release(found.lease.lease_id)
-        is_worth = self._rates[Tier.DISK].is_worth(num_disk, job.recompute_s * num_disk)
-        if num_disk and job.num_host == num_host and is_worth:
+        if job.num_host == len(in_arena) and self._is_worth(Tier.DISK, job, len(on_disk)):
             started_s = self._clock.monotonic()
-            self._from_disk(job, found)
+            self._from_disk(job, on_disk)
             self._note(Tier.DISK, job.num_disk, started_s)
 
-    def _from_host(self, job: Restore, found: Found) -> None:
-        for location, block_id in zip(found.lease.locations, job.block_ids, strict=False):
+    def _is_worth(self, tier: Tier, job: Restore, num_blocks: int) -> bool:
+        recompute_s = job.recompute_s * num_blocks
+        return num_blocks > 0 and self._rates[tier].is_worth(num_blocks, recompute_s)
+
+    def _from_host(self, job: Restore, locations: Sequence[Location]) -> None:
+        for location, block_id in zip(locations, job.block_ids, strict=False):
             if self._access.arena.read_into(location, self._device_block(block_id)) is None:
                 self.counts[Tier.HOST].mismatches += 1
                 self._access.client.mismatch(location)
                 return
             job.num_host += 1
 
-    def _from_disk(self, job: Restore, found: Found) -> None:
+    def _from_disk(self, job: Restore, locations: Sequence[DiskLocation]) -> None:
         assert self._reader is not None, "the store has a disk that this process knows nothing of"
-        block_ids = job.block_ids[job.num_host : job.num_host + len(found.on_disk)]
-        outcomes = self._reader.read(found.on_disk, [self._device_block(i) for i in block_ids])
-        for location, outcome in zip(found.on_disk, outcomes, strict=True):
+        block_ids = job.block_ids[job.num_host : job.num_host + len(locations)]
+        outcomes = self._reader.read(locations, [self._device_block(i) for i in block_ids])
+        for location, outcome in zip(locations, outcomes, strict=True):
             if outcome is not ReadOutcome.HIT:
                 self.counts[Tier.DISK].mismatches += 1
                 self._access.client.mismatch(location)
