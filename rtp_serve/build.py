@@ -24,8 +24,8 @@ from rtp_serve.worker.worker import Worker
 OpenStore = Callable[[KVStoreConfig, KVCacheSpec, TileOrder, Clock], StoreAccess | None]
 """Joins the node's KV store; None if there can be none."""
 
-_STORING_SHARE = 2
-"""Of the device's blocks, one in so many may wait to be stored; most are a sequence's anyway."""
+_MIN_STORING = 128
+"""Blocks that may wait to be stored, at least: some steps' worth."""
 
 
 def build_core(
@@ -81,7 +81,7 @@ def _tiering(
     access = open_store(config, tensors.spec, tensors.tile_order, clock)
     if access is None:
         return None
-    max_storing = max(1, tensors.num_blocks // _STORING_SHARE)
+    max_storing = max(_MIN_STORING, tensors.num_blocks // 2)
     return Tiering(cache, LowerTiers(access, tensors.block, clock, max_storing))
 
 

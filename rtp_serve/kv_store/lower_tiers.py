@@ -1,7 +1,7 @@
 """An engine's way to the tiers below its device: two threads beside the steps.
 
     restore    find ──► arena, then disk ──copy──► device blocks that wait for them
-    store      device blocks ──copy──► arena            at the lowest priority, and only so many
+    store      device blocks ──copy──► arena            at low priority, and only so many
 
 The engine's thread says what and where, and hears at a later step what came of it. Until then the
 device blocks are the job's: nobody else writes them. A job never fails; it moves fewer blocks.
@@ -25,7 +25,10 @@ from rtp_serve.kv_store.reservation import Reservation, StoreRequest
 from rtp_serve.kv_store.tier_counts import Tier, TierCounts
 from rtp_serve.kv_store.transfer_rate import TransferRate
 
-_LOWEST_PRIORITY = 19
+_STORE_PRIORITY = 5
+"""Below the steps' threads, which it takes less than a hundredth of; at the lowest priority a busy
+engine would not let it go on at all."""
+
 _STORE_BLOCKS = 32
 """Reserved and completed at once."""
 
@@ -228,7 +231,7 @@ class LowerTiers:
 
     def _run_stores(self) -> None:
         # On Linux this is the priority of the thread alone.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _STORE_PRIORITY)
         while (job := self._next(self._stores)) is not None:
             assert isinstance(job, Store)
             for first in range(0, len(job.requests), _STORE_BLOCKS):
