@@ -42,5 +42,5 @@ def test_tokens_are_those_of_an_engine_without_tiers(tmp_path: Path, disk: bool)
 
 
 def test_the_disk_needs_the_host():
-    with pytest.raises(ConfigError, match="disk.enable needs host.enable"):
+    with pytest.raises(ConfigError, match=r"disk\.enable needs host\.enable"):
         LLM(kv_store={"disk": {"enable": True}})

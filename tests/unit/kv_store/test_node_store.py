@@ -1,6 +1,6 @@
 """A node's store: arena and disk answer as one, and what is new goes to the disk."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -44,8 +44,8 @@ def store_chain(store: NodeStore, arena: Arena, names: Sequence[str] = NAMES) ->
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "disk"
+def disk(tmp_path: Path) -> Path:
+    return tmp_path / "disk"
 
 
 def test_what_was_stored_is_found_and_held(disk: Path):
