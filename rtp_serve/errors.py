@@ -54,6 +54,12 @@ class DiskUnavailable(RtpServeError):
     code = "disk_unavailable"
 
 
+class StoreUnavailable(RtpServeError):
+    """A KV-store actor cannot be the node's store; serving goes on without it."""
+
+    code = "store_unavailable"
+
+
 class InvalidRequest(RtpServeError):
     """The caller's mistake. `param` names the field, as in OpenAI's error object."""
 

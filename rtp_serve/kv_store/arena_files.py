@@ -42,7 +42,7 @@ MIN_ARENA_BYTES = 64 << 20
 """A smaller arena is not worth its threads: a container's default shared memory has this size."""
 
 _PREFIX, _SUFFIX = "rtp_serve-", ".arena"
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,192}")
 _LOWEST_PRIORITY = 19
 _EPOCH = struct.Struct("<Q")
 _FLOCK = struct.Struct("@hhqqi0q")

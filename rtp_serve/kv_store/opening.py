@@ -6,6 +6,7 @@ they make answers faster, never possible.
 
 import hashlib
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from rtp_serve.clock import Clock
@@ -13,6 +14,7 @@ from rtp_serve.config.kv_store import DiskTierConfig, KVStoreConfig
 from rtp_serve.errors import ArenaMismatch, ArenaUnavailable, DiskUnavailable
 from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
 from rtp_serve.kv_store.arena_files import ArenaFiles, ArenaMember
+from rtp_serve.kv_store.client import StoreClient
 from rtp_serve.kv_store.disk.settings import DiskSettings
 from rtp_serve.kv_store.disk.tier import DiskTier
 from rtp_serve.kv_store.eviction.registry import make_policy
@@ -20,6 +22,36 @@ from rtp_serve.kv_store.lower_tiers import StoreAccess
 from rtp_serve.kv_store.node_store import NodeStore
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedStore:
+    """A process's part in its node's store."""
+
+    member: ArenaMember
+    client: StoreClient
+
+    def close(self) -> None:
+        """Leave the store; its memory goes with the last who does."""
+        self.client.close()
+        self.member.leave()
+        ArenaFiles().remove_unheld()
+
+
+def open_local(
+    config: KVStoreConfig, spec: KVCacheSpec, order: TileOrder, clock: Clock, cache_root: Path
+) -> OpenedStore | None:
+    """The store of a process that is alone on its node; None if there is no room for an arena, or
+    the process is not alone, and a line in the log says so."""
+    member = join_arena(config, spec, order)
+    if member is None:
+        return None
+    store = open_node_store(member, config, clock, cache_root)
+    if store is None:
+        _log.warning("no KV tiers: another process owns %s", member.path)
+        member.leave()
+        return None
+    return OpenedStore(member, store)
 
 
 def layout_digest(spec: KVCacheSpec, order: TileOrder) -> bytes:
