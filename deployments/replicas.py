@@ -15,6 +15,7 @@ import ray
 from ray import serve
 
 from deployments.metrics import RaySink
+from deployments.store_client import connect_store
 from deployments.token_stream.dialer import TcpNeeded, TokenDialer
 from deployments.token_stream.wire import Call, NeedsTcp, Record, Refused, decode_call, encode
 from rtp_serve.clock import Clock, WallClock
@@ -36,10 +37,11 @@ class BuildEngine(Protocol):
 
 
 def build_real_engine(config: EngineConfig, *, clock: Clock, sink: MetricsSink) -> AsyncEngine:
+    """With the KV store of this Ray node, where the configuration has one."""
     # Imported here: the ingress and the builder import this module and must stay free of torch.
     from rtp_serve.build import build_engine
 
-    return build_engine(config, clock=clock, sink=sink)
+    return build_engine(config, clock=clock, sink=sink, open_store=connect_store)
 
 
 class EngineReplica:

@@ -1,6 +1,7 @@
 """The composition root: the one place where the two planes join."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.engine import EngineConfig
@@ -14,14 +15,14 @@ from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
 from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.kv_store.lower_tiers import LowerTiers, StoreAccess
-from rtp_serve.kv_store.opening import open_local
+from rtp_serve.kv_store.opening import OpenedStore, disk_directory, open_local
 from rtp_serve.loader.cache import cache_root
 from rtp_serve.observability.metrics import MetricsSink, PrometheusSink, TeeSink
 from rtp_serve.worker.executor import InProcessExecutor
 from rtp_serve.worker.model_versions import ModelVersions
 from rtp_serve.worker.worker import Worker
 
-OpenStore = Callable[[KVStoreConfig, KVCacheSpec, TileOrder, Clock], StoreAccess | None]
+OpenStore = Callable[[KVStoreConfig, KVCacheSpec, TileOrder, Clock, Path], OpenedStore | None]
 """Joins the node's KV store; None if there can be none."""
 
 _MIN_STORING = 128
@@ -57,7 +58,7 @@ def build_core(
         config.cache.block_size,
         config.cache.enable_prefix_caching,
     )
-    tiering = _tiering(config.kv_store, cache, tensors, clock, open_store or _open_local)
+    tiering = _tiering(config.kv_store, cache, tensors, clock, open_store or open_local)
     return EngineCore(
         version,
         Scheduler(config.scheduler, cache, capacity.max_model_len, tiering),
@@ -78,17 +79,14 @@ def _tiering(
 ) -> Tiering | None:
     if not config.host.enable:
         return None
-    access = open_store(config, tensors.spec, tensors.tile_order, clock)
-    if access is None:
+    opened = open_store(config, tensors.spec, tensors.tile_order, clock, cache_root())
+    if opened is None:
         return None
+    arena = opened.member.arena
+    disk = disk_directory(config.disk, cache_root(), arena.geometry.layout_digest)
+    access = StoreAccess(arena, opened.client, disk, opened.close)
     max_storing = max(_MIN_STORING, tensors.num_blocks // 2)
     return Tiering(cache, LowerTiers(access, tensors.block, clock, max_storing))
-
-
-def _open_local(
-    config: KVStoreConfig, spec: KVCacheSpec, order: TileOrder, clock: Clock
-) -> StoreAccess | None:
-    return open_local(config, spec, order, clock, cache_root())
 
 
 def build_engine(

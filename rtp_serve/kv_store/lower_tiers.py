@@ -84,6 +84,7 @@ class StoreAccess:
     """The disk tier's directory; None without one."""
 
     on_close: Callable[[], None] = field(default=lambda: None)
+    """Leaves the store, when all jobs have ended."""
 
 
 class LowerTiers:
@@ -162,7 +163,6 @@ class LowerTiers:
             thread.join()
         if self._reader is not None:
             self._reader.close()
-        self._access.client.close()
         self._access.on_close()
 
     def _next(self, jobs: "deque[Restore] | deque[Store]") -> Restore | Store | None:

@@ -12,7 +12,6 @@ One process of the node has it, a KV-store actor or an engine that is alone; see
 import threading
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Self
 
 from rtp_serve.clock import Clock
@@ -62,11 +61,6 @@ class NodeStore:
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="kv-store", daemon=True)
         self._thread.start()
-
-    @property
-    def disk_directory(self) -> Path | None:
-        """Where a `DiskReader` finds the disk tier's blocks; None without one."""
-        return self._disk.directory if self._disk is not None else None
 
     def reserve(
         self, requests: Sequence[StoreRequest], owner: str

@@ -18,7 +18,6 @@ from rtp_serve.kv_store.client import StoreClient
 from rtp_serve.kv_store.disk.settings import DiskSettings
 from rtp_serve.kv_store.disk.tier import DiskTier
 from rtp_serve.kv_store.eviction.registry import make_policy
-from rtp_serve.kv_store.lower_tiers import StoreAccess
 from rtp_serve.kv_store.node_store import NodeStore
 
 _log = logging.getLogger(__name__)
@@ -91,28 +90,10 @@ def open_node_store(
     return NodeStore(member.arena, epoch, policy, clock, disk)
 
 
-def open_local(
-    config: KVStoreConfig, spec: KVCacheSpec, order: TileOrder, clock: Clock, cache_root: Path
-) -> StoreAccess | None:
-    """The store of an engine that is alone on its node."""
-    member = join_arena(config, spec, order)
-    if member is None:
+def disk_directory(config: DiskTierConfig, cache_root: Path, digest: bytes) -> Path | None:
+    """Where blocks of one layout are; None without a disk tier."""
+    if not config.enable:
         return None
-    store = open_node_store(member, config, clock, cache_root)
-    if store is None:
-        member.leave()
-        _log.warning("no KV tiers: another process has those of %r", config.application)
-        return None
-
-    def leave() -> None:
-        member.leave()
-        ArenaFiles().remove_unheld()
-
-    return StoreAccess(member.arena, store, store.disk_directory, leave)
-
-
-def disk_root(config: DiskTierConfig, cache_root: Path, digest: bytes) -> Path:
-    """Where blocks of one layout are."""
     root = Path(config.directory).expanduser().absolute() if config.directory else cache_root / "kv"
     return root / digest.hex()[:16]
 
@@ -120,9 +101,9 @@ def disk_root(config: DiskTierConfig, cache_root: Path, digest: bytes) -> Path:
 def _open_disk(
     config: DiskTierConfig, cache_root: Path, digest: bytes, clock: Clock
 ) -> DiskTier | None:
-    if not config.enable:
+    directory = disk_directory(config, cache_root, digest)
+    if directory is None:
         return None
-    directory = disk_root(config, cache_root, digest)
     try:
         return DiskTier(directory, DiskSettings(config.max_size), clock)
     except DiskUnavailable as error:

@@ -1,0 +1,95 @@
+"""KV tiers under the whole application: replicas share a node's store, and outlive it."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+
+from deployments.actors import NAMESPACE
+from deployments.aggregated import app as build_application
+from rtp_serve.config.serving import AppConfig
+from tests.deployments.applications import BACK, RaySession, RunningApp, running, tiny_engine
+from tests.deployments.test_store_client import until
+
+pytestmark = pytest.mark.ray
+
+PROMPT = "the quick brown fox jumps over the lazy dog " * 6
+
+
+def arguments(model: Path, disk: Path) -> dict[str, Any]:
+    tiers = {
+        "host": {"enable": True, "memory": "64MiB"},
+        "disk": {"enable": True, "directory": str(disk), "max_size": "64MiB"},
+        "application": f"tiers-{os.getpid()}",
+    }
+    return {
+        "engine": {**tiny_engine(model, max_num_seqs=4), "kv_store": tiers},
+        "replica": {"num_replicas": 2, "health_check_period_s": 0.5, "resources": {BACK: 1}},
+    }
+
+
+@contextmanager
+def served(session: RaySession, model: Path, disk: Path) -> Iterator[RunningApp]:
+    config = AppConfig.model_validate(arguments(model, disk))
+    with running(session, "tiers", build_application(config)) as app:
+        yield app
+
+
+def complete(app: RunningApp, prompt: str) -> tuple[str, int]:
+    """The answer, and how many tokens of the prompt were cached."""
+    body = {"prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    answer = httpx.post(f"{app.url}/v1/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    result = answer.json()
+    cached = result["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return result["choices"][0]["text"], cached
+
+
+def store_pid() -> int:
+    """The store actor's process."""
+    (name,) = [
+        each["name"]
+        for each in ray.util.list_named_actors(all_namespaces=True)
+        if f"tiers-{os.getpid()}" in each["name"]
+    ]
+    store = ray.get_actor(name, NAMESPACE)
+    pid = int(ray.get(store.join.remote("test")))
+    ray.get(store.leave.remote("test"))
+    return pid
+
+
+def test_replicas_share_outlive_the_store_and_find_the_disk_again(
+    session: RaySession, tiny_model: Path, tmp_path: Path
+):
+    prompt = PROMPT
+    with served(session, tiny_model, tmp_path) as app:
+        expected, num_full = "", 0
+        tries = count()
+
+        def is_shared() -> bool:
+            """Of a new prompt one answer alone computes: whichever replica gives the others."""
+            nonlocal prompt, expected, num_full
+            prompt = f"{next(tries)} {PROMPT}"
+            first, num_cached = complete(app, prompt)
+            answers = {complete(app, prompt) for _ in range(8)}
+            assert num_cached < 16
+            assert {text for text, _ in answers} == {first}
+            expected, num_full = first, max(cached for _, cached in answers)
+            return answers == {(first, num_full)}
+
+        until(is_shared)
+        assert num_full > 200
+        os.kill(store_pid(), signal.SIGKILL)
+        for index in range(10):
+            text, _ = complete(app, f"{index} {PROMPT}")
+            assert text
+            assert complete(app, prompt)[0] == expected
+    with served(session, tiny_model, tmp_path) as app:
+        assert complete(app, prompt) == (expected, num_full), "a restart forgot what was stored"
