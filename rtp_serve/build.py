@@ -1,25 +1,43 @@
 """The composition root: the one place where the two planes join."""
 
+from collections.abc import Callable
+
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.engine import EngineConfig
+from rtp_serve.config.kv_store import KVStoreConfig
 from rtp_serve.engine.async_engine import AsyncEngine
 from rtp_serve.engine.core import EngineCore
 from rtp_serve.engine.scheduler import Scheduler
+from rtp_serve.engine.tiering import Tiering
 from rtp_serve.kv_cache.block_pool import BlockPool
 from rtp_serve.kv_cache.manager import KVCacheManager
+from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
 from rtp_serve.kv_cache.tensors import KVCacheTensors
+from rtp_serve.kv_store.lower_tiers import LowerTiers, StoreAccess
+from rtp_serve.kv_store.opening import open_local
+from rtp_serve.loader.cache import cache_root
 from rtp_serve.observability.metrics import MetricsSink, PrometheusSink, TeeSink
 from rtp_serve.worker.executor import InProcessExecutor
 from rtp_serve.worker.model_versions import ModelVersions
 from rtp_serve.worker.worker import Worker
 
+OpenStore = Callable[[KVStoreConfig, KVCacheSpec, TileOrder, Clock], StoreAccess | None]
+"""Joins the node's KV store; None if there can be none."""
+
+_MIN_STORING = 128
+"""Blocks that may wait to be stored, at least: some steps' worth."""
+
 
 def build_core(
-    config: EngineConfig, clock: Clock | None = None, sink: MetricsSink | None = None
+    config: EngineConfig,
+    clock: Clock | None = None,
+    sink: MetricsSink | None = None,
+    open_store: OpenStore | None = None,
 ) -> EngineCore:
     """Bring the model, load it and put an engine around it.
 
-    Raises ConfigError, ModelNotFound or CheckpointError; nothing is left running then.
+    `open_store` by default opens one for this process alone. Raises ConfigError, ModelNotFound or
+    CheckpointError; nothing is left running then.
     """
     clock = clock or WallClock()
     sink = sink or PrometheusSink()
@@ -27,8 +45,9 @@ def build_core(
     version, loaded = versions.load()
     assert loaded is not None, "nothing ran before"
     capacity = versions.first.capacity
+    tensors = KVCacheTensors(capacity.spec, capacity.num_blocks)
     worker = Worker(
-        KVCacheTensors(capacity.spec, capacity.num_blocks),
+        tensors,
         config.scheduler.max_num_seqs,
         capacity.max_model_len,
     )
@@ -38,20 +57,47 @@ def build_core(
         config.cache.block_size,
         config.cache.enable_prefix_caching,
     )
+    tiering = _tiering(config.kv_store, cache, tensors, clock, open_store or _open_local)
     return EngineCore(
         version,
-        Scheduler(config.scheduler, cache, capacity.max_model_len),
+        Scheduler(config.scheduler, cache, capacity.max_model_len, tiering),
         cache,
         InProcessExecutor(worker, versions, config.num_threads),
         clock,
         sink,
+        tiering,
     )
 
 
+def _tiering(
+    config: KVStoreConfig,
+    cache: KVCacheManager,
+    tensors: KVCacheTensors,
+    clock: Clock,
+    open_store: OpenStore,
+) -> Tiering | None:
+    if not config.host.enable:
+        return None
+    access = open_store(config, tensors.spec, tensors.tile_order, clock)
+    if access is None:
+        return None
+    max_storing = max(_MIN_STORING, tensors.num_blocks // 2)
+    return Tiering(cache, LowerTiers(access, tensors.block, clock, max_storing))
+
+
+def _open_local(
+    config: KVStoreConfig, spec: KVCacheSpec, order: TileOrder, clock: Clock
+) -> StoreAccess | None:
+    return open_local(config, spec, order, clock, cache_root())
+
+
 def build_engine(
-    config: EngineConfig, clock: Clock | None = None, sink: MetricsSink | None = None
+    config: EngineConfig,
+    clock: Clock | None = None,
+    sink: MetricsSink | None = None,
+    open_store: OpenStore | None = None,
 ) -> AsyncEngine:
     """An engine on a thread of its own. `sink` hears every measurement beside `metrics_text()`."""
     own = PrometheusSink()
-    core = build_core(config, clock, TeeSink(own, sink) if sink else own)
+    core = build_core(config, clock, TeeSink(own, sink) if sink else own, open_store)
     return AsyncEngine(core, config.scheduler.max_queued, own.render)

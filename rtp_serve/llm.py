@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -61,7 +61,10 @@ class RequestOutput:
 
 
 class LLM:
-    """A loaded model, for one thread. Calls may be made while a stream is open; both go on."""
+    """A loaded model, for one thread. Calls may be made while a stream is open; both go on.
+
+    With `kv_store` it holds threads and the node's store until `close`, or the end of a `with`.
+    """
 
     def __init__(self, model: str = EngineConfig().model, **options: Any) -> None:
         """`options` are EngineConfig's fields, sub-configurations as mappings.
@@ -90,6 +93,16 @@ class LLM:
         """
         source = ModelSource(model=model, revision=revision) if model is not None else None
         self._core.switch(self._core.load(source))
+
+    def close(self) -> None:
+        """Leave the node's KV store, if there is one. The object is not used again."""
+        self._core.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def generate(
         self,

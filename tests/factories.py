@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rtp_serve.clock import VirtualClock
+from rtp_serve.clock import VirtualClock, WallClock
 from rtp_serve.config.engine import ModelSource, SchedulerConfig
 from rtp_serve.engine.client import ServedModel
 from rtp_serve.engine.core import EngineCore
@@ -16,10 +16,12 @@ from rtp_serve.engine.output import ModelOutput, NewSequence, SchedulerOutput
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.engine.scheduler import Scheduler
+from rtp_serve.engine.tiering import Tiering
 from rtp_serve.engine.version import ModelVersion
 from rtp_serve.errors import CheckpointError
 from rtp_serve.kv_cache.block_pool import BlockPool
 from rtp_serve.kv_cache.manager import KVCacheManager
+from rtp_serve.kv_store.lower_tiers import LowerTiers, StoreAccess
 from rtp_serve.observability.metrics import MetricsSink, PrometheusSink
 
 VOCAB_SIZE = 1000
@@ -68,6 +70,14 @@ class MemoryWorker:
         """Model versions whose last sequence has ended."""
         self._num_loaded = 0
         self.is_shut_down = False
+
+    def block(self, block_id: int) -> memoryview:
+        """A block's bytes, as tiers take and fill them."""
+        return memoryview(self._memory[block_id]).cast("B")
+
+    @property
+    def block_bytes(self) -> int:
+        return self._memory[0].nbytes
 
     def submit(self, scheduled: SchedulerOutput) -> CompletedStep:
         if len(self.steps) + 1 == self._fail_at_step:
@@ -165,18 +175,26 @@ def make_core(
     worker: MemoryWorker | None = None,
     clock: VirtualClock | None = None,
     sink: MetricsSink | None = None,
+    access: StoreAccess | None = None,
     **scheduler: Any,
 ) -> EngineCore:
+    """With `access` there are tiers below the worker's memory; the core is to be shut down then."""
     scheduler.setdefault("max_num_batched_tokens", 64)
     scheduler.setdefault("max_num_seqs", 8)
     cache = KVCacheManager(BlockPool(num_blocks), 16, enable_prefix_caching)
+    worker = worker or MemoryWorker(num_blocks)
+    tiering = None
+    if access is not None:
+        tiers = LowerTiers(access, worker.block, WallClock(), max_storing=num_blocks // 2)
+        tiering = Tiering(cache, tiers)
     return EngineCore(
         make_version(0, max_model_len),
-        Scheduler(SchedulerConfig(**scheduler), cache, max_model_len),
+        Scheduler(SchedulerConfig(**scheduler), cache, max_model_len, tiering),
         cache,
-        worker or MemoryWorker(num_blocks),
+        worker,
         clock or VirtualClock(),
         sink or PrometheusSink(),
+        tiering,
     )
 
 

@@ -103,7 +103,9 @@ class EngineConfig(ModelSource):
         return self.served_model_name or self.model
 
     @model_validator(mode="after")
-    def _check_budget(self) -> "EngineConfig":
+    def _check(self) -> "EngineConfig":
+        if self.kv_store.host.enable and not self.cache.enable_prefix_caching:
+            raise ValueError("kv_store.host.enable needs cache.enable_prefix_caching")
         if self.scheduler.max_num_seqs > self.scheduler.max_num_batched_tokens:
             raise ValueError(
                 f"scheduler.max_num_seqs ({self.scheduler.max_num_seqs}) must not exceed "

@@ -15,12 +15,15 @@ from rtp_serve.engine.recorder import EngineRecorder
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.engine.scheduler import Scheduler, SchedulerCounters
 from rtp_serve.engine.sequence import Sequence
+from rtp_serve.engine.tiering import Tiering
 from rtp_serve.engine.version import ModelVersion
 from rtp_serve.errors import ContextLengthExceeded, InvalidRequest
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.observability.metrics import MetricsSink
 
 logger = logging.getLogger(__name__)
+
+_TIERS_WAIT_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +48,16 @@ class EngineCore:
         executor: Executor,
         clock: Clock,
         sink: MetricsSink,
+        tiering: Tiering | None = None,
     ) -> None:
+        """`tiering` is the scheduler's."""
         self._version = version
         self._old_versions: list[ModelVersion] = []
         self._scheduler = scheduler
         self._cache = cache
         self._executor = executor
         self._clock = clock
+        self._tiering = tiering
         self._recorder = EngineRecorder(sink)
         self._seqs: dict[int, Sequence] = {}
         self._seqs_by_request: dict[str, list[Sequence]] = {}
@@ -169,27 +175,41 @@ class EngineCore:
 
     def step(self) -> list[SequenceDelta]:
         """Run one step. Without work it does nothing."""
-        if not self._scheduler.has_work:
+        self._scheduler.take_restored()
+        if not self._scheduler.has_candidates:
+            self._wait_for_tiers()
             return []
         started_s = self._clock.monotonic()
         scheduled = self._scheduler.schedule()
         for new in scheduled.new_seqs:
             if self._seqs[new.seq_id].first_scheduled_s is None:
                 self._recorder.scheduled(self._seqs[new.seq_id], started_s)
-        assert scheduled.seq_ids, "there is work but no sequence fits into a step"
         output = self._execute(scheduled)
         deltas = self._scheduler.update(scheduled, output)
+        if self._tiering is not None:
+            self._tiering.end_step(
+                scheduled.num_tokens, self._clock.monotonic() - started_s, bool(output.errors)
+            )
         self._record(deltas)
+        if not scheduled.seq_ids:
+            assert self._tiering is not None, "there is work but no sequence fits into a step"
+            assert self._tiering.is_active, "there is work but no sequence fits into a step"
+            self._wait_for_tiers()
         if logger.isEnabledFor(logging.DEBUG):
             self._debug(scheduled, self._clock.monotonic() - started_s)
         return deltas
+
+    def _wait_for_tiers(self) -> None:
+        """Until a transfer has ended, but not so long that an arrival would notice."""
+        if self._tiering is not None and self._tiering.is_active:
+            self._tiering.wait(_TIERS_WAIT_S)
 
     def _execute(self, scheduled: SchedulerOutput) -> ModelOutput:
         try:
             return self._executor.submit(scheduled).result()
         except BaseException:
             # Blocks are findable from the moment they are scheduled: these may hold anything.
-            self._cache.pool.clear_cache()
+            self._cache.forget_all()
             raise
 
     def _record(self, deltas: list[SequenceDelta]) -> None:
@@ -233,5 +253,7 @@ class EngineCore:
         assert live == set(self._seqs), f"live sequences {live} are not {set(self._seqs)}"
 
     def shutdown(self) -> None:
-        """Release the workers."""
+        """Release the workers, and end what goes on beside."""
+        if self._tiering is not None:
+            self._tiering.close()
         self._executor.shutdown()

@@ -64,6 +64,11 @@ class SequenceDelta:
     num_cached_tokens: int = 0
     """Prompt tokens whose KV came from the prefix cache."""
 
+    num_host_tokens: int = 0
+    """Of those, what the node's memory gave and not the device."""
+
+    num_disk_tokens: int = 0
+
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = field(default=())
     """With the first delta: one entry per prompt token, None for the first."""
 

@@ -23,6 +23,7 @@ from rtp_serve.engine.output import ModelOutput, NewSequence, SchedulerOutput
 from rtp_serve.engine.queue import make_waiting_queue
 from rtp_serve.engine.request import FinishReason, SequenceDelta, TokenLogprobs
 from rtp_serve.engine.sequence import Sequence, SequenceStatus
+from rtp_serve.engine.tiering import RestoreStart, Tiering
 from rtp_serve.kv_cache.manager import KVCacheManager
 
 
@@ -55,8 +56,16 @@ class _StepPlan:
 class Scheduler:
     """Waiting and running sequences over one KV cache."""
 
-    def __init__(self, config: SchedulerConfig, cache: KVCacheManager, max_model_len: int) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        cache: KVCacheManager,
+        max_model_len: int,
+        tiering: Tiering | None = None,
+    ) -> None:
+        """`tiering` is None where the device's cache is the only one."""
         self._config = config
+        self._tiering = tiering
         self._cache = cache
         self._max_model_len = max_model_len
         self._waiting = make_waiting_queue(config.policy)
@@ -69,7 +78,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + (self._tiering.num_restoring if self._tiering else 0)
 
     @property
     def num_running(self) -> int:
@@ -77,6 +86,11 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
+        return self.has_candidates or (self._tiering is not None and self._tiering.is_active)
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether any sequence could be in the next step."""
         return bool(self._running) or len(self._waiting) > 0
 
     def add(self, seq: Sequence) -> None:
@@ -84,11 +98,20 @@ class Scheduler:
         assert seq.status is SequenceStatus.WAITING, f"{seq} is not new"
         self._waiting.push(seq)
 
+    def take_restored(self) -> None:
+        """Let sequences whose restore has ended wait in front of all others."""
+        if self._tiering is not None:
+            for seq in reversed(self._tiering.take_finished()):
+                self._waiting.push_front(seq)
+
     def abort(self, seq: Sequence) -> None:
         """End a sequence between steps, wherever it is, and take its blocks back."""
         match seq.status:
             case SequenceStatus.WAITING | SequenceStatus.PREEMPTED:
                 self._waiting.remove(seq)
+            case SequenceStatus.RESTORING:
+                assert self._tiering is not None, f"{seq} is restored from nowhere"
+                self._tiering.abort(seq)
             case SequenceStatus.RUNNING:
                 self._running.remove(seq)
                 self._forgotten.append(seq.seq_id)
@@ -128,6 +151,7 @@ class Scheduler:
         seq.num_computed_tokens = 0
         seq.prompt_logprobs.clear()
         seq.status = SequenceStatus.PREEMPTED
+        seq.was_restored = False
         self._waiting.push_front(seq)
         self._forgotten.append(seq.seq_id)
         self.counters.num_preemptions += 1
@@ -137,6 +161,12 @@ class Scheduler:
             if len(self._running) >= self._config.max_num_seqs:
                 return
             seq = self._waiting.peek()
+            match self._begin_restore(seq):
+                case RestoreStart.BEGUN:
+                    self._waiting.pop()
+                    continue
+                case RestoreStart.LATER:
+                    return
             cached_ids = self._lookup(seq)
             num_cached = len(cached_ids) * self._cache.block_size
             num_tokens = min(seq.num_tokens - num_cached, plan.budget)
@@ -145,11 +175,13 @@ class Scheduler:
             self._waiting.pop()
             self._admit(seq, num_cached, len(cached_ids), plan, num_tokens)
 
+    def _begin_restore(self, seq: Sequence) -> RestoreStart:
+        if self._tiering is None or _computes_all(seq):
+            return RestoreStart.NOTHING
+        return self._tiering.begin_restore(seq)
+
     def _lookup(self, seq: Sequence) -> list[int]:
-        """The cached prefix; none if the prompt's own log-probabilities must be computed."""
-        if seq.request.sampling.prompt_logprobs is not None and seq.num_output_tokens == 0:
-            return []
-        return self._cache.lookup_prefix(seq)
+        return [] if _computes_all(seq) else self._cache.lookup_prefix(seq)
 
     def _admit(
         self, seq: Sequence, num_cached: int, num_cached_blocks: int, plan: _StepPlan, count: int
@@ -226,6 +258,8 @@ class Scheduler:
             finish_reason=reason,
             stop_token_id=token_id if reason is FinishReason.STOP else None,
             num_cached_tokens=seq.num_cached_tokens,
+            num_host_tokens=min(seq.num_host_tokens, seq.num_cached_tokens),
+            num_disk_tokens=min(seq.num_disk_tokens, seq.num_cached_tokens),
             prompt_logprobs=_first_prompt_logprobs(seq) if num_output == 1 else (),
             fingerprint=seq.version.model.fingerprint if num_output == 1 else "",
         )
@@ -263,7 +297,14 @@ class Scheduler:
                 holders[block_id] = holders.get(block_id, 0) + 1
         for seq in self._waiting:
             assert not seq.block_ids, f"{seq} waits but holds blocks"
+        for block_id, count in (self._tiering.holders() if self._tiering else {}).items():
+            holders[block_id] = holders.get(block_id, 0) + count
         self._cache.pool.check_holders(holders)
+
+
+def _computes_all(seq: Sequence) -> bool:
+    """The prompt's own log-probabilities are wanted, which no cache has."""
+    return seq.request.sampling.prompt_logprobs is not None and seq.num_output_tokens == 0
 
 
 def _find(seqs: list[Sequence], seq_id: int) -> Sequence:

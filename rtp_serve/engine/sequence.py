@@ -14,6 +14,9 @@ class SequenceStatus(StrEnum):
     WAITING = "waiting"
     RUNNING = "running"
     PREEMPTED = "preempted"
+    RESTORING = "restoring"
+    """Waiting for the tiers below the device."""
+
     FINISHED = "finished"
 
 
@@ -44,6 +47,13 @@ class Sequence:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     """Of the prompt, got from the prefix cache when it first ran."""
+
+    num_host_tokens: int = 0
+    """Of those, got from the node's memory."""
+
+    num_disk_tokens: int = 0
+    was_restored: bool = False
+    """The tiers were asked for what the device lacks, since it last waited."""
 
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)

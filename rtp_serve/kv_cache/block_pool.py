@@ -97,23 +97,24 @@ class BlockPool:
                 if block.hash is None:
                     self._free.move_to_end(block_id, last=False)
 
-    def register(self, block_id: int, block_hash: BlockHash, parent_hash: BlockHash | None) -> None:
+    def register(self, block_id: int, block_hash: BlockHash, parent_hash: BlockHash | None) -> bool:
         """Make a held, full block findable; `parent_hash` is None for a first block.
 
-        Nothing happens if equal content is registered already, or if the parent is not.
+        False, and nothing happens, if equal content is registered already, or if the parent is not.
         """
         block = self._blocks[block_id]
         assert block.ref_count > 0, f"block {block_id} is registered but nobody holds it"
         if block.hash is not None or block_hash in self._id_by_hash:
-            return
+            return False
         if parent_hash is not None:
             parent_id = self._id_by_hash.get(parent_hash)
             if parent_id is None:
-                return
+                return False
             block.parent_id = parent_id
             self._blocks[parent_id].child_ids.add(block_id)
         block.hash = block_hash
         self._id_by_hash[block_hash] = block_id
+        return True
 
     def clear_cache(self) -> None:
         """Forget all content: no block is findable afterwards."""

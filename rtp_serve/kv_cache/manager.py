@@ -6,6 +6,7 @@
 The manager knows token counts and hashes, neither scheduling policy nor tensors.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from rtp_serve.kv_cache.block import BlockHash, chain_hash, root_hash
@@ -30,6 +31,17 @@ class BlockHolder(Protocol):
     def cache_salt(self) -> str: ...
 
 
+@dataclass(frozen=True, slots=True)
+class FreshBlock:
+    """A block that can be found for the first time."""
+
+    block_id: int
+    key: BlockHash
+    parent: BlockHash | None
+    namespace: bytes
+    salt: str
+
+
 class KVCacheManager:
     """The block tables of all sequences over one pool."""
 
@@ -38,6 +50,7 @@ class KVCacheManager:
         self.block_size = block_size
         self._enable_prefix_caching = enable_prefix_caching
         self._roots: dict[tuple[bytes, str], BlockHash] = {}
+        self._fresh: list[FreshBlock] | None = None
 
     @property
     def usage(self) -> float:
@@ -51,6 +64,27 @@ class KVCacheManager:
         self._extend_hashes(seq)
         limit = (len(seq.token_ids) - 1) // self.block_size
         return self.pool.lookup(seq.block_hashes[:limit])
+
+    def num_missing(self, seq: BlockHolder, num_cached: int) -> int:
+        """Full blocks after `num_cached` cached ones that could be cached, had anybody them."""
+        if not self._enable_prefix_caching:
+            return 0
+        return (len(seq.token_ids) - 1) // self.block_size - num_cached
+
+    def keep_fresh(self) -> None:
+        """From now on note blocks that become findable, for `take_fresh`."""
+        self._fresh = []
+
+    def take_fresh(self) -> list[FreshBlock]:
+        """Those since the last call, parents first; they are full of KV once their step has run."""
+        fresh, self._fresh = self._fresh or [], []
+        return fresh
+
+    def forget_all(self) -> None:
+        """No block is findable afterwards, and none is fresh."""
+        self.pool.clear_cache()
+        if self._fresh is not None:
+            self._fresh = []
 
     def start(self, seq: BlockHolder, cached_ids: list[int], num_new_tokens: int) -> bool:
         """Give a sequence that holds nothing its cached prefix and room for `num_new_tokens` more.
@@ -102,7 +136,10 @@ class KVCacheManager:
         self._extend_hashes(seq)
         for i in range(seq.num_registered_blocks, num_full):
             parent = seq.block_hashes[i - 1] if i else None
-            self.pool.register(seq.block_ids[i], seq.block_hashes[i], parent)
+            block_id, key = seq.block_ids[i], seq.block_hashes[i]
+            is_fresh = self.pool.register(block_id, key, parent)
+            if is_fresh and self._fresh is not None:
+                self._fresh.append(FreshBlock(block_id, key, parent, seq.namespace, seq.cache_salt))
         seq.num_registered_blocks = num_full
 
     def _extend_hashes(self, seq: BlockHolder) -> None:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from rtp_serve import ops
 from rtp_serve.kv_cache.memory import zeroed
-from rtp_serve.kv_cache.spec import KVCacheSpec, KVFormat
+from rtp_serve.kv_cache.spec import KVCacheSpec, KVFormat, TileOrder
+from rtp_serve.ops.dispatch import Backend, backend
 
 _DTYPES = {KVFormat.BF16: torch.bfloat16, KVFormat.FP32: torch.float32}
 
@@ -36,6 +37,9 @@ class KVCacheTensors:
         self._layers = [
             (self.data[:, layer, 0], self.data[:, layer, 1]) for layer in range(spec.num_layers)
         ]
+        if self.data.is_cpu:
+            # [num_blocks, block_bytes]
+            self._bytes = self.data.flatten(1).view(torch.uint8).numpy()
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Key and value of a layer, each [num_blocks, num_kv_heads, block_size, head_dim], blocks a
@@ -44,6 +48,16 @@ class KVCacheTensors:
         Read and written by ops alone: what lies inside a head's tile is theirs.
         """
         return self._layers[index]
+
+    @property
+    def tile_order(self) -> TileOrder:
+        """Where the elements of a tile lie, in the device layout."""
+        is_compiled = self.data.is_cpu and backend() is Backend.COMPILED
+        return TileOrder.WORDS if is_compiled else TileOrder.PLAIN
+
+    def block(self, block_id: int) -> memoryview:
+        """The bytes of a block, writable, in the device layout. Of a cache in the CPU's memory."""
+        return memoryview(self._bytes[block_id])
 
     def export_blocks(self, block_ids: Sequence[int]) -> Tensor:
         """A contiguous copy in the canonical layout, one block after the other:

@@ -11,7 +11,8 @@ One process of the node has it, a KV-store actor or an engine that is alone; see
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
 from rtp_serve.clock import Clock
@@ -46,14 +47,12 @@ class NodeStore:
         clock: Clock,
         disk: DiskTier | None = None,
         limits: IndexLimits | None = None,
-        on_close: Callable[[], None] = lambda: None,
     ) -> None:
         """Takes over what the arena has, and starts a thread. `epoch` is what
-        `ArenaMember.own` gave. `on_close` is called at the end."""
+        `ArenaMember.own` gave."""
         self._arena = arena
         self._clock = clock
         self._disk = disk
-        self._on_close = on_close
         self._index = BlockIndex(
             arena.scan(), arena.geometry.slab_bytes, epoch, policy, arena, clock.monotonic(), limits
         )
@@ -63,6 +62,11 @@ class NodeStore:
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="kv-store", daemon=True)
         self._thread.start()
+
+    @property
+    def disk_directory(self) -> Path | None:
+        """Where a `DiskReader` finds the disk tier's blocks; None without one."""
+        return self._disk.directory if self._disk is not None else None
 
     def reserve(
         self, requests: Sequence[StoreRequest], owner: str
@@ -132,7 +136,6 @@ class NodeStore:
         self._thread.join()
         if self._disk is not None:
             self._disk.close()
-        self._on_close()
 
     def __enter__(self) -> Self:
         return self

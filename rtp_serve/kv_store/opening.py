@@ -18,6 +18,7 @@ from rtp_serve.kv_store.client import StoreClient
 from rtp_serve.kv_store.disk.settings import DiskSettings
 from rtp_serve.kv_store.disk.tier import DiskTier
 from rtp_serve.kv_store.eviction.registry import make_policy
+from rtp_serve.kv_store.lower_tiers import StoreAccess
 from rtp_serve.kv_store.node_store import NodeStore
 
 _log = logging.getLogger(__name__)
@@ -88,6 +89,26 @@ def open_node_store(
     disk = _open_disk(config.disk, cache_root, geometry.layout_digest, clock)
     policy = make_policy(config.host.policy, geometry.num_slabs)
     return NodeStore(member.arena, epoch, policy, clock, disk)
+
+
+def open_local(
+    config: KVStoreConfig, spec: KVCacheSpec, order: TileOrder, clock: Clock, cache_root: Path
+) -> StoreAccess | None:
+    """The store of an engine that is alone on its node."""
+    member = join_arena(config, spec, order)
+    if member is None:
+        return None
+    store = open_node_store(member, config, clock, cache_root)
+    if store is None:
+        member.leave()
+        _log.warning("no KV tiers: another process has those of %r", config.application)
+        return None
+
+    def leave() -> None:
+        member.leave()
+        ArenaFiles().remove_unheld()
+
+    return StoreAccess(member.arena, store, store.disk_directory, leave)
 
 
 def disk_root(config: DiskTierConfig, cache_root: Path, digest: bytes) -> Path:

@@ -93,7 +93,8 @@ def write_kv(
     """Puts key and value [n, num_kv_heads, d] into their slots of the paged cache.
 
     The caches are [num_blocks, num_kv_heads, 16, d] in the device layout (`kv_cache/spec.py`), d
-    even, and their blocks equally far apart; `slots` is [n], int64, block * 16 + offset, -1 for a token that is not written.
+    even, their blocks equally far apart; `slots` is [n], int64, block * 16 + offset, -1 for a token
+    that is not written.
     """
     ops_for(key).write_kv(key, value, key_cache, value_cache, slots)
 

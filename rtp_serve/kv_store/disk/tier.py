@@ -67,6 +67,11 @@ class DiskTier:
         self._changes = threading.Lock()
         self._lock = self._own()
 
+    @property
+    def directory(self) -> Path:
+        """Where a `DiskReader` finds the blocks."""
+        return self._directory.path
+
     # Finding
 
     def lookup(self, chain: Sequence[BlockHash]) -> list[DiskLocation]:

@@ -1,0 +1,191 @@
+"""Moves blocks between the device's cache and the tiers below it, between steps.
+
+    waiting sequence ──► restore ──► its blocks are cached on the device ──► waiting again, in front
+    step's full blocks ──► store
+
+A restore fills the device's prefix cache and nothing else: its sequence then finds there what it
+finds, like any other. So a restore that came to nothing, or blocks that were evicted meanwhile,
+cost computing and never more. Blocks of a job are held by the job alone, whatever becomes of a
+sequence.
+"""
+
+from collections import Counter
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import blake2b
+
+from rtp_serve.engine.sequence import Sequence, SequenceStatus
+from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.kv_cache.manager import KVCacheManager
+from rtp_serve.kv_store.lower_tiers import LowerTiers, Restore, Store
+from rtp_serve.kv_store.reservation import MAX_TENANT_BYTES, StoreRequest
+
+_MAX_RESTORES = 4
+_MIN_TOKENS = 32
+"""Steps of fewer tokens say little of what a prompt's token costs."""
+
+_WEIGHT = 0.2
+"""Of the newest step."""
+
+
+class RestoreStart(StrEnum):
+    """What came of asking for a restore."""
+
+    BEGUN = "begun"
+    LATER = "later"
+    """Others are under way; the sequence is to wait."""
+
+    NOTHING = "nothing"
+    """Nothing is to be restored, or there is no room."""
+
+
+@dataclass(slots=True)
+class _Restoring:
+    job: Restore
+    seq: Sequence | None
+    """None once it was aborted."""
+
+    status: SequenceStatus
+    """The sequence's, before."""
+
+    cached_ids: list[int]
+    """The device's blocks before the job's, held so that those of the job have a parent."""
+
+
+class Tiering:
+    """The jobs of one engine; for its thread."""
+
+    def __init__(self, cache: KVCacheManager, tiers: LowerTiers) -> None:
+        self._cache = cache
+        self._tiers = tiers
+        self._restoring: dict[int, _Restoring] = {}
+        self._storing: dict[int, Store] = {}
+        self._token_s = 0.0
+        cache.keep_fresh()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a job is under way."""
+        return bool(self._restoring or self._storing)
+
+    @property
+    def num_restoring(self) -> int:
+        """Sequences that wait for a restore."""
+        return sum(each.seq is not None for each in self._restoring.values())
+
+    def begin_restore(self, seq: Sequence) -> RestoreStart:
+        """Ask the tiers, once, for what the device lacks of a waiting sequence."""
+        if seq.was_restored:
+            return RestoreStart.NOTHING
+        cached_ids = self._cache.lookup_prefix(seq)
+        num_missing = self._cache.num_missing(seq, len(cached_ids))
+        pool = self._cache.pool
+        if num_missing == 0 or num_missing >= pool.num_free - pool.num_idle(cached_ids):
+            return RestoreStart.NOTHING
+        first = len(cached_ids)
+        if len(self._restoring) >= _MAX_RESTORES or self._is_under_way(seq.block_hashes[first]):
+            return RestoreStart.LATER
+        pool.hold(cached_ids)
+        block_ids = tuple(pool.allocate(num_missing))
+        requests = tuple(_request_of(seq, index) for index in range(first + num_missing))
+        job = Restore(requests, first, block_ids, self._token_s * self._cache.block_size)
+        self._restoring[id(job)] = _Restoring(job, seq, seq.status, cached_ids)
+        seq.status = SequenceStatus.RESTORING
+        seq.was_restored = True
+        self._tiers.restore(job)
+        return RestoreStart.BEGUN
+
+    def abort(self, seq: Sequence) -> None:
+        """The sequence goes; its restore ends by itself."""
+        for restoring in self._restoring.values():
+            if restoring.seq is seq:
+                restoring.seq = None
+
+    def take_finished(self) -> list[Sequence]:
+        """Sequences whose restore has ended, in the order in which they came."""
+        ready = []
+        for job in self._tiers.take_finished():
+            if isinstance(job, Store):
+                self._cache.pool.release(self._storing.pop(id(job)).block_ids)
+            else:
+                ready += self._end_restore(self._restoring.pop(id(job)))
+        return ready
+
+    def wait(self, timeout_s: float) -> None:
+        """Until a job has ended."""
+        self._tiers.wait(timeout_s)
+
+    def end_step(self, num_tokens: int, elapsed_s: float, has_errors: bool) -> None:
+        """A step has run: keep what it has filled, unless some of that is of no use."""
+        if num_tokens >= _MIN_TOKENS:
+            weight = _WEIGHT if self._token_s else 1.0
+            self._token_s += weight * (elapsed_s / num_tokens - self._token_s)
+        fresh = self._cache.take_fresh()
+        if fresh and not has_errors:
+            requests = [
+                _request(each.key, each.parent, each.namespace, each.salt) for each in fresh
+            ]
+            self._store(requests, [each.block_id for each in fresh])
+
+    def close(self) -> None:
+        """End the jobs."""
+        self._tiers.close()
+
+    def holders(self) -> Counter[int]:
+        """Every block that jobs hold, and how often. For tests and idle debug runs."""
+        held: Counter[int] = Counter()
+        for each in self._restoring.values():
+            held.update((*each.job.block_ids, *each.cached_ids))
+        for store in self._storing.values():
+            held.update(store.block_ids)
+        return held
+
+    def _is_under_way(self, key: BlockHash) -> bool:
+        """Whether another sequence's restore brings the block."""
+        return any(
+            key == request.key
+            for each in self._restoring.values()
+            for request in each.job.requests[each.job.num_cached :]
+        )
+
+    def _end_restore(self, restoring: _Restoring) -> list[Sequence]:
+        job, seq, pool = restoring.job, restoring.seq, self._cache.pool
+        end = job.num_cached + job.num_filled
+        for request, block_id in zip(
+            job.requests[job.num_cached : end], job.block_ids, strict=False
+        ):
+            pool.register(block_id, request.key, request.parent)
+        block_ids = [*restoring.cached_ids, *job.block_ids]
+        not_in_arena = slice(job.num_in_arena, end)
+        self._store(job.requests[not_in_arena], block_ids[not_in_arena])
+        pool.release(block_ids)
+        if seq is None:
+            return []
+        seq.status = restoring.status
+        if seq.num_output_tokens == 0:
+            seq.num_host_tokens = job.num_host * self._cache.block_size
+            seq.num_disk_tokens = job.num_disk * self._cache.block_size
+        return [seq]
+
+    def _store(self, requests: Items[StoreRequest], block_ids: Items[int]) -> None:
+        job = self._tiers.store(requests, block_ids)
+        if job is not None:
+            self._cache.pool.hold(job.block_ids)
+            self._storing[id(job)] = job
+
+
+def _request_of(seq: Sequence, index: int) -> StoreRequest:
+    parent = seq.block_hashes[index - 1] if index else None
+    return _request(seq.block_hashes[index], parent, seq.namespace, seq.cache_salt)
+
+
+def _request(key: BlockHash, parent: BlockHash | None, namespace: bytes, salt: str) -> StoreRequest:
+    return StoreRequest(key, parent, _tenant(salt), namespace[:8].ljust(8, b"\0"))
+
+
+def _tenant(salt: str) -> str:
+    """Whose a block is: what a salt begins with, up to a slash."""
+    tenant = salt.partition("/")[0]
+    raw = tenant.encode("utf-8", "surrogatepass")
+    return tenant if len(raw) <= MAX_TENANT_BYTES else blake2b(raw, digest_size=16).hexdigest()

@@ -1,0 +1,254 @@
+"""An engine's way to the tiers below its device: two threads beside the steps.
+
+    restore    find ──► arena, then disk ──copy──► device blocks that wait for them
+    store      device blocks ──copy──► arena            at low priority, and only so many
+
+The engine's thread says what and where, and hears at a later step what came of it. Until then the
+device blocks are the job's: nobody else writes them. A job never fails; it moves fewer blocks.
+"""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rtp_serve.clock import Clock
+from rtp_serve.kv_store.arena import Arena
+from rtp_serve.kv_store.client import StoreClient
+from rtp_serve.kv_store.disk.reader import DiskReader, ReadOutcome
+from rtp_serve.kv_store.disk.record import DiskLocation
+from rtp_serve.kv_store.lease import Location
+from rtp_serve.kv_store.member import member_name
+from rtp_serve.kv_store.reservation import Reservation, StoreRequest
+from rtp_serve.kv_store.tier_counts import Tier, TierCounts
+from rtp_serve.kv_store.transfer_rate import TransferRate
+
+_STORE_PRIORITY = 5
+"""Below the steps' threads, which it takes less than a hundredth of; at the lowest priority a busy
+engine would not let it go on at all."""
+
+_STORE_BLOCKS = 32
+"""Reserved and completed at once."""
+
+
+@dataclass(slots=True, eq=False)
+class Restore:
+    """A chain of which the device lacks the end, and the device blocks that are to be filled.
+
+    The whole chain is asked for, so that the tiers know what is in use.
+    """
+
+    requests: tuple[StoreRequest, ...]
+    """The chain; also what stores its blocks again."""
+
+    num_cached: int
+    """What the device has of it, from its beginning."""
+
+    block_ids: tuple[int, ...]
+    """For the others."""
+
+    recompute_s: float
+    """What computing one of them would take; 0 if that is not known."""
+
+    num_in_arena: int = 0
+    """What the arena has of the chain."""
+
+    num_host: int = 0
+    """Filled from the arena, the first ones."""
+
+    num_disk: int = 0
+    """Filled from the disk, those after them."""
+
+    @property
+    def num_filled(self) -> int:
+        return self.num_host + self.num_disk
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Store:
+    """Device blocks to be kept, parents first. They do not change while the job goes on."""
+
+    requests: tuple[StoreRequest, ...]
+    block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAccess:
+    """What a process has of its node's store."""
+
+    arena: Arena
+    client: StoreClient
+    disk: Path | None = None
+    """The disk tier's directory; None without one."""
+
+    on_close: Callable[[], None] = field(default=lambda: None)
+
+
+class LowerTiers:
+    """The jobs of one engine."""
+
+    def __init__(
+        self,
+        access: StoreAccess,
+        device_block: Callable[[int], memoryview],
+        clock: Clock,
+        max_storing: int,
+    ) -> None:
+        """Starts the threads. `device_block` gives a block's bytes, writable; `max_storing` blocks
+        at most may wait to be stored."""
+        self._access = access
+        self._reader = DiskReader(access.disk) if access.disk is not None else None
+        self._device_block = device_block
+        self._clock = clock
+        self._max_storing = max_storing
+        self._owner = member_name()
+        self._rates = {tier: TransferRate() for tier in Tier}
+        self.counts = {tier: TierCounts() for tier in Tier}
+        self._restores: deque[Restore] = deque()
+        self._stores: deque[Store] = deque()
+        self._num_storing = 0
+        self._finished: deque[Restore | Store] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._threads = [
+            threading.Thread(target=self._run_restores, name="kv-restore", daemon=True),
+            threading.Thread(target=self._run_stores, name="kv-write-back", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def restore(self, job: Restore) -> None:
+        """Begin; `take_finished` gives it back."""
+        with self._changed:
+            self._restores.append(job)
+            self._changed.notify_all()
+
+    def store(self, requests: Sequence[StoreRequest], block_ids: Sequence[int]) -> Store | None:
+        """Begin to store blocks, parents first, and `take_finished` gives the job back. It has as
+        many of the first blocks as may wait; None if there is none."""
+        with self._changed:
+            room = min(self._max_storing - self._num_storing, len(block_ids))
+            self.counts[Tier.HOST].not_stored += len(block_ids) - room
+            if not room:
+                return None
+            job = Store(tuple(requests[:room]), tuple(block_ids[:room]))
+            self._num_storing += room
+            self._stores.append(job)
+            self._changed.notify_all()
+            return job
+
+    def take_finished(self) -> list[Restore | Store]:
+        """Jobs that have ended since the last call."""
+        if not self._finished:
+            return []
+        with self._changed:
+            finished = list(self._finished)
+            self._finished.clear()
+            return finished
+
+    def wait(self, timeout_s: float) -> None:
+        """Until a job has ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._finished or self._is_closed, timeout_s)
+
+    def close(self) -> None:
+        """Finish the jobs under way; those not begun are given up."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        if self._reader is not None:
+            self._reader.close()
+        self._access.client.close()
+        self._access.on_close()
+
+    def _next(self, jobs: "deque[Restore] | deque[Store]") -> Restore | Store | None:
+        with self._changed:
+            self._changed.wait_for(lambda: jobs or self._is_closed)
+            return None if self._is_closed else jobs.popleft()
+
+    def _finish(self, job: Restore | Store) -> None:
+        with self._changed:
+            if isinstance(job, Store):
+                self._num_storing -= len(job.block_ids)
+            self._finished.append(job)
+            self._changed.notify_all()
+
+    def _run_restores(self) -> None:
+        while (job := self._next(self._restores)) is not None:
+            assert isinstance(job, Restore)
+            self._restore(job)
+            self._finish(job)
+
+    def _restore(self, job: Restore) -> None:
+        started_s = self._clock.monotonic()
+        found = self._access.client.find([each.key for each in job.requests], self._owner)
+        job.num_in_arena = len(found.lease.locations)
+        in_arena = found.lease.locations[job.num_cached :]
+        on_disk = found.on_disk[max(0, job.num_cached - job.num_in_arena) :]
+        if self._is_worth(Tier.HOST, job, len(in_arena)):
+            self._from_host(job, in_arena)
+            self._note(Tier.HOST, job.num_host, started_s)
+        if job.num_in_arena:
+            self._access.client.release(found.lease.lease_id)
+        if job.num_host == len(in_arena) and self._is_worth(Tier.DISK, job, len(on_disk)):
+            started_s = self._clock.monotonic()
+            self._from_disk(job, on_disk)
+            self._note(Tier.DISK, job.num_disk, started_s)
+
+    def _is_worth(self, tier: Tier, job: Restore, num_blocks: int) -> bool:
+        recompute_s = job.recompute_s * num_blocks
+        return num_blocks > 0 and self._rates[tier].is_worth(num_blocks, recompute_s)
+
+    def _from_host(self, job: Restore, locations: Sequence[Location]) -> None:
+        for location, block_id in zip(locations, job.block_ids, strict=False):
+            if self._access.arena.read_into(location, self._device_block(block_id)) is None:
+                self.counts[Tier.HOST].mismatches += 1
+                self._access.client.mismatch(location)
+                return
+            job.num_host += 1
+
+    def _from_disk(self, job: Restore, locations: Sequence[DiskLocation]) -> None:
+        assert self._reader is not None, "the store has a disk that this process knows nothing of"
+        block_ids = job.block_ids[job.num_host : job.num_host + len(locations)]
+        outcomes = self._reader.read(locations, [self._device_block(i) for i in block_ids])
+        for location, outcome in zip(locations, outcomes, strict=True):
+            if outcome is not ReadOutcome.HIT:
+                self.counts[Tier.DISK].mismatches += 1
+                self._access.client.mismatch(location)
+                return
+            job.num_disk += 1
+
+    def _note(self, tier: Tier, num_blocks: int, started_s: float) -> None:
+        if num_blocks:
+            elapsed_s = self._clock.monotonic() - started_s
+            self._rates[tier].observe(num_blocks, elapsed_s)
+            self.counts[tier].restored += num_blocks
+            self.counts[tier].restore_s += elapsed_s
+
+    def _run_stores(self) -> None:
+        # On Linux this is the priority of the thread alone.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _STORE_PRIORITY)
+        while (job := self._next(self._stores)) is not None:
+            assert isinstance(job, Store)
+            for first in range(0, len(job.requests), _STORE_BLOCKS):
+                end = first + _STORE_BLOCKS
+                self._store(job.requests[first:end], job.block_ids[first:end])
+            self._finish(job)
+
+    def _store(self, requests: Sequence[StoreRequest], block_ids: Sequence[int]) -> None:
+        answers = self._access.client.reserve(requests, self._owner)
+        written: list[Reservation] = []
+        not_written: list[Reservation] = []
+        for answer, block_id in zip(answers, block_ids, strict=True):
+            if isinstance(answer, Reservation):
+                now_s = self._clock.monotonic()
+                is_written = self._access.arena.put(answer, self._device_block(block_id), now_s)
+                (written if is_written else not_written).append(answer)
+        if written:
+            self.counts[Tier.HOST].stored += sum(self._access.client.complete(written))
+        if not_written:
+            self._access.client.abandon(not_written)

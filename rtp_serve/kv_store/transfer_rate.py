@@ -1,0 +1,40 @@
+"""How long moving blocks takes, learned from moves: to be compared with computing them again."""
+
+_WEIGHT = 0.2
+"""Of the newest observation."""
+
+_FORGET_AFTER = 64
+
+
+class TransferRate:
+    """Seconds for so many blocks, smoothed. What was never seen is taken to be free: it is tried.
+
+    So is what was too slow for a number of questions: whatever made it slow may be over.
+    """
+
+    def __init__(self) -> None:
+        self._block_s: float | None = None
+        self._num_declined = 0
+
+    @property
+    def block_s(self) -> float:
+        """Of one block; 0 if nothing is known."""
+        return self._block_s or 0.0
+
+    def is_worth(self, num_blocks: int, recompute_s: float) -> bool:
+        """Whether moving so many blocks is quicker than `recompute_s`; 0 there is not known."""
+        if self._block_s is None or not recompute_s:
+            return True
+        if self._block_s * num_blocks < recompute_s:
+            self._num_declined = 0
+            return True
+        self._num_declined += 1
+        if self._num_declined >= _FORGET_AFTER:
+            self._block_s, self._num_declined = None, 0
+        return False
+
+    def observe(self, num_blocks: int, elapsed_s: float) -> None:
+        """So many blocks, at least one, took so long, asking for them included."""
+        block_s = elapsed_s / num_blocks
+        before = self._block_s
+        self._block_s = block_s if before is None else before + _WEIGHT * (block_s - before)

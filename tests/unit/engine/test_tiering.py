@@ -1,0 +1,321 @@
+"""Tiers below a worker whose output depends on every token of its KV memory.
+
+The arena, its index, the disk and the threads are the real ones. What they bring too late or wrong
+would change outputs; blocks that they lose would be held for ever.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from rtp_serve.clock import WallClock
+from rtp_serve.engine.core import EngineCore
+from rtp_serve.engine.request import Request
+from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.kv_store.arena import Arena
+from rtp_serve.kv_store.arena_geometry import ArenaGeometry
+from rtp_serve.kv_store.client import Found
+from rtp_serve.kv_store.disk.settings import DiskSettings
+from rtp_serve.kv_store.disk.tier import DiskTier
+from rtp_serve.kv_store.eviction.lru import LRU
+from rtp_serve.kv_store.index_stats import SlabState
+from rtp_serve.kv_store.lower_tiers import StoreAccess
+from rtp_serve.kv_store.node_store import NodeStore
+from tests.factories import (
+    MemoryWorker,
+    make_core,
+    make_prompt,
+    make_request,
+    predicted_tokens,
+    run_to_end,
+)
+
+BLOCK_BYTES = 16 * 8
+
+
+class Node:
+    """An arena in private memory and its store, for engines of one test."""
+
+    def __init__(self, num_slabs: int = 256, disk: Path | None = None) -> None:
+        geometry = ArenaGeometry(BLOCK_BYTES, num_slabs, bytes(32))
+        self.memory = bytearray(geometry.total_bytes)
+        self.arena = Arena(self.memory, geometry)
+        tier = DiskTier(disk, DiskSettings(8 << 20), WallClock()) if disk else None
+        self.store = NodeStore(self.arena, 1, LRU(num_slabs), WallClock(), tier)
+        self._disk = disk
+
+    @property
+    def access(self) -> StoreAccess:
+        return StoreAccess(self.arena, _Shared(self.store), self._disk)
+
+    def check(self) -> None:
+        """Nothing is held, nothing half done."""
+        self.store.check_invariants()
+        slabs = self.store.stats().host.slabs_by_state
+        for state in SlabState:
+            assert state in (SlabState.FREE, SlabState.READY) or not slabs[state], slabs
+
+
+class _Shared:
+    """A store that its engines do not close, and whose answers tests may hold up."""
+
+    def __init__(self, store: NodeStore) -> None:
+        self._store = store
+        self.may_find = threading.Event()
+        self.may_find.set()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def find(self, chain: Sequence[BlockHash], owner: str) -> Found:
+        assert self.may_find.wait(10)
+        return self._store.find(chain, owner)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def node(tmp_path: Path):
+    node = Node(disk=tmp_path / "disk")
+    yield node
+    node.store.close()
+
+
+def tiered_core(node: Node, num_blocks: int = 20, **options: object) -> EngineCore:
+    access = node.access
+    return make_core(
+        num_blocks=num_blocks,
+        worker=MemoryWorker(num_blocks),
+        access=access,
+        max_model_len=options.pop("max_model_len", 256),  # type: ignore[arg-type]
+        **options,
+    )
+
+
+def run(core: EngineCore, request: Request) -> tuple[list[int], tuple[int, int, int]]:
+    """Its tokens, and how many of the prompt's were cached: all, by the host, by the disk."""
+    core.add_request(request)
+    tokens: list[int] = []
+    cached = (0, 0, 0)
+    while core.has_work:
+        for delta in core.step():
+            tokens += delta.token_ids
+            cached = (delta.num_cached_tokens, delta.num_host_tokens, delta.num_disk_tokens)
+        core.check_invariants()
+    return tokens, cached
+
+
+def test_what_the_device_dropped_comes_back_from_the_host(node: Node):
+    core = tiered_core(node)
+    requests = [make_request(f"r{i}", make_prompt(170, i), max_tokens=4) for i in range(3)]
+    for request in requests:
+        assert run(core, request) == (predicted_tokens(request), (0, 0, 0))
+    for request in requests:
+        tokens, (num_cached, num_host, _) = run(core, request)
+        assert tokens == predicted_tokens(request)
+        assert num_cached == 160
+        assert num_host > 0
+    assert core.stats.num_free_blocks == core.stats.num_blocks
+    core.shutdown()
+    node.check()
+
+
+def test_another_engine_of_the_node_finds_it(node: Node):
+    request = make_request(prompt=make_prompt(100), max_tokens=4)
+    first, second = tiered_core(node), tiered_core(node)
+    run(first, request)
+    assert run(second, request) == (predicted_tokens(request), (96, 96, 0))
+    for core in (first, second):
+        core.shutdown()
+
+
+def test_only_what_the_device_lacks_is_restored(node: Node):
+    core = tiered_core(node, num_blocks=40)
+    long = make_request("long", make_prompt(200), max_tokens=2)
+    run(core, long)
+    other = tiered_core(node, num_blocks=40)
+    run(other, make_request("short", make_prompt(200)[:70], max_tokens=2))
+    assert run(other, long) == (predicted_tokens(long), (192, 128, 0))
+    for each in (core, other):
+        each.shutdown()
+
+
+def test_a_restart_finds_it_on_the_disk(tmp_path: Path):
+    request = make_request(prompt=make_prompt(100), max_tokens=20)
+    for expected in ((0, 0, 0), (96, 0, 96), (96, 0, 96)):
+        node = Node(disk=tmp_path / "disk")
+        core = tiered_core(node)
+        assert run(core, request) == (predicted_tokens(request), expected)
+        core.shutdown()
+        node.check()
+        node.store.close()
+
+
+def test_what_came_from_the_disk_is_in_the_arena_again(tmp_path: Path):
+    request = make_request(prompt=make_prompt(100), max_tokens=2)
+    for expected in ((0, 0, 0), (96, 0, 96)):
+        node = Node(disk=tmp_path / "disk")
+        core = tiered_core(node)
+        assert run(core, request)[1] == expected
+        other = tiered_core(node)
+        assert run(other, request)[1] == (96, 96, 0)
+        core.shutdown()
+        other.shutdown()
+        node.store.close()
+
+
+@pytest.mark.parametrize("place", [0, 50, BLOCK_BYTES - 1])
+def test_a_flipped_byte_is_a_miss(node: Node, place: int):
+    request = make_request(prompt=make_prompt(100), max_tokens=4)
+    core = tiered_core(node)
+    run(core, request)
+    core.shutdown()
+    geometry = node.arena.geometry
+    for slab in range(geometry.num_slabs):
+        node.memory[geometry.payload_start(slab) + place] ^= 1
+    other = tiered_core(node)
+    assert run(other, request)[0] == predicted_tokens(request)
+    other.shutdown()
+    node.store.check_invariants()
+
+
+def test_salts_and_prompts_that_differ_share_nothing(node: Node):
+    core, other = tiered_core(node), tiered_core(node)
+    run(core, make_request(prompt=make_prompt(100), salt="a"))
+    for request in (
+        make_request(prompt=make_prompt(100), salt="b"),
+        make_request(prompt=make_prompt(100, seed=1), salt="a"),
+    ):
+        assert run(other, request) == (predicted_tokens(request), (0, 0, 0))
+    core.shutdown()
+    other.shutdown()
+
+
+@pytest.mark.parametrize("num_slabs", [4, 30, 1000])
+@pytest.mark.parametrize("budget", [8, 64])
+def test_outputs_do_not_depend_on_tiers(num_slabs: int, budget: int, tmp_path: Path):
+    """Conversations in random order over a device that holds two of them, with aborts."""
+    rng = random.Random(num_slabs + budget)
+    node = Node(num_slabs, disk=tmp_path / "disk")
+    core = tiered_core(
+        node, num_blocks=24, max_model_len=200, max_num_batched_tokens=budget, max_num_seqs=8
+    )
+    prompts = [make_prompt(rng.randrange(20, 120), seed) for seed in range(8)]
+    for turn in range(12):
+        requests = [
+            make_request(
+                f"{turn}-{i}",
+                prompts[rng.randrange(8)] + make_prompt(rng.randrange(40), rng.randrange(3)),
+                max_tokens=rng.randrange(1, 30),
+                n=rng.choice([1, 1, 2]),
+                ignore_eos=True,
+            )
+            for i in range(rng.randrange(1, 5))
+        ]
+        doomed = make_request("doomed", prompts[rng.randrange(8)], max_tokens=20)
+        core.add_request(doomed)
+        for _ in range(rng.randrange(3)):
+            core.step()
+        core.abort("doomed")
+        core.check_invariants()
+        outputs = run_to_end(core, requests)
+        for request in requests:
+            expected = [predicted_tokens(request, i) for i in range(request.sampling.n)]
+            assert outputs[request.request_id] == expected
+    assert core.stats.num_free_blocks == core.stats.num_blocks
+    if num_slabs >= 30:
+        assert node.store.stats().host.counts.hits > 10, "little was restored"
+    core.shutdown()
+    node.check()
+    node.store.close()
+
+
+def test_what_only_the_device_has_left_is_stored_anew(node: Node):
+    """Or else nothing after it could be."""
+    core = tiered_core(node, num_blocks=40)
+    prompt = make_prompt(100)
+    run(core, make_request(prompt=prompt, max_tokens=1))
+    assert node.store.trim(1 << 20) > 0
+    longer = make_request(prompt=prompt + make_prompt(60, 1), max_tokens=1)
+    run(core, longer)
+    other = tiered_core(node)
+    assert run(other, longer)[1][0] == 144
+    core.shutdown()
+    other.shutdown()
+
+
+def held_up(core_of: Callable[[StoreAccess], EngineCore], node: Node) -> tuple[EngineCore, _Shared]:
+    """An engine whose questions to the store are not answered before the test says so."""
+    access = node.access
+    assert isinstance(access.client, _Shared)
+    access.client.may_find.clear()
+    return core_of(access), access.client
+
+
+def _tokens(core: EngineCore) -> list[int]:
+    return [token for delta in core.step() for token in delta.token_ids]
+
+
+def test_others_run_while_a_sequence_is_restored(node: Node):
+    core, store = held_up(
+        lambda access: make_core(num_blocks=40, worker=MemoryWorker(40), access=access), node
+    )
+    store.may_find.set()
+    running = make_request("running", make_prompt(5), max_tokens=40, ignore_eos=True)
+    core.add_request(running)
+    core.step()
+    store.may_find.clear()
+    waiting = make_request("waiting", make_prompt(100, 1), max_tokens=4)
+    core.add_request(waiting)
+    tokens = [delta.token_ids for _ in range(10) for delta in core.step()]
+    assert len(tokens) == 10
+    assert core.stats.num_waiting == 1
+    store.may_find.set()
+    core.abort("running")
+    rest = [token for _ in iter(lambda: core.has_work, False) for token in _tokens(core)]
+    assert rest == predicted_tokens(waiting)
+    core.shutdown()
+
+
+def test_a_sequence_that_is_aborted_while_restored_leaves_nothing(node: Node):
+    core, store = held_up(
+        lambda access: make_core(num_blocks=40, worker=MemoryWorker(40), access=access), node
+    )
+    core.add_request(make_request("doomed", make_prompt(100), max_tokens=4))
+    core.step()
+    assert core.stats.num_free_blocks < core.stats.num_blocks
+    core.abort("doomed")
+    core.check_invariants()
+    assert core.has_work, "the transfer still owns its blocks"
+    store.may_find.set()
+    while core.has_work:
+        assert core.step() == []
+        core.check_invariants()
+    assert core.stats.num_free_blocks == core.stats.num_blocks
+    core.shutdown()
+    node.check()
+
+
+def test_an_engine_is_shut_down_while_it_restores(node: Node):
+    core, store = held_up(
+        lambda access: make_core(num_blocks=40, worker=MemoryWorker(40), access=access), node
+    )
+    core.add_request(make_request("waiting", make_prompt(100), max_tokens=4))
+    core.step()
+    threading.Timer(0.05, store.may_find.set).start()
+    core.shutdown()
+
+
+def test_prompts_whose_own_logprobs_are_wanted_are_computed_whole(node: Node):
+    core = tiered_core(node)
+    request = make_request(prompt=make_prompt(100), max_tokens=2)
+    run(core, request)
+    core2 = tiered_core(node)
+    wanted = make_request(prompt=make_prompt(100), max_tokens=2, prompt_logprobs=0)
+    assert run(core2, wanted)[1] == (0, 0, 0)
+    core.shutdown()
+    core2.shutdown()

@@ -1,0 +1,127 @@
+"""A node's store: arena and disk answer as one, and what is new goes to the disk."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from rtp_serve.clock import WallClock
+from rtp_serve.kv_store.arena import Arena
+from rtp_serve.kv_store.disk.reader import DiskReader, ReadOutcome
+from rtp_serve.kv_store.disk.settings import DiskSettings
+from rtp_serve.kv_store.disk.tier import DiskTier
+from rtp_serve.kv_store.eviction.lru import LRU
+from rtp_serve.kv_store.index_stats import SlabState
+from rtp_serve.kv_store.member import member_name
+from rtp_serve.kv_store.node_store import NodeStore
+from rtp_serve.kv_store.reservation import Reservation, StoreRequest
+from tests.unit.kv_store.arenas import content, make_arena, make_key
+from tests.unit.kv_store.blocks import TAG
+
+NAMES = ("a", "b", "c", "d")
+CHAIN = [make_key(name) for name in NAMES]
+OWNER = member_name()
+
+
+def open_store(arena: Arena, disk: Path | None, epoch: int = 1) -> NodeStore:
+    tier = DiskTier(disk, DiskSettings(8 << 20), WallClock()) if disk else None
+    return NodeStore(arena, epoch, LRU(arena.geometry.num_slabs), WallClock(), tier)
+
+
+def store_chain(store: NodeStore, arena: Arena, names: Sequence[str] = NAMES) -> list[Reservation]:
+    parents = [None, *map(make_key, names)]
+    requests = [
+        StoreRequest(make_key(name), parent, "tenant", TAG)
+        for name, parent in zip(names, parents, strict=False)
+    ]
+    reservations = [each for each in store.reserve(requests, OWNER)
+                    if isinstance(each, Reservation)]  # fmt: skip
+    for each in reservations:
+        name = each.request.key.decode().rstrip(".")
+        assert arena.put(each, content(name), WallClock().monotonic())
+    store.complete(reservations)
+    return reservations
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    return tmp_path / "disk"
+
+
+def test_what_was_stored_is_found_and_held(disk: Path):
+    arena = make_arena(8)
+    with open_store(arena, disk) as store:
+        store_chain(store, arena)
+        found = store.find(CHAIN, OWNER)
+        assert len(found) == 4
+        assert found.on_disk == ()
+        assert store.stats().host.slabs_by_state[SlabState.LEASED] == 4
+        store.release(found.lease.lease_id)
+        assert store.stats().host.slabs_by_state[SlabState.LEASED] == 0
+
+
+def test_what_the_arena_dropped_is_found_on_the_disk_after_what_it_has(disk: Path):
+    arena = make_arena(8)
+    store = open_store(arena, disk)
+    store_chain(store, arena)
+    store.close()  # all is written
+    with open_store(arena, disk, epoch=2) as store:
+        store.trim(2 * arena.geometry.slab_bytes)
+        found = store.find(CHAIN, OWNER)
+        assert [each.key for each in found.lease.locations] == CHAIN[:2]
+        assert [each.key for each in found.on_disk] == CHAIN[2:]
+        store.release(found.lease.lease_id)
+        buffers = [memoryview(bytearray(5000)) for _ in found.on_disk]
+        reader = DiskReader(disk)
+        assert reader.read(found.on_disk, buffers) == [ReadOutcome.HIT] * 2
+        assert buffers[0] == content("c")
+        reader.close()
+
+
+def test_a_restart_has_it_all(disk: Path):
+    arena = make_arena(8)
+    store = open_store(arena, disk)
+    store_chain(store, arena)
+    store.close()
+    with open_store(make_arena(8), disk) as store:
+        found = store.find(CHAIN, OWNER)
+        assert [each.key for each in found.on_disk] == CHAIN
+        assert store.stats().disk is not None
+
+
+def test_a_new_index_finds_the_arena_as_it_was():
+    arena = make_arena(8)
+    store_chain(store := open_store(arena, None), arena)
+    store.close()
+    with open_store(arena, None, epoch=2) as store:
+        assert len(store.find(CHAIN, OWNER)) == 4
+
+
+def test_a_slab_that_changed_before_it_was_written_is_not_written_wrongly(disk: Path):
+    arena = make_arena(4)
+    store = open_store(arena, disk)
+    reservations = store_chain(store, arena, ("a",))
+    arena._payloads[reservations[0].slab] ^= 255
+    store_chain(store, arena, ("a", "b"))
+    store.close()
+    with open_store(make_arena(4), disk) as store:
+        for location in store.find(CHAIN, OWNER).on_disk:
+            buffer = memoryview(bytearray(5000))
+            reader = DiskReader(disk)
+            if reader.read([location], [buffer]) == [ReadOutcome.HIT]:
+                assert buffer == content(location.key.decode().rstrip("."))
+            reader.close()
+
+
+def test_what_the_dead_held_is_given_back():
+    arena = make_arena(8)
+    with open_store(arena, None) as store:
+        store_chain(store, arena)
+        dead = "process-999999999-1"
+        store.find(CHAIN[:2], dead)
+        store.reserve([StoreRequest(make_key("e"), CHAIN[-1], "tenant", TAG)], dead)
+        store.end_the_dead()
+        slabs = store.stats().host.slabs_by_state
+        assert slabs[SlabState.LEASED] == 0
+        assert slabs[SlabState.RESERVED] == 0
+        store.check_invariants()
