@@ -68,7 +68,10 @@ class StorePlan:
 
 
 def find_or_start(plan: StorePlan, idle_exit_s: float = IDLE_EXIT_S) -> ActorHandle:
-    """The plan's actor, which may still be starting. Raises a RayError if Ray cannot say."""
+    """The plan's actor, which may still be starting.
+
+    Raises a RayError if Ray cannot say, ValueError if the name went meanwhile.
+    """
     actor = ray.remote(KVStoreActor).options(
         name=plan.actor_name,
         namespace=NAMESPACE,

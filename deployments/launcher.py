@@ -14,6 +14,7 @@ from deployments.rollout import Rollout
 from deployments.stop_signals import StopSignals
 from rtp_serve.cli.serve import banner
 from rtp_serve.config.serve_file import ServeFile, read_serve_file
+from rtp_serve.kv_store.arena_files import ArenaFiles
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def launch(path: str, directory: Path | None, signals: StopSignals) -> None:
         ray.shutdown()
         if cluster is not None:
             cluster.end_processes(signals.came_again)
+            ArenaFiles().remove_unheld()  # a KV-store actor had no time to
 
 
 def _start_ray(cluster: OwnCluster | None, rollout: Rollout, file: ServeFile) -> Prefetch:

@@ -120,5 +120,9 @@ class ActorStoreClient:
     def _tell(self, call: Callable[[Any], ray.ObjectRef]) -> None:
         """Without waiting. If the actor does not hear it, deadlines do the same, later."""
         actor = self.connection.actor
-        if actor is not None:
+        if actor is None:
+            return
+        try:
             call(actor)
+        except RayError as error:
+            self.connection.lost(actor, error)

@@ -7,10 +7,11 @@ joining ── answer ──► up ── a call fails ──► pause, longer e
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from rtp_serve.clock import Clock
 
@@ -20,7 +21,7 @@ _JOIN_TIMEOUT_S = 15.0
 _JOIN_AGAIN_S = 15.0
 _LEAVE_TIMEOUT_S = 1.0
 _MIN_PAUSE_S = 0.1
-_MAX_PAUSE_S = 30.0
+_MAX_PAUSE_S = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class StoreConnection:
         """A call to the actor failed: it is not to be had before it has answered again."""
         with self._changed:
             if self._actor is actor:
-                self._set(None, f"{type(error).__name__}: {error}")
+                self._down(error)
 
     def close(self) -> None:
         """Leave. A store that does not answer sees our process end."""
@@ -68,48 +69,66 @@ class StoreConnection:
         pause_s = _MIN_PAUSE_S
         while not self._is_closed:
             began_s = self._clock.monotonic()
-            self._connect()
+            actor = self._connect()
+            if actor is not None:
+                self._stay(actor)
             if self._clock.monotonic() - began_s > _MAX_PAUSE_S:
                 pause_s = _MIN_PAUSE_S
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closed, pause_s)
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
-    def _connect(self) -> None:
-        """Join the node's actor, and stay until it is lost or we leave."""
+    def _connect(self) -> ActorHandle | None:
+        """The node's actor, which knows us now; None if it does not answer."""
         try:
             actor = self._find_or_start()
             self._join(actor)
-        except (RayError, ValueError) as error:  # Ray's ValueError: the name went meanwhile
+        except (RayError, ValueError) as error:
             with self._changed:
-                self._set(None, f"{type(error).__name__}: {error}")
-            return
+                self._down(error)
+            return None
         with self._changed:
-            self._set(actor, "")
-        while not self._is_lost_within(_JOIN_AGAIN_S):
+            self._up(actor)
+        return actor
+
+    def _stay(self, actor: ActorHandle) -> None:
+        """Until the actor is lost or we leave."""
+        while not self._is_over_within(_JOIN_AGAIN_S):
             try:
                 self._join(actor)
             except RayError as error:
                 self.lost(actor, error)
         if self._is_closed:
-            actor.leave.remote(self._owner)
+            with suppress(RayError):
+                actor.leave.remote(self._owner)
 
     def _join(self, actor: ActorHandle) -> None:
         ray.get(actor.join.remote(self._owner), timeout=_JOIN_TIMEOUT_S)
 
-    def _is_lost_within(self, seconds: float) -> bool:
+    def _is_over_within(self, seconds: float) -> bool:
         with self._changed:
             return self._changed.wait_for(lambda: self._actor is None, seconds)
 
-    def _set(self, actor: ActorHandle | None, why: str) -> None:
-        """One line in the log for each change."""
+    # A change of state is one line in the log, however often it is found again.
+
+    def _up(self, actor: ActorHandle) -> None:
         if self._is_closed:
             return
-        self._actor = actor
-        is_up = actor is not None
-        if is_up and not self._was_up:
+        if not self._was_up:
             logger.info("this node's KV store answers")
-        elif not is_up and self._was_up is not False:
-            logger.warning("this node's KV store does not answer, nothing is found in it: %s", why)
-        self._was_up = is_up
+        self._actor, self._was_up = actor, True
         self._changed.notify_all()
+
+    def _down(self, error: Exception) -> None:
+        if self._was_up is not False and not self._is_closed:
+            reason = _reason(error)
+            logger.warning("this node's KV store does not answer, so nothing is found: %s", reason)
+        self._actor, self._was_up = None, False
+        self._changed.notify_all()
+
+
+def _reason(error: Exception) -> str:
+    """One line."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    first_line, _, _ = str(cause).partition("\n")
+    return f"{type(cause).__name__}: {first_line}"

@@ -80,6 +80,12 @@ class OtherMember:
     def pid(self) -> int:
         return os.getpid()
 
+    def node(self) -> str:
+        return self._member.plan.node
+
+    def store_name(self) -> str:
+        return self._member.plan.actor_name
+
     def put(self, chain: Sequence[BlockHash]) -> int:
         return self._member.put(chain)
 

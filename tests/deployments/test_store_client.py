@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from deployments.actors import NAMESPACE
 from rtp_serve.clock import WallClock
 from rtp_serve.kv_store.index_stats import SlabState
 from rtp_serve.kv_store.reservation import Refusal, RefusalReason
-from tests.deployments.applications import FRONT, RaySession
+from tests.deployments.applications import BACK, FRONT, RaySession
 from tests.deployments.store_members import CONNECT_S, OtherMember, StoreMember
 from tests.unit.kv_store.blocks import make_chain, requests_of
 
@@ -41,6 +42,15 @@ def pid_of(member: StoreMember) -> int:
     return ray.get(actor.join.remote(member.owner))
 
 
+def where(actor: ActorHandle) -> tuple[str, bool]:
+    """The actor's node, and whether it has torch."""
+
+    def look(_: object) -> tuple[str, bool]:
+        return ray.get_runtime_context().get_node_id(), "torch" in sys.modules
+
+    return ray.get(actor.__ray_call__.remote(look))
+
+
 def exists(member: StoreMember) -> bool:
     """Whether Ray knows the member's store actor."""
     try:
@@ -51,9 +61,9 @@ def exists(member: StoreMember) -> bool:
 
 
 @contextmanager
-def other_member(*arguments: object) -> Iterator[ActorHandle]:
-    """A process of the same node."""
-    other = ray.remote(OtherMember).options(num_cpus=0, resources={FRONT: 1}).remote(*arguments)
+def other_member(*arguments: object, on: str = FRONT) -> Iterator[ActorHandle]:
+    """Another process, by default of the same node."""
+    other = ray.remote(OtherMember).options(num_cpus=0, resources={on: 1}).remote(*arguments)
     yield other
     ray.kill(other)
 
@@ -65,7 +75,7 @@ def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def here(session: RaySession, cache_root: Path) -> Iterator[StoreMember]:
-    member = StoreMember("members", cache_root, idle_exit_s=0.4)
+    member = StoreMember("members", cache_root, idle_exit_s=1.0)
     yield member
     member.opened.close()
     until(lambda: not exists(member))
@@ -84,6 +94,16 @@ def test_two_processes_share_blocks_through_one_actor(here: StoreMember, other: 
     assert ray.get(other.put.remote(chain)) == 8
     assert here.count_right(chain) == 20
     assert here.client.stats().host.counts.stored == 20
+
+
+def test_every_node_has_its_own_store_which_has_no_torch(here: StoreMember, cache_root: Path):
+    chain = make_chain(4, "here alone")
+    assert here.put(chain) == 4
+    with other_member("members", cache_root, 0.4, on=BACK) as other:
+        assert ray.get(other.count_right.remote(chain)) == 0
+        actor = ray.get_actor(ray.get(other.store_name.remote()), NAMESPACE)
+        assert where(actor) == (ray.get(other.node.remote()), False)
+    assert where(here.client.connection.actor) == (here.plan.node, False)
 
 
 def test_a_killed_actor_finds_nothing_and_then_everything_again(

@@ -14,6 +14,7 @@ CONTROL_PLANE = [
     "rtp_serve.kv_cache.manager",
     "rtp_serve.kv_store.arena_files",
     "rtp_serve.kv_store.index",
+    "rtp_serve.kv_store.opening",
     "rtp_serve.observability.metrics",
     "rtp_serve.text.stream",
     "rtp_serve.text.chat_template",
