@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from rtp_serve.engine.sampling_params import SamplingParams
 
@@ -45,6 +46,25 @@ class TokenLogprobs:
     """(token id, logprob) of the most likely tokens, best first."""
 
 
+class CachedTokens(NamedTuple):
+    """How many of a prompt's tokens had their KV, and where. The larger one is the one that had
+    more."""
+
+    total: int = 0
+    host: int = 0
+    """Of those, what the node's memory gave and not the device."""
+
+    disk: int = 0
+    """What the disk gave."""
+
+    @property
+    def device(self) -> int:
+        return self.total - self.host - self.disk
+
+
+NOTHING_CACHED = CachedTokens()
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceDelta:
     """What one step added to one sequence of a request."""
@@ -77,3 +97,10 @@ class SequenceDelta:
 
     fingerprint: str = ""
     """With the first delta: of the model version that the sequence runs on."""
+
+    @property
+    def cached(self) -> CachedTokens:
+        """What was cached of the prompt; no tier has given more than that."""
+        host = min(self.num_host_tokens, self.num_cached_tokens)
+        disk = min(self.num_disk_tokens, self.num_cached_tokens - host)
+        return CachedTokens(self.num_cached_tokens, host, disk)

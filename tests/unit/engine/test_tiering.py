@@ -49,7 +49,7 @@ class Node:
 
     @property
     def access(self) -> StoreAccess:
-        return StoreAccess(self.arena, _Shared(self.store), self._disk)
+        return StoreAccess(self.arena, _Shared(self.store), "store", self._disk)
 
     def check(self) -> None:
         """Nothing is held, nothing half done."""
