@@ -34,14 +34,24 @@ class DiskTierConfig(Config):
     """Bytes that they take at most."""
 
 
+class RemoteTierConfig(Config):
+    """Other nodes' host tiers. What comes from there is kept in this node's."""
+
+    enable: bool = False
+    """Ask them for what this node has not."""
+
+
 class KVStoreConfig(Config):
-    """Tiers below the device; the disk needs the host tier."""
+    """Tiers below the device; disk and remote need the host tier."""
 
     host: HostTierConfig = HostTierConfig()
     """Shared memory."""
 
     disk: DiskTierConfig = DiskTierConfig()
     """Files."""
+
+    remote: RemoteTierConfig = RemoteTierConfig()
+    """Other nodes."""
 
     application: str = Field(default="rtp-serve", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """Engines of a node with the same name share their blocks."""
@@ -50,4 +60,6 @@ class KVStoreConfig(Config):
     def _check(self) -> "KVStoreConfig":
         if self.disk.enable and not self.host.enable:
             raise ValueError("disk.enable needs host.enable: blocks come to the disk from there")
+        if self.remote.enable and not self.host.enable:
+            raise ValueError("remote.enable needs host.enable: it is other nodes' host tiers")
         return self
