@@ -1,11 +1,13 @@
 """The tiers of the KV cache below the device."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rtp_serve.config.base import Config
 from rtp_serve.config.sizes import ByteSize
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class HostTierConfig(Config):
@@ -19,6 +21,17 @@ class HostTierConfig(Config):
 
     policy: Literal["duel", "lru", "arc", "s3-fifo"] = "duel"
     """What goes first when it is full; "duel" picks among the others by how they would do."""
+
+    quotas: dict[str, Share] = Field(default_factory=dict)
+    """Shares of the arena that are tenants' own, by the names of API keys. What a tenant has beyond
+    its share goes first, when others need room; without a share that is all it has."""
+
+    @field_validator("quotas")
+    @classmethod
+    def _check_quotas(cls, quotas: dict[str, float]) -> dict[str, float]:
+        if sum(quotas.values()) > 1:
+            raise ValueError(f"shares add up to {sum(quotas.values()):g}; at most to 1")
+        return quotas
 
 
 class DiskTierConfig(Config):

@@ -11,7 +11,7 @@ One process of the node has it, a KV-store actor or an engine that is alone; see
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -48,14 +48,22 @@ class NodeStore:
         clock: Clock,
         disk: DiskTier | None = None,
         limits: IndexLimits | None = None,
+        quotas: Mapping[str, int] | None = None,
     ) -> None:
         """Takes over what the arena has, and starts a thread. `epoch` is what
-        `ArenaMember.own` gave."""
+        `ArenaMember.own` gave; `quotas` are slabs by tenant."""
         self._arena = arena
         self._clock = clock
         self._disk = disk
         self._index = BlockIndex(
-            arena.scan(), arena.geometry.slab_bytes, epoch, policy, arena, clock.monotonic(), limits
+            arena.scan(),
+            arena.geometry.slab_bytes,
+            epoch,
+            policy,
+            arena,
+            clock.monotonic(),
+            limits,
+            quotas,
         )
         self._to_spill: deque[tuple[StoreRequest, Location]] = deque()
         self._num_not_spilled = 0
