@@ -79,6 +79,7 @@ def _join(earlier: SequenceDelta | None, later: SequenceDelta) -> SequenceDelta:
         num_cached_tokens=cached.total,
         num_host_tokens=cached.host,
         num_disk_tokens=cached.disk,
+        num_remote_tokens=cached.remote,
         prompt_logprobs=earlier.prompt_logprobs + later.prompt_logprobs,
         fingerprint=earlier.fingerprint,
     )

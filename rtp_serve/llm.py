@@ -66,6 +66,9 @@ class RequestOutput:
     num_disk_tokens: int = 0
     """Of the cached ones, what the disk gave."""
 
+    num_remote_tokens: int = 0
+    """Of the cached ones, what other nodes gave."""
+
     @property
     def text(self) -> str:
         """The first sequence's text."""
@@ -284,6 +287,7 @@ class _Collector:
             self.error,
             self._cached.host,
             self._cached.disk,
+            self._cached.remote,
         )
 
 

@@ -202,6 +202,7 @@ def unpack_delta(request_id: str, delta: Delta) -> SequenceDelta:
         num_cached_tokens=cached.total,
         num_host_tokens=cached.host,
         num_disk_tokens=cached.disk,
+        num_remote_tokens=cached.remote,
         prompt_logprobs=extras.prompt_logprobs,
         error=extras.error,
         fingerprint=extras.fingerprint,

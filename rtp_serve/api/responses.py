@@ -22,6 +22,7 @@ class TokensByTier(TypedDict):
     device: int
     host: int
     disk: int
+    remote: int
 
 
 class PromptTokensDetails(TypedDict):

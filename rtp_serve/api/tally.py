@@ -48,5 +48,6 @@ class Tally:
                 "device": sum(each.device for each in self._cached),
                 "host": sum(each.host for each in self._cached),
                 "disk": sum(each.disk for each in self._cached),
+                "remote": sum(each.remote for each in self._cached),
             },
         }

@@ -69,17 +69,19 @@ def _reason(body: bytes) -> str:
 def _replicas(report: Report) -> str:
     lines = [
         f"{'replica':24}{'held':>8}{'cached':>8}{'blocks':>8}"
-        f"{'from host':>11}{'from disk':>11}{'stored':>8}{'left out':>10}"
+        f"{'from host':>11}{'from disk':>11}{'from nodes':>12}{'stored':>8}{'left out':>10}"
     ]
     for each in report["replicas"]:
         device, tiers = each["device"], each["tiers"]
-        moved = ("-",) * 4
+        moved = ("-",) * 5
         if tiers:
-            host, disk = tiers["host"], tiers["disk"]
-            moved = (host["restored"], disk["restored"], host["stored"], host["not_stored"])
+            stored = tiers["host"]["stored"], tiers["host"]["not_stored"]
+            restored = [tiers[name]["restored"] for name in ("host", "disk", "remote")]
+            moved = (*restored, *stored)
         lines.append(
             f"{each['replica']:24}{device['num_held']:>8}{device['num_cached']:>8}"
-            f"{device['num_blocks']:>8}{moved[0]:>11}{moved[1]:>11}{moved[2]:>8}{moved[3]:>10}"
+            f"{device['num_blocks']:>8}{moved[0]:>11}{moved[1]:>11}{moved[2]:>12}{moved[3]:>8}"
+            f"{moved[4]:>10}"
         )
     if not report["stores"]:
         lines.append("\nno tiers below the device (engine.kv_store.host.enable)")

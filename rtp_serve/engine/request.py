@@ -57,9 +57,12 @@ class CachedTokens(NamedTuple):
     disk: int = 0
     """What the disk gave."""
 
+    remote: int = 0
+    """What other nodes gave."""
+
     @property
     def device(self) -> int:
-        return self.total - self.host - self.disk
+        return self.total - self.host - self.disk - self.remote
 
 
 NOTHING_CACHED = CachedTokens()
@@ -88,6 +91,7 @@ class SequenceDelta:
     """Of those, what the node's memory gave and not the device."""
 
     num_disk_tokens: int = 0
+    num_remote_tokens: int = 0
 
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = field(default=())
     """With the first delta: one entry per prompt token, None for the first."""
@@ -101,6 +105,8 @@ class SequenceDelta:
     @property
     def cached(self) -> CachedTokens:
         """What was cached of the prompt; no tier has given more than that."""
-        host = min(self.num_host_tokens, self.num_cached_tokens)
-        disk = min(self.num_disk_tokens, self.num_cached_tokens - host)
-        return CachedTokens(self.num_cached_tokens, host, disk)
+        total = self.num_cached_tokens
+        host = min(self.num_host_tokens, total)
+        disk = min(self.num_disk_tokens, total - host)
+        remote = min(self.num_remote_tokens, total - host - disk)
+        return CachedTokens(total, host, disk, remote)

@@ -30,7 +30,9 @@ def store_stats(num_slabs: int = 8) -> StoreStats:
 
 
 def cache_of(replica: str, store: str, stats: StoreStats) -> CacheStats:
-    counts = {Tier.HOST: TierCounts(restored=5, restore_s=0.5), Tier.DISK: TierCounts()}
+    counts = {tier: TierCounts() for tier in Tier}
+    counts[Tier.HOST] = TierCounts(restored=5, restore_s=0.5)
+    counts[Tier.REMOTE] = TierCounts(restored=2)
     return CacheStats(replica, DeviceStats(100, 7, 20, 16), TiersStats(store, counts, stats))
 
 

@@ -55,7 +55,7 @@ def test_a_whole_answer_has_text_reason_and_usage():
         "total_tokens": 31,
         "prompt_tokens_details": {
             "cached_tokens": 16,
-            "cached_tokens_by_tier": {"device": 4, "host": 12, "disk": 0},
+            "cached_tokens_by_tier": {"device": 4, "host": 12, "disk": 0, "remote": 0},
         },
     }
 

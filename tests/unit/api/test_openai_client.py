@@ -46,7 +46,7 @@ def test_a_chat():
     assert answer.usage.prompt_tokens_details is not None
     assert answer.usage.prompt_tokens_details.cached_tokens == 16
     by_tier = answer.usage.prompt_tokens_details.model_extra
-    assert by_tier == {"cached_tokens_by_tier": {"device": 0, "host": 0, "disk": 16}}
+    assert by_tier == {"cached_tokens_by_tier": {"device": 0, "host": 0, "disk": 16, "remote": 0}}
     assert type(answer).model_validate(answer.model_dump()) == answer, "strictly, too"
 
 

@@ -34,7 +34,7 @@ def test_replicas_and_stores_are_shown_with_their_counts(capsys: Captured):
     replicas, answering, silent = show(capsys, *TIERED).split("\n\n")
     header, first, *_ = replicas.splitlines()
     assert header.split()[:4] == ["replica", "held", "cached", "blocks"]
-    assert first.split() == ["a", "7", "20", "100", "5", "0", "0", "0"]
+    assert first.split() == ["a", "7", "20", "100", "5", "0", "2", "0", "0"]
     title, _, host, disk, queue, pins = answering.splitlines()
     assert title == "store node-1"
     assert host.split() == ["host", "0.0", "MiB", "0.0", "MiB", "3", "0", "0", "0", "0"]
@@ -47,7 +47,7 @@ def test_replicas_and_stores_are_shown_with_their_counts(capsys: Captured):
 def test_without_tiers_the_setting_is_named(capsys: Captured):
     said = show(capsys, CacheStats("a", DeviceStats(100, 7, 20, 16), None))
     assert "engine.kv_store.host.enable" in said
-    assert said.splitlines()[1].split() == ["a", "7", "20", "100", "-", "-", "-", "-"]
+    assert said.splitlines()[1].split() == ["a", "7", "20", "100", "-", "-", "-", "-", "-"]
 
 
 def test_the_answer_can_be_had_as_it_is(capsys: Captured):

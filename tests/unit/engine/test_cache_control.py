@@ -171,5 +171,5 @@ def test_tiers_never_claim_more_than_was_cached():
     delta = SequenceDelta(
         "r", 0, num_cached_tokens=64, num_host_tokens=48, num_disk_tokens=64
     ).cached
-    assert delta == (64, 48, 16)
+    assert delta == (64, 48, 16, 0)
     assert delta.device == 0
