@@ -184,9 +184,9 @@ def one_of_each_store(stats: Sequence[CacheStats]) -> frozenset[str]:
     """Replicas, one for each store, that can ask it: rather one that has an answer from it now."""
     chosen: dict[str, CacheStats] = {}
     for each in stats:
-        if each.tiers is not None and (
-            each.tiers.store not in chosen or each.tiers.stats.num_slabs > 0
-        ):
+        if each.tiers is None:
+            continue
+        if each.tiers.store not in chosen or each.tiers.stats.is_answering:
             chosen[each.tiers.store] = each
     return frozenset(each.replica for each in chosen.values())
 

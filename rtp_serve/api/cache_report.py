@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TypedDict
 
-from rtp_serve.engine.cache_answers import CacheStats, DeviceStats
+from rtp_serve.engine.cache_answers import CacheStats
 from rtp_serve.kv_store.client import StoreStats
 
 
@@ -45,7 +45,9 @@ def report(answers: Sequence[CacheStats]) -> CacheReport:
     """Sorted by name."""
     stores: dict[str, StoreStats] = {}
     for each in answers:
-        if each.tiers is not None and not _is_answering(stores.get(each.tiers.store)):
+        if each.tiers is None:
+            continue
+        if each.tiers.store not in stores or each.tiers.stats.is_answering:
             stores[each.tiers.store] = each.tiers.stats
     return {
         "replicas": [_replica(each) for each in sorted(answers, key=lambda each: each.replica)],
@@ -53,31 +55,24 @@ def report(answers: Sequence[CacheStats]) -> CacheReport:
     }
 
 
-def _is_answering(stats: StoreStats | None) -> bool:
-    return stats is not None and stats.num_slabs > 0
-
-
 def _replica(answer: CacheStats) -> ReplicaReport:
     tiers = answer.tiers
     return {
         "replica": answer.replica,
-        "device": _device(answer.device),
+        "device": asdict(answer.device),
         "store": tiers.store if tiers is not None else None,
-        "tiers": {tier.value: asdict(counts) for tier, counts in tiers.counts.items()}
-        if tiers is not None
-        else {},
+        "tiers": {
+            tier.value: asdict(counts)
+            for tier, counts in (tiers.counts if tiers is not None else {}).items()
+        },
     }
-
-
-def _device(stats: DeviceStats) -> dict[str, int]:
-    return asdict(stats)
 
 
 def _store(name: str, stats: StoreStats) -> StoreReport:
     host = stats.host
     return {
         "store": name,
-        "is_answering": _is_answering(stats),
+        "is_answering": stats.is_answering,
         "host": {
             "num_slabs": stats.num_slabs,
             "slab_bytes": stats.slab_bytes,

@@ -33,7 +33,7 @@ class TiersStats:
     """What went between them and this engine."""
 
     stats: StoreStats
-    """Of the store, for all of its engines. One that does not answer has no slabs."""
+    """Of the store, for all of its engines."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,18 +41,18 @@ class CacheControl:
         The prefix is one of the model version that new requests run on.
         """
         tiers = self._tiers()
-        root, block_size = (
-            root_hash(self._core.version.namespace, cache_salt),
-            self._core.block_size,
-        )
+        block_size = self._core.block_size
+        root = root_hash(self._core.version.namespace, cache_salt)
         chain = chain_hashes(root, token_ids, block_size)
         num_blocks = tiers.pin(chain, ttl_s) if chain else 0
         return Pinned(tiers.store_name, num_blocks, num_blocks * block_size)
 
     def metrics_text(self) -> str:
         """The store's figures in Prometheus text format; empty without one, or if it is silent."""
-        stats = self._tiers_stats()
-        return render_store(stats.store, stats.stats) if stats and stats.stats.num_slabs else ""
+        tiers = self._tiers_stats()
+        if tiers is None or not tiers.stats.is_answering:
+            return ""
+        return render_store(tiers.store, tiers.stats)
 
     def _tiers(self) -> LowerTiers:
         tiers = self._core.tiers
