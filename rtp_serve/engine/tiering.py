@@ -79,20 +79,22 @@ class Tiering:
         return sum(each.seq is not None for each in self._restoring.values())
 
     def begin_restore(self, seq: Sequence) -> RestoreStart:
-        """Ask the tiers, once, for what the device lacks of a waiting sequence."""
+        """Ask the tiers, once, for what the device lacks of a waiting sequence and has room for."""
         if seq.was_restored:
             return RestoreStart.NOTHING
         cached_ids = self._cache.lookup_prefix(seq)
-        num_missing = self._cache.num_missing(seq, len(cached_ids))
-        pool = self._cache.pool
-        if num_missing == 0 or num_missing >= pool.num_free - pool.num_idle(cached_ids):
-            return RestoreStart.NOTHING
         first = len(cached_ids)
+        pool = self._cache.pool
+        room = pool.num_free - pool.num_idle(cached_ids)
+        # A block is left for the tokens that are to be computed.
+        num_wanted = min(self._cache.num_missing(seq, first), room - 1)
+        if num_wanted <= 0:
+            return RestoreStart.NOTHING
         if len(self._restoring) >= _MAX_RESTORES or self._is_under_way(seq.block_hashes[first]):
             return RestoreStart.LATER
         pool.hold(cached_ids)
-        block_ids = tuple(pool.allocate(num_missing))
-        requests = tuple(_request_of(seq, index) for index in range(first + num_missing))
+        block_ids = tuple(pool.allocate(num_wanted))
+        requests = tuple(_request_of(seq, index) for index in range(first + num_wanted))
         job = Restore(requests, first, block_ids, self._token_s * self._cache.block_size)
         self._restoring[id(job)] = _Restoring(job, seq, seq.status, cached_ids)
         seq.status = SequenceStatus.RESTORING

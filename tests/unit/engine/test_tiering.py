@@ -149,6 +149,26 @@ def test_only_what_the_device_lacks_is_restored(node: Node):
         each.shutdown()
 
 
+def test_as_much_is_restored_as_there_is_room_for(node: Node):
+    long = make_request("long", make_prompt(200), max_tokens=2)
+    other = tiered_core(node, num_blocks=40)
+    run(other, long)
+    core = tiered_core(node, num_blocks=20)
+    core.add_request(make_request("running", make_prompt(60, 1), max_tokens=90, ignore_eos=True))
+    while core.stats.num_free_blocks > 10:
+        core.step()
+    core.add_request(long)
+    cached = 0
+    while core.has_work:
+        cached = max(
+            [cached, *(d.num_cached_tokens for d in core.step() if d.request_id == "long")]
+        )
+        core.check_invariants()
+    assert 96 <= cached < 192
+    for each in (core, other):
+        each.shutdown()
+
+
 def test_a_restart_finds_it_on_the_disk(tmp_path: Path):
     request = make_request(prompt=make_prompt(100), max_tokens=20)
     for expected in ((0, 0, 0), (96, 0, 96), (96, 0, 96)):
