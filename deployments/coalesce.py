@@ -1,10 +1,11 @@
 """Fewer, larger deltas, for callers to whom every item is dear: a handle takes 1 ms an item."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
+from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.client import EngineClient, Reloaded, ServedModel
 from rtp_serve.engine.request import Request, SequenceDelta
 
@@ -49,6 +50,17 @@ class CoalescingClient:
     async def reload(self) -> list[Reloaded]:
         return await self._engine.reload()
 
+    async def cache_stats(self) -> list[CacheStats]:
+        return await self._engine.cache_stats()
+
+    async def trim_cache(self, num_bytes: int) -> list[Trimmed]:
+        return await self._engine.trim_cache(num_bytes)
+
+    async def pin_prefix(
+        self, token_ids: Sequence[int], cache_salt: str, ttl_s: float
+    ) -> list[Pinned]:
+        return await self._engine.pin_prefix(token_ids, cache_salt, ttl_s)
+
     async def check_health(self) -> None:
         await self._engine.check_health()
 
@@ -59,11 +71,15 @@ class CoalescingClient:
 def _join(earlier: SequenceDelta | None, later: SequenceDelta) -> SequenceDelta:
     if earlier is None:
         return later
+    cached = max(earlier.cached, later.cached)
     return replace(
         later,
         token_ids=earlier.token_ids + later.token_ids,
         logprobs=earlier.logprobs + later.logprobs,
-        num_cached_tokens=max(earlier.num_cached_tokens, later.num_cached_tokens),
+        num_cached_tokens=cached.total,
+        num_host_tokens=cached.host,
+        num_disk_tokens=cached.disk,
+        num_remote_tokens=cached.remote,
         prompt_logprobs=earlier.prompt_logprobs + later.prompt_logprobs,
         fingerprint=earlier.fingerprint,
     )

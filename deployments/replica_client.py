@@ -1,7 +1,7 @@
 """The ingress's EngineClient: a control call by handle, tokens by the token channel."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
@@ -21,12 +21,14 @@ from deployments.token_stream.wire import (
     decode_record,
     encode,
 )
+from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.errors import (
     ContextLengthExceeded,
     EngineDead,
     InvalidRequest,
+    NoKVTiers,
     Overloaded,
     ReloadFailed,
     RtpServeError,
@@ -130,30 +132,63 @@ class ReplicaClient:
             )
         return results
 
+    async def cache_stats(self) -> list[CacheStats]:
+        return await self._broadcast("cache_stats")
+
+    async def trim_cache(self, num_bytes: int) -> list[Trimmed]:
+        return await self._ask_stores("trim_cache", num_bytes)
+
+    async def pin_prefix(
+        self, token_ids: Sequence[int], cache_salt: str, ttl_s: float
+    ) -> list[Pinned]:
+        return await self._ask_stores("pin_prefix", tuple(token_ids), cache_salt, ttl_s)
+
+    async def _ask_stores(self, method: str, *arguments: Any) -> list[Any]:
+        """The answers of one replica of each node's store. Raises NoKVTiers or EngineDead."""
+        replicas = one_of_each_store(await self.cache_stats())
+        if not replicas:
+            raise NoKVTiers
+        answers = await self._broadcast(method, replicas, *arguments)
+        by_store = [answer for answer in answers if answer is not None]
+        if not by_store:
+            raise EngineDead("the replicas that were to ask their stores are gone")
+        return by_store
+
     async def check_health(self) -> None:
         await self._broadcast("check_health")
 
     async def metrics_text(self) -> str:
         return merge_expositions(dict(await self._broadcast("metrics_text")))
 
-    async def _broadcast(self, method: str) -> list[tuple[str, str]]:
+    async def _broadcast(self, method: str, *arguments: Any) -> list[Any]:
         """The answers of the replicas that answer. Raises EngineDead when none does."""
-        results = await self._ask_all(method, _STATUS_TIMEOUT_S)
+        results = await self._ask_all(method, _STATUS_TIMEOUT_S, *arguments)
         answers = [result for result in results if not isinstance(result, Exception)]
         if not answers:
             raise EngineDead("no replica answers")
         return answers
 
-    async def _ask_all(self, method: str, timeout_s: float) -> list[Any]:
+    async def _ask_all(self, method: str, timeout_s: float, *arguments: Any) -> list[Any]:
         """What each replica returns or raises. Raises EngineDead when there is none to ask."""
         try:
-            response = self._handle.broadcast(method)
+            response = self._handle.broadcast(method, *arguments)
             results = await response.results_async(timeout_s=timeout_s, return_exceptions=True)
         except (RayError, RayServeException, TimeoutError) as error:
             raise EngineDead(f"no replica answers: {type(error).__name__}") from error
         if not results:
             raise EngineDead("no replica answers")
         return list(results)
+
+
+def one_of_each_store(stats: Sequence[CacheStats]) -> frozenset[str]:
+    """Replicas, one for each store, that can ask it: rather one that has an answer from it now."""
+    chosen: dict[str, CacheStats] = {}
+    for each in stats:
+        if each.tiers is None:
+            continue
+        if each.tiers.store not in chosen or each.tiers.stats.is_answering:
+            chosen[each.tiers.store] = each
+    return frozenset(each.replica for each in chosen.values())
 
 
 def _reason(error: Exception) -> str:

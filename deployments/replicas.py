@@ -7,7 +7,7 @@ without the GIL, so this process's event loops answer health checks through the 
 import asyncio
 import gc
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.engine import EngineConfig, ModelSource
 from rtp_serve.config.user_config import parse_user_config
 from rtp_serve.engine.async_engine import AsyncEngine
+from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.errors import EngineDead, InvalidRequest, Overloaded, ReloadFailed, RtpServeError
 from rtp_serve.observability.logging import configure_logging
@@ -138,6 +139,27 @@ class EngineReplica:
 
     async def served_model(self) -> ServedModel:
         return await self._engine.served_model()
+
+    async def cache_stats(self) -> CacheStats:
+        """See EngineClient."""
+        (stats,) = await self._engine.cache_stats()
+        return replace(stats, replica=self._replica)
+
+    async def trim_cache(self, replicas: frozenset[str], num_bytes: int) -> Trimmed | None:
+        """See EngineClient; None if this is none of `replicas`, one of each store."""
+        if self._replica not in replicas:
+            return None
+        (trimmed,) = await self._engine.trim_cache(num_bytes)
+        return trimmed
+
+    async def pin_prefix(
+        self, replicas: frozenset[str], token_ids: Sequence[int], cache_salt: str, ttl_s: float
+    ) -> Pinned | None:
+        """See EngineClient; None if this is none of `replicas`, one of each store."""
+        if self._replica not in replicas:
+            return None
+        (pinned,) = await self._engine.pin_prefix(token_ids, cache_salt, ttl_s)
+        return pinned
 
     async def metrics_text(self) -> tuple[str, str]:
         """This replica's name and its figures in Prometheus text format."""

@@ -118,6 +118,19 @@ class ReloadFailed(RtpServeError):
     code = "reload_failed"
 
 
+class NoKVTiers(RtpServeError):
+    """There is nothing below the device's cache that could be trimmed or pinned."""
+
+    status = 409
+    code = "no_kv_tiers"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "there are no KV tiers below the device: engine.kv_store.host.enable is not set, or "
+            "no node has room for an arena, of which the replicas' logs tell"
+        )
+
+
 class RequestTimeout(RtpServeError):
     """The request did not arrive, or was not answered, in the time a request may take."""
 

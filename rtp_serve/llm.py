@@ -15,7 +15,13 @@ from tqdm import tqdm
 from rtp_serve.build import build_core
 from rtp_serve.config.engine import EngineConfig, ModelSource
 from rtp_serve.config.parse import parse_config
-from rtp_serve.engine.request import FinishReason, Request, SequenceDelta, TokenLogprobs
+from rtp_serve.engine.request import (
+    NOTHING_CACHED,
+    FinishReason,
+    Request,
+    SequenceDelta,
+    TokenLogprobs,
+)
 from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.errors import InvalidRequest, RtpServeError
 from rtp_serve.interrupt import deferred_interrupt
@@ -53,6 +59,15 @@ class RequestOutput:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     error: str = ""
     """What went wrong, where a completion's finish_reason is ERROR."""
+
+    num_host_tokens: int = 0
+    """Of the cached ones, what the node's memory gave and not the device."""
+
+    num_disk_tokens: int = 0
+    """Of the cached ones, what the disk gave."""
+
+    num_remote_tokens: int = 0
+    """Of the cached ones, what other nodes gave."""
 
     @property
     def text(self) -> str:
@@ -229,7 +244,7 @@ class _Collector:
         ]
         self._open = set(range(sampling.n))
         self._pieces: list[str] = []
-        self._num_cached_tokens = 0
+        self._cached = NOTHING_CACHED
         self.error = ""
         self._prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
 
@@ -253,7 +268,7 @@ class _Collector:
         )
         self._pieces.append(text.text)
         self._prompt_logprobs = delta.prompt_logprobs or self._prompt_logprobs
-        self._num_cached_tokens = max(self._num_cached_tokens, delta.num_cached_tokens)
+        self._cached = max(self._cached, delta.cached)
         self.error = delta.error or self.error
         if reason is not None:
             self._open.discard(delta.index)
@@ -267,9 +282,12 @@ class _Collector:
         return RequestOutput(
             self._request.prompt_token_ids,
             tuple(self._completions),
-            self._num_cached_tokens,
+            self._cached.total,
             self._prompt_logprobs,
             self.error,
+            self._cached.host,
+            self._cached.disk,
+            self._cached.remote,
         )
 
 

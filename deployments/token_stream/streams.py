@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 
 from deployments.token_stream.wire import Finished, StreamKey
-from rtp_serve.engine.request import FinishReason, SequenceDelta
+from rtp_serve.engine.request import NOTHING_CACHED, FinishReason, SequenceDelta
 from rtp_serve.errors import EngineDead
 
 
@@ -70,11 +70,11 @@ class StreamTally:
         self.finished: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
         self._reasons: list[FinishReason | None] = [None] * num_sequences
         self._num_tokens = [0] * num_sequences
-        self._num_cached_tokens = 0
+        self._cached = NOTHING_CACHED
 
     def count(self, delta: SequenceDelta) -> None:
         self._num_tokens[delta.index] += len(delta.token_ids)
-        self._num_cached_tokens = max(self._num_cached_tokens, delta.num_cached_tokens)
+        self._cached = max(self._cached, delta.cached)
         if delta.finish_reason is not None:
             self._reasons[delta.index] = delta.finish_reason
             if all(self._reasons):
@@ -84,7 +84,7 @@ class StreamTally:
         """Close the record; sequences that have not finished count as aborted."""
         if not self.finished.done():
             reasons = tuple(reason or FinishReason.ABORT for reason in self._reasons)
-            record = Finished(reasons, tuple(self._num_tokens), self._num_cached_tokens)
+            record = Finished(reasons, tuple(self._num_tokens), self._cached)
             self.finished.set_result(record)
 
     def fail(self, error: ChannelLost) -> None:

@@ -7,9 +7,16 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from rtp_serve.engine.request import FinishReason, Request, SequenceDelta, TokenLogprobs
+from rtp_serve.engine.request import (
+    NOTHING_CACHED,
+    CachedTokens,
+    FinishReason,
+    Request,
+    SequenceDelta,
+    TokenLogprobs,
+)
 
-VERSION = 2
+VERSION = 3
 SECRET_BYTES = 32
 
 Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
@@ -54,7 +61,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     num_tokens: tuple[int, ...]
     """Tokens generated."""
 
-    num_cached_tokens: int = 0
+    cached: CachedTokens = NOTHING_CACHED
     """Prompt tokens found in the prefix cache."""
 
 
@@ -105,7 +112,9 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     index: int
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
-    num_cached_tokens: int
+    cached: int | CachedTokens
+    """A number while the device had them all, as is usual: it takes fewer bytes."""
+
     extras: DeltaExtras | None
 
 
@@ -169,18 +178,20 @@ def pack_delta(key: StreamKey, delta: SequenceDelta) -> Delta:
     extras = DeltaExtras(
         delta.logprobs, delta.stop_token_id, delta.prompt_logprobs, delta.error, delta.fingerprint
     )
+    cached = delta.cached
     return Delta(
         key,
         delta.index,
         delta.token_ids,
         delta.finish_reason,
-        delta.num_cached_tokens,
+        cached.total if cached.device == cached.total else cached,
         None if extras == _NO_EXTRAS else extras,
     )
 
 
 def unpack_delta(request_id: str, delta: Delta) -> SequenceDelta:
     extras = delta.extras or _NO_EXTRAS
+    cached = CachedTokens(delta.cached) if isinstance(delta.cached, int) else delta.cached
     return SequenceDelta(
         request_id=request_id,
         index=delta.index,
@@ -188,7 +199,10 @@ def unpack_delta(request_id: str, delta: Delta) -> SequenceDelta:
         logprobs=extras.logprobs,
         finish_reason=delta.finish_reason,
         stop_token_id=extras.stop_token_id,
-        num_cached_tokens=delta.num_cached_tokens,
+        num_cached_tokens=cached.total,
+        num_host_tokens=cached.host,
+        num_disk_tokens=cached.disk,
+        num_remote_tokens=cached.remote,
         prompt_logprobs=extras.prompt_logprobs,
         error=extras.error,
         fingerprint=extras.fingerprint,

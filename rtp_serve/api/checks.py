@@ -7,7 +7,7 @@ from rtp_serve.api.openai_types import (
     CompletionRequest,
     DetokenizeRequest,
     GenerationBody,
-    TokenizeRequest,
+    PromptSource,
 )
 from rtp_serve.config.api import LimitsConfig
 from rtp_serve.engine.sampling_params import MAX_BAD_WORDS
@@ -32,7 +32,7 @@ def check_completion(body: CompletionRequest, limits: LimitsConfig) -> None:
     _in_range("max_tokens", body.max_tokens, 0, limits.max_tokens)
 
 
-def check_tokenize(body: TokenizeRequest, limits: LimitsConfig) -> None:
+def check_source(body: PromptSource, limits: LimitsConfig) -> None:
     """Raise InvalidRequest naming the first field beyond its cap."""
     _at_most("messages", len(body.messages or ()), limits.max_messages)
     _at_most("tools", len(body.tools), limits.max_tools)

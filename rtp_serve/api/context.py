@@ -55,7 +55,7 @@ class ServingContext:
             sampling=sampling,
             seed=self._seed(body.seed),
             priority=body.priority,
-            cache_salt=_cache_salt(tenant, body.cache_salt),
+            cache_salt=cache_salt(tenant, body.cache_salt),
         )
 
     def envelope(self, prefix: str, kind: str, model: ServedModel) -> Envelope:
@@ -73,6 +73,7 @@ class ServingContext:
         return seed % (1 << 64)
 
 
-def _cache_salt(tenant: str, salt: str) -> str:
-    """No two pairs give the same salt, because the names of tenants have no slash."""
+def cache_salt(tenant: str, salt: str) -> str:
+    """The engine's, for a client's. No two pairs give the same one, because the names of tenants
+    have no slash."""
     return f"{tenant}/{salt}" if salt else tenant

@@ -11,7 +11,14 @@ from itertools import chain
 
 from rtp_serve.api.responses import FinishWord
 from rtp_serve.engine.client import EngineClient
-from rtp_serve.engine.request import FinishReason, Request, SequenceDelta, TokenLogprobs
+from rtp_serve.engine.request import (
+    NOTHING_CACHED,
+    CachedTokens,
+    FinishReason,
+    Request,
+    SequenceDelta,
+    TokenLogprobs,
+)
 from rtp_serve.errors import EngineDead, RtpServeError
 from rtp_serve.text.stream import TextDelta, TextStream
 from rtp_serve.text.tokenizer import Tokenizer
@@ -35,7 +42,7 @@ class Piece:
     stop_reason: str | int | None = None
     """The stop string or stop token that ended the sequence."""
 
-    num_cached_tokens: int = 0
+    cached: CachedTokens = NOTHING_CACHED
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     """With a sequence's first piece: one entry per prompt token, None for the first."""
 
@@ -135,7 +142,7 @@ class _SequenceText:
         self._token_ids: tuple[int, ...] = ()
         self._logprobs: tuple[TokenLogprobs, ...] = ()
         self._prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
-        self._num_cached_tokens = 0
+        self._cached = NOTHING_CACHED
         self._fingerprint = ""
 
     def push(self, delta: SequenceDelta) -> Piece | None:
@@ -148,7 +155,7 @@ class _SequenceText:
         self._token_ids += delta.token_ids[: out.num_tokens]
         self._logprobs += delta.logprobs[: out.num_tokens]
         self._prompt_logprobs += delta.prompt_logprobs
-        self._num_cached_tokens = max(self._num_cached_tokens, delta.num_cached_tokens)
+        self._cached = max(self._cached, delta.cached)
         self._fingerprint = delta.fingerprint or self._fingerprint
         if not out.text and not out.finished:
             return None
@@ -159,7 +166,7 @@ class _SequenceText:
             logprobs=self._logprobs,
             finish_reason=_finish_word(delta, out),
             stop_reason=out.stop or self._stop_token(delta),
-            num_cached_tokens=self._num_cached_tokens,
+            cached=self._cached,
             prompt_logprobs=self._prompt_logprobs,
             fingerprint=self._fingerprint,
         )

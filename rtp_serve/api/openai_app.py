@@ -17,6 +17,7 @@ from rtp_serve.api.context import ServingContext
 from rtp_serve.api.errors import routing_error_response
 from rtp_serve.api.metrics import HttpMetrics
 from rtp_serve.api.routes.access import RouteTable
+from rtp_serve.api.routes.cache import CacheRoutes
 from rtp_serve.api.routes.generation import generation_endpoint
 from rtp_serve.api.routes.models import ModelRoutes
 from rtp_serve.api.routes.operations import OperationsRoutes
@@ -59,6 +60,7 @@ def build_app(
 def _route_table(context: ServingContext, config: ApiConfig, metrics: HttpMetrics) -> RouteTable:
     models = ModelRoutes(context)
     tokens = TokenizationRoutes(context)
+    cache = CacheRoutes(context, config.auth)
     operations = OperationsRoutes(context.engine, metrics, config)
     chat = generation_endpoint(ChatService(context), config.limits)
     completion = generation_endpoint(CompletionService(context), config.limits)
@@ -69,6 +71,9 @@ def _route_table(context: ServingContext, config: ApiConfig, metrics: HttpMetric
     table.add("GET", "/metrics", Access.METRICS, operations.metrics)
     table.add("GET", "/admin/config", Access.ADMIN, operations.config)
     table.add("POST", "/admin/reload", Access.ADMIN, operations.reload)
+    table.add("GET", "/cache/stats", Access.ADMIN, cache.stats)
+    table.add("POST", "/cache/trim", Access.ADMIN, cache.trim)
+    table.add("POST", "/cache/pin", Access.ADMIN, cache.pin)
     table.add("GET", "/v1/models", Access.KEY, models.list)
     table.add("GET", "/v1/models/{name:path}", Access.KEY, models.retrieve)
     table.add("POST", "/v1/chat/completions", Access.KEY, chat)

@@ -10,6 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from rtp_serve.api.messages import Body, Message, Tool
 from rtp_serve.errors import InvalidRequest, UnsupportedParameter
 
+MAX_PIN_S = 7 * 86400.0
+
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
@@ -134,17 +136,22 @@ class CompletionRequest(GenerationBody):
         return self
 
 
-class TokenizeRequest(Body):
-    """Either a prompt or messages."""
+class PromptSource(Body):
+    """A text or messages, and what makes tokens of them."""
 
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = Field(default=None, min_length=1)
     tools: list[Tool] = Field(default_factory=list)
-    add_generation_prompt: bool = True
     add_special_tokens: bool | None = None
     """Default: yes for a prompt, no for messages."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class TokenizeRequest(PromptSource):
+    """Either a prompt or messages."""
+
+    add_generation_prompt: bool = True
     return_token_strs: bool = False
 
     @model_validator(mode="after")
@@ -157,3 +164,28 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     model: str | None = None
     tokens: list[int]
+
+
+class TrimRequest(Body):
+    bytes: int = Field(ge=1)
+    """To be freed in each node's arena."""
+
+
+class PinRequest(PromptSource):
+    """The beginning of prompts: a text, messages or token ids."""
+
+    prompt_token_ids: list[int] | None = None
+    add_generation_prompt: bool = False
+    """Off, because more messages are to come."""
+    cache_salt: str = Field(default="", max_length=256)
+    """That of the requests that begin so."""
+    tenant: str = Field(default="", max_length=64)
+    """Whose requests: the name of an API key, where there are keys."""
+    ttl_s: float = Field(default=3600.0, gt=0, le=MAX_PIN_S)
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "PinRequest":
+        sources = (self.prompt, self.messages, self.prompt_token_ids)
+        if sum(source is not None for source in sources) != 1:
+            raise InvalidRequest("give one of prompt, messages and prompt_token_ids", "prompt")
+        return self

@@ -4,6 +4,7 @@ from asyncio import to_thread
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from rtp_serve.api.openai_types import PromptSource
 from rtp_serve.engine.client import ServedModel
 from rtp_serve.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from rtp_serve.text.chat_template import ChatTemplate, Message
@@ -55,6 +56,20 @@ class PromptEncoder:
             return self._encode(text, add_special_tokens)
 
         return await _run(_num_chars([messages, tools, template_kwargs]), work)
+
+    async def encode_source(
+        self, source: PromptSource, add_generation_prompt: bool, tools: Sequence[Mapping[str, Any]]
+    ) -> tuple[int, ...]:
+        """Whichever of the two there is. `tools` are the source's as the client wrote them."""
+        if source.prompt is not None:
+            return await self.encode(source.prompt, source.add_special_tokens is not False)
+        return await self.encode_chat(
+            [message.for_template() for message in source.messages or ()],
+            tools,
+            add_generation_prompt,
+            source.add_special_tokens is True,
+            source.chat_template_kwargs,
+        )
 
     def _encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens))

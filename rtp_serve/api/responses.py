@@ -16,8 +16,19 @@ class ErrorBody(TypedDict):
     error: ErrorDetail
 
 
+class TokensByTier(TypedDict):
+    """The tier that had them before they were asked for."""
+
+    device: int
+    host: int
+    disk: int
+    remote: int
+
+
 class PromptTokensDetails(TypedDict):
     cached_tokens: int
+    cached_tokens_by_tier: TokensByTier
+    """Ours: `cached_tokens` is their sum."""
 
 
 class Usage(TypedDict):

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from rtp_serve.api.generation import Piece
-from rtp_serve.api.responses import Usage
+from rtp_serve.api.responses import PromptTokensDetails, Usage
+from rtp_serve.engine.request import NOTHING_CACHED
 
 
 class Tally:
@@ -11,7 +12,7 @@ class Tally:
 
     def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
         self._num_prompt_tokens = sum(map(len, prompts))
-        self._num_cached_tokens = [0] * len(prompts)
+        self._cached = [NOTHING_CACHED] * len(prompts)
         self._num_generated = 0
         self._fingerprints: set[str] = set()
 
@@ -21,7 +22,7 @@ class Tally:
         The first answer says what was cached: the others find the prompt that it left there.
         """
         if piece.index == 0:
-            self._num_cached_tokens[prompt_index] = piece.num_cached_tokens
+            self._cached[prompt_index] = piece.cached
         self._num_generated += len(piece.token_ids)
         if piece.fingerprint:
             self._fingerprints.add(piece.fingerprint)
@@ -37,5 +38,16 @@ class Tally:
             "prompt_tokens": self._num_prompt_tokens,
             "completion_tokens": self._num_generated,
             "total_tokens": self._num_prompt_tokens + self._num_generated,
-            "prompt_tokens_details": {"cached_tokens": sum(self._num_cached_tokens)},
+            "prompt_tokens_details": self._details(),
+        }
+
+    def _details(self) -> PromptTokensDetails:
+        return {
+            "cached_tokens": sum(each.total for each in self._cached),
+            "cached_tokens_by_tier": {
+                "device": sum(each.device for each in self._cached),
+                "host": sum(each.host for each in self._cached),
+                "disk": sum(each.disk for each in self._cached),
+                "remote": sum(each.remote for each in self._cached),
+            },
         }

@@ -17,7 +17,9 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Work with configuration files.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-cache_app = typer.Typer(help="Work with the weight store's files.", no_args_is_help=True)
+cache_app = typer.Typer(
+    help="The weight store's files, and a running server's KV caches.", no_args_is_help=True
+)
 app.add_typer(cache_app, name="cache")
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -117,6 +119,22 @@ def cache_verify(directory: StoreDirectory = None) -> None:
     from rtp_serve.cli.cache import verify_files
 
     verify_files(directory)
+
+
+@cache_app.command("stats")
+def cache_stats(
+    url: Annotated[
+        str, typer.Option(help="Where the API is, without /v1.")
+    ] = "http://127.0.0.1:8000",
+    admin_token: Annotated[
+        str, typer.Option(envvar="RTP_SERVE_ADMIN_TOKEN", help="Rather by the variable.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="The server's answer as it is.")] = False,
+) -> None:
+    """Show what the KV caches of a running server hold, by replica, node and tier."""
+    from rtp_serve.cli.cache_stats import print_stats
+
+    print_stats(url, admin_token, as_json)
 
 
 def main() -> None:

@@ -12,11 +12,13 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
 from rtp_serve.config.engine import ModelSource
+from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
+from rtp_serve.engine.cache_control import CacheControl
 from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.engine.core import EngineCore, EngineStats
 from rtp_serve.engine.request import FinishReason, Request, SequenceDelta
@@ -50,6 +52,7 @@ class AsyncEngine:
     ) -> None:
         """Starts the engine's thread. `max_queued` bounds the sequences that may wait."""
         self._core = core
+        self._caches = CacheControl(core)
         # One reload at a time; held by the thread that loads.
         self._reloading = threading.Lock()
         self._max_queued = max_queued
@@ -132,6 +135,20 @@ class AsyncEngine:
         except (ReloadRefused, CheckpointError, ModelNotFound, ConfigError) as error:
             raise ReloadFailed(error.message) from error
 
+    async def cache_stats(self) -> list[CacheStats]:
+        self.raise_if_dead()
+        return [await asyncio.to_thread(self._caches.stats)]
+
+    async def trim_cache(self, num_bytes: int) -> list[Trimmed]:
+        self.raise_if_dead()
+        return [await asyncio.to_thread(self._caches.trim, num_bytes)]
+
+    async def pin_prefix(
+        self, token_ids: Sequence[int], cache_salt: str, ttl_s: float
+    ) -> list[Pinned]:
+        self.raise_if_dead()
+        return [await asyncio.to_thread(self._caches.pin, token_ids, cache_salt, ttl_s)]
+
     async def generate(self, request: Request) -> AsyncGenerator[SequenceDelta, None]:
         """Stream the request's deltas; closing the generator aborts."""
         stream = _LoopStream(asyncio.get_running_loop())
@@ -153,7 +170,7 @@ class AsyncEngine:
         self.raise_if_dead()
 
     async def metrics_text(self) -> str:
-        return self._render_metrics()
+        return self._render_metrics() + await asyncio.to_thread(self._caches.metrics_text)
 
     def raise_if_dead(self) -> None:
         """Raise EngineDead if a step has failed or the engine was shut down."""

@@ -1,9 +1,10 @@
 """What a front end needs of an engine, wherever the engine runs."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.request import Request, SequenceDelta
 
 
@@ -57,6 +58,28 @@ class EngineClient(Protocol):
 
         Those under way finish on the weights they began with. Raises ReloadFailed unless every
         engine did it, EngineDead when none is there.
+        """
+        ...
+
+    async def cache_stats(self) -> list[CacheStats]:
+        """What each engine's caches hold. Those that do not answer are left out; raises EngineDead
+        when none does."""
+        ...
+
+    async def trim_cache(self, num_bytes: int) -> list[Trimmed]:
+        """Have each node's store give up arena blocks of at least so many bytes, once for all
+        engines that share it.
+
+        Raises NoKVTiers where no engine has one, EngineDead when none answers.
+        """
+        ...
+
+    async def pin_prefix(
+        self, token_ids: Sequence[int], cache_salt: str, ttl_s: float
+    ) -> list[Pinned]:
+        """Have each node's store keep what its arena has of a prompt's beginning, for a time.
+
+        Raises NoKVTiers where no engine has one, EngineDead when none answers.
         """
         ...
 

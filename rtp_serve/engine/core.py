@@ -19,6 +19,7 @@ from rtp_serve.engine.tiering import Tiering
 from rtp_serve.engine.version import ModelVersion
 from rtp_serve.errors import ContextLengthExceeded, InvalidRequest
 from rtp_serve.kv_cache.manager import KVCacheManager
+from rtp_serve.kv_store.lower_tiers import LowerTiers
 from rtp_serve.observability.metrics import MetricsSink
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ class EngineStats:
     num_free_blocks: int
     num_blocks: int
     """Usable blocks; all of them are free when nothing runs."""
+
+    num_cached_blocks: int
+    """Those that can be found, held or free."""
 
 
 class EngineCore:
@@ -88,7 +92,18 @@ class EngineCore:
             num_waiting=self._scheduler.num_waiting,
             num_free_blocks=self._cache.pool.num_free,
             num_blocks=self._cache.pool.num_usable,
+            num_cached_blocks=self._cache.pool.num_cached,
         )
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self._cache.block_size
+
+    @property
+    def tiers(self) -> LowerTiers | None:
+        """Below the device; None where there are none."""
+        return self._tiering.tiers if self._tiering is not None else None
 
     @property
     def counters(self) -> SchedulerCounters:
@@ -176,6 +191,8 @@ class EngineCore:
     def step(self) -> list[SequenceDelta]:
         """Run one step. Without work it does nothing."""
         self._scheduler.take_restored()
+        if self._tiering is not None:
+            self._recorder.tiers(self._tiering.tiers.counts)
         if not self._scheduler.has_candidates:
             self._wait_for_tiers()
             return []

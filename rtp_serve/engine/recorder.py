@@ -7,14 +7,24 @@
 TPOT = decode time / (output tokens − 1), per sequence.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 
 from rtp_serve.engine.scheduler import Scheduler, SchedulerCounters
 from rtp_serve.engine.sequence import Sequence
+from rtp_serve.kv_store.tier_counts import Tier, TierCounts
 from rtp_serve.observability import metrics
 from rtp_serve.observability.metrics import MetricsSink
 
 _GAUGES = (metrics.NUM_RUNNING, metrics.NUM_WAITING, metrics.KV_USAGE)
+_TIER_COUNTERS = {
+    metrics.TIER_RESTORED: attrgetter("restored"),
+    metrics.TIER_RESTORE_SECONDS: attrgetter("restore_s"),
+    metrics.TIER_STORED: attrgetter("stored"),
+    metrics.TIER_NOT_STORED: attrgetter("not_stored"),
+    metrics.TIER_MISMATCHES: attrgetter("mismatches"),
+}
 
 
 class EngineRecorder:
@@ -25,6 +35,7 @@ class EngineRecorder:
         self._sink = sink
         self._counters = SchedulerCounters()
         self._gauges: tuple[float, ...] = ()
+        self._tiers = {tier: TierCounts() for tier in Tier}
 
     def scheduled(self, seq: Sequence, now_s: float) -> None:
         """A sequence is in a step for the first time."""
@@ -68,3 +79,14 @@ class EngineRecorder:
             self._sink.add(metrics.PREFIX_QUERIES, now.prefix_queries - before.prefix_queries)
             self._sink.add(metrics.PREFIX_HITS, now.prefix_hits - before.prefix_hits)
             self._counters = replace(now)
+
+    def tiers(self, counts: Mapping[Tier, TierCounts]) -> None:
+        """What went to and from the tiers below; others count on meanwhile."""
+        for tier, counting in counts.items():
+            before = self._tiers[tier]
+            if counting == before:
+                continue
+            now = self._tiers[tier] = replace(counting)
+            for metric, count in _TIER_COUNTERS.items():
+                if amount := count(now) - count(before):
+                    self._sink.add(metric, amount, {"tier": tier.value})

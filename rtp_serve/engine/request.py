@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from rtp_serve.engine.sampling_params import SamplingParams
 
@@ -45,6 +46,28 @@ class TokenLogprobs:
     """(token id, logprob) of the most likely tokens, best first."""
 
 
+class CachedTokens(NamedTuple):
+    """How many of a prompt's tokens had their KV, and where. The larger one is the one that had
+    more."""
+
+    total: int = 0
+    host: int = 0
+    """Of those, what the node's memory gave and not the device."""
+
+    disk: int = 0
+    """What the disk gave."""
+
+    remote: int = 0
+    """What other nodes gave."""
+
+    @property
+    def device(self) -> int:
+        return self.total - self.host - self.disk - self.remote
+
+
+NOTHING_CACHED = CachedTokens()
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceDelta:
     """What one step added to one sequence of a request."""
@@ -68,6 +91,7 @@ class SequenceDelta:
     """Of those, what the node's memory gave and not the device."""
 
     num_disk_tokens: int = 0
+    num_remote_tokens: int = 0
 
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = field(default=())
     """With the first delta: one entry per prompt token, None for the first."""
@@ -77,3 +101,12 @@ class SequenceDelta:
 
     fingerprint: str = ""
     """With the first delta: of the model version that the sequence runs on."""
+
+    @property
+    def cached(self) -> CachedTokens:
+        """What was cached of the prompt; no tier has given more than that."""
+        total = self.num_cached_tokens
+        host = min(self.num_host_tokens, total)
+        disk = min(self.num_disk_tokens, total - host)
+        remote = min(self.num_remote_tokens, total - host - disk)
+        return CachedTokens(total, host, disk, remote)

@@ -260,6 +260,7 @@ class Scheduler:
             num_cached_tokens=seq.num_cached_tokens,
             num_host_tokens=min(seq.num_host_tokens, seq.num_cached_tokens),
             num_disk_tokens=min(seq.num_disk_tokens, seq.num_cached_tokens),
+            num_remote_tokens=min(seq.num_remote_tokens, seq.num_cached_tokens),
             prompt_logprobs=_first_prompt_logprobs(seq) if num_output == 1 else (),
             fingerprint=seq.version.model.fingerprint if num_output == 1 else "",
         )

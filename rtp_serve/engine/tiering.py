@@ -65,6 +65,10 @@ class Tiering:
         cache.keep_fresh()
 
     @property
+    def tiers(self) -> LowerTiers:
+        return self._tiers
+
+    @property
     def is_active(self) -> bool:
         """Whether a job is under way."""
         return bool(self._restoring or self._storing)

@@ -25,6 +25,17 @@ def chain_hash(parent: BlockHash, token_ids: Sequence[int], extras: bytes = b"")
     return BlockHash(_digest(parent, np.asarray(token_ids, "<i4").tobytes(), extras))
 
 
+def chain_hashes(
+    root: BlockHash, token_ids: Sequence[int], block_size: int
+) -> tuple[BlockHash, ...]:
+    """Hashes of all full blocks of a sequence after `root`, from its beginning."""
+    hashes: list[BlockHash] = []
+    for end in range(block_size, len(token_ids) + 1, block_size):
+        parent = hashes[-1] if hashes else root
+        hashes.append(chain_hash(parent, token_ids[end - block_size : end]))
+    return tuple(hashes)
+
+
 def _digest(*parts: bytes) -> bytes:
     """BLAKE2b over length-framed parts, so that no two lists of parts read alike."""
     state = blake2b(digest_size=_DIGEST_SIZE)

@@ -57,6 +57,11 @@ class StoreStats:
     num_not_spilled: int
     """Blocks that the disk was too slow for, since the start."""
 
+    @property
+    def is_answering(self) -> bool:
+        """False for what stands for the answer of a store that gave none: it has no slabs."""
+        return self.num_slabs > 0
+
 
 class StoreClient(Protocol):
     """Thread-safe. Methods may wait for another process; none raises for a store that is gone:

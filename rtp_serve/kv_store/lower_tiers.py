@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from rtp_serve.clock import Clock
+from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_store.arena import Arena
-from rtp_serve.kv_store.client import StoreClient
+from rtp_serve.kv_store.client import StoreClient, StoreStats
 from rtp_serve.kv_store.disk.reader import DiskReader, ReadOutcome
 from rtp_serve.kv_store.disk.record import DiskLocation
 from rtp_serve.kv_store.lease import Location
@@ -86,6 +87,9 @@ class StoreAccess:
 
     arena: Arena
     client: StoreClient
+    name: str
+    """The store's: processes that share it say the same, and no others."""
+
     disk: Path | None = None
     """The disk tier's directory; None without one."""
 
@@ -128,6 +132,24 @@ class LowerTiers:
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def store_name(self) -> str:
+        return self._access.name
+
+    def store_stats(self) -> StoreStats:
+        """Of the node's store. This one, `trim` and `pin` wait for it, in any thread."""
+        return self._access.client.stats()
+
+    def trim(self, num_bytes: int) -> int:
+        """See `StoreClient.trim`."""
+        return self._access.client.trim(num_bytes)
+
+    def pin(self, chain: Sequence[BlockHash], ttl_s: float) -> int:
+        """Keep what is there of a chain in the arena for so long, whoever lives; how many blocks
+        that are. The pins are the application's, which has the store's name."""
+        expires_s = self._clock.monotonic() + ttl_s
+        return self._access.client.pin(chain, self._access.name, expires_s)
 
     def restore(self, job: Restore) -> None:
         """Begin; `take_finished` gives it back."""

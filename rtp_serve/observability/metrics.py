@@ -80,11 +80,21 @@ WEIGHT_LOAD_SECONDS = _counter(
     "Time of loading weights from checkpoints: whole, and while reads, transforms or both went on.",
     "phase",
 )
+TIER_RESTORED = _counter("kv_tier_restored_blocks", "KV blocks restored to the device.", "tier")
+TIER_RESTORE_SECONDS = _counter("kv_tier_restore_seconds", "Time of restoring them.", "tier")
+TIER_STORED = _counter("kv_tier_stored_blocks", "KV blocks stored by the engine.", "tier")
+TIER_NOT_STORED = _counter(
+    "kv_tier_not_stored_blocks", "KV blocks left out because too many waited.", "tier"
+)
+TIER_MISMATCHES = _counter(
+    "kv_tier_mismatches", "KV blocks that were not what the tier had said.", "tier"
+)
 
 ALL_METRICS = (
     TTFT, ITL, TPOT, E2E, QUEUE_TIME, NUM_RUNNING, NUM_WAITING, KV_USAGE, PREFIX_QUERIES,
     PREFIX_HITS, PREEMPTIONS, PROMPT_TOKENS, GENERATION_TOKENS, REQUESTS_FINISHED,
-    WEIGHT_LOAD_BYTES, WEIGHT_LOAD_SECONDS,
+    WEIGHT_LOAD_BYTES, WEIGHT_LOAD_SECONDS, TIER_RESTORED, TIER_RESTORE_SECONDS, TIER_STORED,
+    TIER_NOT_STORED, TIER_MISMATCHES,
 )  # fmt: skip
 
 

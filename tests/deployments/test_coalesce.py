@@ -94,3 +94,10 @@ def test_closing_it_closes_what_is_behind_it():
 def test_an_error_passes_through():
     with pytest.raises(EngineDead):
         collect(Script(delta(1), EngineDead("gone")))
+
+
+def test_what_was_cached_survives_a_delta_that_does_not_say():
+    told = SequenceDelta("r", 0, (2,), num_cached_tokens=48, num_host_tokens=16, num_disk_tokens=16)
+    found = collect(Script(delta(1), told, delta(3)))
+    assert found[-1].token_ids == (2, 3)
+    assert found[-1].cached == (48, 16, 16, 0)

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def arguments(model: Path, disk: Path) -> dict[str, Any]:
     }
     return {
         "engine": {**tiny_engine(model, max_num_seqs=4), "kv_store": tiers},
+        "api": {"auth": {"admin_token_sha256": sha256(b"root").hexdigest()}},
         "replica": {"num_replicas": 2, "health_check_period_s": 0.5, "resources": {BACK: 1}},
     }
 
@@ -50,6 +52,46 @@ def complete(app: RunningApp, prompt: str) -> tuple[str, int]:
     result = answer.json()
     cached = result["usage"]["prompt_tokens_details"]["cached_tokens"]
     return result["choices"][0]["text"], cached
+
+
+def check_that_caches_can_be_told_trimmed_and_pinned(app: RunningApp, prompt: str) -> None:
+    """Two replicas, one store: it is told once, trimmed once, pinned once."""
+    stats = ask(app, "GET", "stats")
+    assert len({each["replica"] for each in stats["replicas"]}) == 2
+    (store,) = stats["stores"]
+    assert store["is_answering"]
+    assert {each["store"] for each in stats["replicas"]} == {store["store"]}
+    (pinned,) = ask(app, "POST", "pin", prompt=prompt, ttl_s=60)["stores"]
+    assert pinned["store"] == store["store"]
+    assert pinned["num_blocks"] > 10
+    num_before = num_ready(app)
+    (trimmed,) = ask(app, "POST", "trim", bytes=store["host"]["slab_bytes"])["stores"]
+    assert trimmed["num_bytes"] == store["host"]["slab_bytes"]
+    assert num_ready(app) == num_before - 1
+    ask(app, "POST", "trim", bytes=1 << 30)
+    assert num_ready(app) == pinned["num_blocks"]
+    figures = httpx.get(f"{app.url}/metrics", timeout=10).text
+    assert f'kv_store_pins{{replica="{stats["replicas"][0]["replica"]}"' in figures
+    assert 'rtp_serve:kv_tier_stored_blocks_total{replica="' in figures
+
+
+def ask(app: RunningApp, method: str, path: str, **body: Any) -> dict[str, Any]:
+    """An admin's question about the caches."""
+    answer = httpx.request(
+        method,
+        f"{app.url}/cache/{path}",
+        json=body or None,
+        headers={"authorization": "Bearer root"},
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def num_ready(app: RunningApp) -> int:
+    """Blocks in the one store's arena."""
+    (store,) = ask(app, "GET", "stats")["stores"]
+    return int(store["host"]["slabs_by_state"].get("ready", 0))
 
 
 def store_pid() -> int:
@@ -86,6 +128,7 @@ def test_replicas_share_outlive_the_store_and_find_the_disk_again(
 
         until(is_shared)
         assert num_full > 200
+        check_that_caches_can_be_told_trimmed_and_pinned(app, prompt)
         os.kill(store_pid(), signal.SIGKILL)
         for index in range(10):
             text, _ = complete(app, f"{index} {PROMPT}")

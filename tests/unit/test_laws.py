@@ -22,6 +22,7 @@ CONTROL_PLANE = [
     "rtp_serve.loader.checkpoint",
     "rtp_serve.loader.reader",
     "rtp_serve.cli.cache",
+    "rtp_serve.cli.cache_stats",
     "rtp_serve.api.openai_app",
 ]
 

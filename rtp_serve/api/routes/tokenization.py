@@ -4,7 +4,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
 from rtp_serve.api.body import read_json
-from rtp_serve.api.checks import check_detokenize, check_tokenize
+from rtp_serve.api.checks import check_detokenize, check_source
 from rtp_serve.api.context import ServingContext
 from rtp_serve.api.json_response import json_response
 from rtp_serve.api.openai_types import DetokenizeRequest, TokenizeRequest
@@ -24,20 +24,11 @@ class TokenizationRoutes:
         limits = self._context.limits
         raw = await read_json(request, limits)
         body = parse(TokenizeRequest, raw)
-        check_tokenize(body, limits)
+        check_source(body, limits)
         model = await self._context.model(body.model)
-        if body.prompt is not None:
-            token_ids = await self._prompts.encode(
-                body.prompt, body.add_special_tokens is not False
-            )
-        else:
-            token_ids = await self._prompts.encode_chat(
-                [message.for_template() for message in body.messages or ()],
-                raw.get("tools") or (),
-                body.add_generation_prompt,
-                body.add_special_tokens is True,
-                body.chat_template_kwargs,
-            )
+        token_ids = await self._prompts.encode_source(
+            body, body.add_generation_prompt, raw.get("tools") or ()
+        )
         text = self._context.tokenizer.token_text
         tokens: Tokenized = {
             "count": len(token_ids),

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,6 +82,18 @@ async def read_all(stream: TokenStream) -> list[int]:
 async def until(condition: Callable[[], object]) -> None:
     while not condition():
         await asyncio.sleep(0.001)
+
+
+def test_the_record_says_what_was_cached_and_where():
+    async def scenario():
+        async with Pair() as pair:
+            _, channel, tally = await pair.open(make_request("r", n=2))
+            first = replace(token("r", 1), num_cached_tokens=48, num_host_tokens=16)
+            from_engine(channel, [first, replace(token("r", 2, FinishReason.STOP), index=1)])
+            from_engine(channel, [token("r", 3, FinishReason.STOP)])
+            assert (await tally.finished).cached == (48, 16, 0, 0)
+
+    run(scenario)
 
 
 @pytest.mark.parametrize("replica_node", ["a", "b"], ids=["unix", "tcp"])

@@ -25,7 +25,7 @@ from deployments.token_stream.wire import (
     pack_delta,
     unpack_delta,
 )
-from rtp_serve.engine.request import FinishReason, SequenceDelta, TokenLogprobs
+from rtp_serve.engine.request import CachedTokens, FinishReason, SequenceDelta, TokenLogprobs
 from tests.factories import make_request
 
 SECRET = b"s" * 32
@@ -47,7 +47,7 @@ def test_a_call_keeps_every_sampling_parameter():
 @pytest.mark.parametrize(
     "record",
     [
-        Finished((FinishReason.STOP, FinishReason.ABORT), (3, 0), 16),
+        Finished((FinishReason.STOP, FinishReason.ABORT), (3, 0), CachedTokens(48, 16, 16, 16)),
         NeedsTcp(),
         Refused("overloaded", "full", None, 4),
     ],
@@ -73,6 +73,8 @@ LOGPROBS = TokenLogprobs(5, -0.5, 1, ((5, -0.5), (6, -1.5)))
     [
         SequenceDelta("r", 0, (5,)),
         SequenceDelta("r", 1, (5, 6), (LOGPROBS,) * 2, FinishReason.STOP, 6, 32),
+        SequenceDelta("r", 0, (5,), num_cached_tokens=64, num_host_tokens=32, num_disk_tokens=16),
+        SequenceDelta("r", 0, (5,), num_cached_tokens=64, num_remote_tokens=64),
         SequenceDelta("r", 0, (5,), prompt_logprobs=(None, LOGPROBS)),
         SequenceDelta("r", 0, finish_reason=FinishReason.ERROR, error="broken"),
     ],

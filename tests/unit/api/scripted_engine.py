@@ -1,12 +1,13 @@
 """An engine that says what it is told to: known texts, stalls and failures."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from rtp_serve.engine.cache_answers import CacheStats, DeviceStats, Pinned, Trimmed
 from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.engine.request import FinishReason, Request, SequenceDelta, TokenLogprobs
-from rtp_serve.errors import EngineDead
+from rtp_serve.errors import EngineDead, NoKVTiers
 from rtp_serve.text.tokenizer import Tokenizer
 
 MODEL = ServedModel(
@@ -23,6 +24,11 @@ class ScriptedEngine:
     model: ServedModel = MODEL
     tokens_per_delta: int = 1
     num_cached_tokens: int = 0
+    num_host_tokens: int = 0
+    num_disk_tokens: int = 0
+    caches: tuple[CacheStats, ...] = (CacheStats("a", DeviceStats(100, 7, 20, 16), None),)
+    """One an engine; those with tiers can be trimmed and pinned."""
+
     stall_after: int | None = None
     """Give this many deltas, then none, for ever."""
 
@@ -42,6 +48,9 @@ class ScriptedEngine:
 
     num_given: int = 0
     num_reloads: int = 0
+    pinned: list[tuple[tuple[int, ...], str, float]] = field(default_factory=list)
+    """(token ids, salt, seconds)"""
+
     has_stalled: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def generate(self, request: Request) -> AsyncGenerator[SequenceDelta, None]:
@@ -65,6 +74,24 @@ class ScriptedEngine:
             raise self.failure
         self.num_reloads += 1
         return [Reloaded("a", self.model.fingerprint, is_changed=True)]
+
+    async def cache_stats(self) -> list[CacheStats]:
+        await self.served_model()
+        return list(self.caches)
+
+    async def trim_cache(self, num_bytes: int) -> list[Trimmed]:
+        return [Trimmed(store, num_bytes) for store in self._stores()]
+
+    async def pin_prefix(
+        self, token_ids: Sequence[int], cache_salt: str, ttl_s: float
+    ) -> list[Pinned]:
+        self.pinned.append((tuple(token_ids), cache_salt, ttl_s))
+        return [Pinned(store, 1, 16) for store in self._stores()]
+
+    def _stores(self) -> list[str]:
+        if all(each.tiers is None for each in self.caches):
+            raise NoKVTiers
+        return sorted({each.tiers.store for each in self.caches if each.tiers is not None})
 
     async def check_health(self) -> None:
         await self.served_model()
@@ -106,6 +133,8 @@ class ScriptedEngine:
                 finish_reason=(self.last or reason) if is_last else None,
                 stop_token_id=part[-1] if is_last and reason is FinishReason.STOP else None,
                 num_cached_tokens=self.num_cached_tokens,
+                num_host_tokens=self.num_host_tokens,
+                num_disk_tokens=self.num_disk_tokens,
                 prompt_logprobs=_prompt_logprobs(request) if start == 0 else (),
                 fingerprint=self.model.fingerprint if start == 0 else "",
                 error="tensor of shape [3] at 0x7f00" if self.last is FinishReason.ERROR else "",

@@ -37,7 +37,7 @@ def ask_stream(engine: ScriptedEngine, **fields: Any) -> list[Any]:
 
 
 def test_a_whole_answer_has_text_reason_and_usage():
-    body = ask(make_engine(num_cached_tokens=16), model="tiny")
+    body = ask(make_engine(num_cached_tokens=16, num_host_tokens=12), model="tiny")
     assert body["object"] == "chat.completion"
     assert body["created"] == 1_700_000_000
     assert body["choices"] == [
@@ -53,7 +53,10 @@ def test_a_whole_answer_has_text_reason_and_usage():
         "prompt_tokens": 20,
         "completion_tokens": 11,
         "total_tokens": 31,
-        "prompt_tokens_details": {"cached_tokens": 16},
+        "prompt_tokens_details": {
+            "cached_tokens": 16,
+            "cached_tokens_by_tier": {"device": 4, "host": 12, "disk": 0, "remote": 0},
+        },
     }
 
 

@@ -38,13 +38,15 @@ def test_a_chat():
         lambda client: client.chat.completions.create(
             model="tiny", messages=MESSAGES, logprobs=True, top_logprobs=1, n=2
         ),
-        make_engine("one", "two", num_cached_tokens=16),
+        make_engine("one", "two", num_cached_tokens=16, num_disk_tokens=16),
     )
     assert [choice.message.content for choice in answer.choices] == ["one", "two"]
     assert answer.choices[0].logprobs is not None
     assert answer.usage is not None
     assert answer.usage.prompt_tokens_details is not None
     assert answer.usage.prompt_tokens_details.cached_tokens == 16
+    by_tier = answer.usage.prompt_tokens_details.model_extra
+    assert by_tier == {"cached_tokens_by_tier": {"device": 0, "host": 0, "disk": 16, "remote": 0}}
     assert type(answer).model_validate(answer.model_dump()) == answer, "strictly, too"
 
 

@@ -49,7 +49,8 @@ class Node:
 
     @property
     def access(self) -> StoreAccess:
-        return StoreAccess(self.arena, _Shared(self.store), self._disk, has_remote=True)
+        store = _Shared(self.store)
+        return StoreAccess(self.arena, store, "store", self._disk, has_remote=True)
 
     def check(self) -> None:
         """Nothing is held, nothing half done."""
