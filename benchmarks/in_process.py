@@ -4,7 +4,7 @@ import itertools
 import time
 from collections.abc import Generator, Sequence
 
-from rtp_serve.build import build_core
+from rtp_serve.build import OpenStore, build_core
 from rtp_serve.config.engine import EngineConfig
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.engine.sampling_params import SamplingParams
@@ -14,14 +14,17 @@ from rtp_serve.errors import RtpServeError
 class InProcessEngine:
     """Greedy generation to a fixed length, all prompts of a call at once."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        self._core = build_core(config)
+    def __init__(self, config: EngineConfig, open_store: OpenStore | None = None) -> None:
+        self._core = build_core(config, open_store=open_store)
         self._names = (f"bench-{number}" for number in itertools.count())
 
     def steps(
         self, prompts: Sequence[tuple[int, ...]], output_tokens: int
     ) -> Generator[list[SequenceDelta], None, None]:
-        """One step's deltas at a time, until all are finished."""
+        """One step's deltas at a time, until all are finished and stored.
+
+        May be closed before that, and others begun meanwhile: each goes on with all that there is.
+        """
         sampling = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True)
         requests = [Request(next(self._names), prompt, sampling, 0) for prompt in prompts]
         for request in requests:
@@ -44,3 +47,6 @@ class InProcessEngine:
             for delta in deltas:
                 times.setdefault(delta.request_id, []).extend([now_s] * len(delta.token_ids))
         return list(times.values())
+
+    def close(self) -> None:
+        self._core.shutdown()

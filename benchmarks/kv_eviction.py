@@ -29,12 +29,18 @@ def main(
 ) -> None:
     """Print hit rates."""
     report = Report()
+    report.add("duel_minus_best", [duel_minus_best(traces, report)])
+    report.show(as_json=as_json)
+
+
+def duel_minus_best(traces: Path, report: Report) -> float:
+    """The least over traces and capacities; hit rates go to `report`. Raises ConfigError if a trace
+    is not there."""
     leads = []
     for name in TRACES:
         trace = read_trace(traces, name)
         leads += [_replay(name, trace, percent, report) for percent in _PERCENTS]
-    report.add("duel_minus_best", [min(leads)])
-    report.show(as_json=as_json)
+    return min(leads)
 
 
 def _replay(name: str, trace: BlockTrace, percent: int, report: Report) -> float:

@@ -1,0 +1,112 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.block_traces import trace_of
+from benchmarks.kv_tiers import FIGURES, Sizes
+from benchmarks.tier_replay import Answered, Replayed, check_equal
+from benchmarks.tier_transfers import Step, slowdown
+from benchmarks.tiered_engine import Answer
+from rtp_serve.errors import ConfigError, RtpServeError
+from tests.checkpoints import tiny_config, write_checkpoint
+
+ROOT = Path(__file__).parents[2]
+ANSWER = Answer(1.0, (1, 2), num_cached=32, num_host=0, num_disk=0, num_prompt=33)
+
+
+def replayed(*turns: Answered) -> Replayed:
+    return Replayed(turns, 1, trace_of(iter([])))
+
+
+def test_the_names_of_figures_are_kept():
+    assert FIGURES == (
+        "ttft_p95_ratio",
+        "hit_fraction_of_infinite",
+        "documents_ttft_p95_ratio",
+        "host_restore_over_recompute",
+        "disk_restore_over_recompute",
+        "decode_slowdown_while_storing",
+    )
+
+
+def test_first_turns_are_no_part_of_the_latency():
+    first = Answered(True, 0, replace(ANSWER, ttft_s=9.0), replace(ANSWER, ttft_s=1.0))
+    later = [
+        Answered(False, 64, replace(ANSWER, ttft_s=each), replace(ANSWER, ttft_s=each / 4))
+        for each in (1.0, 2.0, 3.0)
+    ]
+    assert replayed(first, *later).ttft_p95_ratio == pytest.approx(0.25)
+
+
+def test_hits_are_measured_against_those_of_a_cache_without_limits():
+    cold = replace(ANSWER, num_cached=0)
+    half = Answered(False, 64, cold, replace(ANSWER, num_host=16))
+    found = replayed(half, Answered(True, 0, cold, cold))
+    assert found.hit_fraction == 0.5
+    assert found.figures("x_")["x_hit_fraction_from_host"] == 0.25
+    assert found.figures()["hit_fraction_device_only"] == 0
+
+
+def test_an_answer_says_where_its_prefix_came_from():
+    assert ANSWER.is_from_device()
+    assert not replace(ANSWER, num_prompt=49).is_from_device()
+    assert replace(ANSWER, num_host=32).is_from_host()
+    assert not replace(ANSWER, num_host=16, num_disk=16).is_from_host()
+    assert replace(ANSWER, num_disk=32).is_from_disk()
+    assert replace(ANSWER, num_cached=0).is_cold()
+
+
+def test_engines_that_differ_are_an_error():
+    check_equal([(ANSWER, ANSWER)], 0)
+    with pytest.raises(RtpServeError, match="turn 7"):
+        check_equal([(ANSWER, replace(ANSWER, token_ids=(1, 3)))], 7)
+
+
+def test_only_steps_while_blocks_are_stored_count():
+    plain = [Step(seconds, False) for seconds in (1.0, 2.0, 3.0, 9.0)]
+    tiered = [Step(1.1, True), Step(2.2, True), Step(3.3, True), Step(1.0, False)]
+    assert slowdown(plain, tiered) == pytest.approx(0.1)
+    with pytest.raises(RtpServeError, match="nothing was stored"):
+        slowdown(plain, plain)
+
+
+@pytest.mark.parametrize("num_blocks", [33, 65])
+def test_a_prefix_must_leave_the_device_for_two_others(num_blocks: int):
+    sizes = Sizes(num_blocks, turns=9, questions=9, prefix_tokens=512, batch=1)
+    with pytest.raises(ConfigError, match="must fit"):
+        sizes.check()
+    replace(sizes, num_blocks=64).check()
+
+
+def test_it_prints_what_it_promises_and_leaves_nothing(tmp_path: Path):
+    # A block is several of the disk's pages.
+    config = tiny_config(torch_dtype="bfloat16", head_dim=64, max_position_embeddings=2048)
+    model = write_checkpoint(tmp_path / "model", config, dtype=torch.bfloat16)
+    options = f"--model {model} --repetitions 1 --drawings 1 --num-blocks 64 --turns 60 --seed 3"
+    options += " --questions 20 --prefix-tokens 640 --batch 2 --patience 0 --threads 1"
+    options += f" --parent {tmp_path}/disk --output {tmp_path}/runs"
+    arenas = set(Path("/dev/shm").glob("*.arena"))
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.kv_tiers", "--json", *options.split()],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"RTP_SERVE_CACHE": str(tmp_path / "cache")},
+        check=True,
+        timeout=120,
+    )
+    (line,) = done.stdout.splitlines()
+    figures = json.loads(line)["figures"]
+    assert set(FIGURES) <= figures.keys()
+    assert 0 < figures["hit_fraction_of_infinite"] <= 1
+    assert figures["documents_hit_fraction"] > figures["documents_hit_fraction_device_only"]
+    assert list((tmp_path / "disk").iterdir()) == []
+    assert set(Path("/dev/shm").glob("*benchmark-*.arena")) <= arenas
+    runs = [json.loads(run) for run in (tmp_path / "runs").read_text().splitlines()]
+    assert sum("host_restore_over_recompute" in run for run in runs) == 1
