@@ -26,7 +26,7 @@ from rtp_serve.errors import StoreUnavailable
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
 from rtp_serve.kv_store.arena_files import ArenaFiles
-from rtp_serve.kv_store.client import Found, StoreStats
+from rtp_serve.kv_store.client import FetchedBlock, Found, StoreStats
 from rtp_serve.kv_store.disk.record import DiskLocation
 from rtp_serve.kv_store.lease import Location
 from rtp_serve.kv_store.members import Members
@@ -63,8 +63,19 @@ class StorePlan:
 
     @property
     def actor_name(self) -> str:
+        prefix, suffix = self._affixes
+        return f"{prefix}{self.node}{suffix}"
+
+    def is_another_node_s(self, actor_name: str) -> bool:
+        """Whether so named is the store of another node that has the same blocks."""
+        prefix, suffix = self._affixes
+        is_alike = actor_name.startswith(prefix) and actor_name.endswith(suffix)
+        return is_alike and actor_name != self.actor_name
+
+    @property
+    def _affixes(self) -> tuple[str, str]:
         digest = layout_digest(self.spec, self.order)
-        return f"rtp_serve.kv_store.{self.config.application}.{self.node}.{digest.hex()[:16]}"
+        return f"rtp_serve.kv_store.{self.config.application}.", f".{digest.hex()[:16]}"
 
 
 def find_or_start(plan: StorePlan, idle_exit_s: float = IDLE_EXIT_S) -> ActorHandle:
@@ -132,6 +143,14 @@ class KVStoreActor:
     def find(self, chain: Sequence[BlockHash], owner: str) -> Found:
         self._come(owner)
         return self._store.find(chain, owner)
+
+    def count(self, chain: Sequence[BlockHash]) -> int:
+        """For another node's members, see `NodeStore.count`."""
+        return self._store.count(chain)
+
+    def read(self, chain: Sequence[BlockHash], owner: str) -> list[FetchedBlock]:
+        """For another node's members: blocks go through Ray's object store."""
+        return self._store.read(chain, owner)
 
     def release(self, lease_id: int) -> None:
         self._store.release(lease_id)

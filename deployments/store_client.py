@@ -11,12 +11,13 @@ import ray
 from ray.exceptions import RayError
 
 from deployments.actors import IDLE_EXIT_S, StorePlan, find_or_start
+from deployments.other_stores import OtherStores
 from deployments.store_connection import StoreConnection
 from rtp_serve.clock import Clock
 from rtp_serve.config.kv_store import KVStoreConfig
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
-from rtp_serve.kv_store.client import Found, StoreStats
+from rtp_serve.kv_store.client import FetchedBlock, Found, StoreStats
 from rtp_serve.kv_store.disk.record import DiskLocation
 from rtp_serve.kv_store.index_stats import IndexStats
 from rtp_serve.kv_store.lease import Lease, Location
@@ -51,17 +52,20 @@ def connect_store(
     if member is None:
         return None
     plan = StorePlan(config, spec, order, node, cache_root)
+    others = OtherStores(plan, clock) if config.remote.enable else None
     connection = StoreConnection(lambda: find_or_start(plan, idle_exit_s), member_name(), clock)
-    return OpenedStore(member, ActorStoreClient(connection))
+    return OpenedStore(member, ActorStoreClient(connection, others))
 
 
 class ActorStoreClient:
     """A StoreClient whose store is a KVStoreActor. Not for event loops: calls block, for a second
     at most."""
 
-    def __init__(self, connection: StoreConnection) -> None:
-        """`connection` is the client's from now on."""
+    def __init__(self, connection: StoreConnection, others: OtherStores | None = None) -> None:
+        """`connection` is the client's from now on; `others` is None where no other node is to be
+        asked."""
         self.connection = connection
+        self._others = others
 
     def reserve(
         self, requests: Sequence[StoreRequest], owner: str
@@ -79,6 +83,9 @@ class ActorStoreClient:
     def find(self, chain: Sequence[BlockHash], owner: str) -> Found:
         nothing = Found(Lease(_NO_LEASE, owner, (), 0.0))
         return self._ask(lambda actor: actor.find.remote(chain, owner), nothing, _FIND_TIMEOUT_S)
+
+    def fetch(self, chain: Sequence[BlockHash]) -> Sequence[FetchedBlock]:
+        return self._others.fetch(chain) if self._others is not None else ()
 
     def release(self, lease_id: int) -> None:
         if lease_id != _NO_LEASE:

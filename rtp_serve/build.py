@@ -84,7 +84,7 @@ def _tiering(
         return None
     arena = opened.member.arena
     disk = disk_directory(config.disk, cache_root(), arena.geometry.layout_digest)
-    access = StoreAccess(arena, opened.client, disk, opened.close)
+    access = StoreAccess(arena, opened.client, disk, config.remote.enable, opened.close)
     max_storing = max(_MIN_STORING, tensors.num_blocks // 2)
     return Tiering(cache, LowerTiers(access, tensors.block, clock, max_storing))
 

@@ -1,11 +1,13 @@
 """The tiers of the KV cache below the device."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rtp_serve.config.base import Config
 from rtp_serve.config.sizes import ByteSize
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class HostTierConfig(Config):
@@ -19,6 +21,17 @@ class HostTierConfig(Config):
 
     policy: Literal["duel", "lru", "arc", "s3-fifo"] = "duel"
     """What goes first when it is full; "duel" picks among the others by how they would do."""
+
+    quotas: dict[str, Share] = Field(default_factory=dict)
+    """Shares of the arena that are tenants' own, by the names of API keys. What a tenant has beyond
+    its share goes first, when others need room; without a share that is all it has."""
+
+    @field_validator("quotas")
+    @classmethod
+    def _check_quotas(cls, quotas: dict[str, float]) -> dict[str, float]:
+        if sum(quotas.values()) > 1:
+            raise ValueError(f"shares add up to {sum(quotas.values()):g}; at most to 1")
+        return quotas
 
 
 class DiskTierConfig(Config):
@@ -34,14 +47,24 @@ class DiskTierConfig(Config):
     """Bytes that they take at most."""
 
 
+class RemoteTierConfig(Config):
+    """Other nodes' host tiers. What comes from there is kept in this node's."""
+
+    enable: bool = False
+    """Ask them for what this node has not."""
+
+
 class KVStoreConfig(Config):
-    """Tiers below the device; the disk needs the host tier."""
+    """Tiers below the device; disk and remote need the host tier."""
 
     host: HostTierConfig = HostTierConfig()
     """Shared memory."""
 
     disk: DiskTierConfig = DiskTierConfig()
     """Files."""
+
+    remote: RemoteTierConfig = RemoteTierConfig()
+    """Other nodes."""
 
     application: str = Field(default="rtp-serve", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """Engines of a node with the same name share their blocks."""
@@ -50,4 +73,6 @@ class KVStoreConfig(Config):
     def _check(self) -> "KVStoreConfig":
         if self.disk.enable and not self.host.enable:
             raise ValueError("disk.enable needs host.enable: blocks come to the disk from there")
+        if self.remote.enable and not self.host.enable:
+            raise ValueError("remote.enable needs host.enable: it is other nodes' host tiers")
         return self

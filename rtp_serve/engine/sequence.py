@@ -52,6 +52,7 @@ class Sequence:
     """Of those, got from the node's memory."""
 
     num_disk_tokens: int = 0
+    num_remote_tokens: int = 0
     was_restored: bool = False
     """The tiers were asked for what the device lacks, since it last waited."""
 

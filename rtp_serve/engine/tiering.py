@@ -166,6 +166,7 @@ class Tiering:
         if seq.num_output_tokens == 0:
             seq.num_host_tokens = job.num_host * self._cache.block_size
             seq.num_disk_tokens = job.num_disk * self._cache.block_size
+            seq.num_remote_tokens = job.num_remote * self._cache.block_size
         return [seq]
 
     def _store(self, requests: Items[StoreRequest], block_ids: Items[int]) -> None:

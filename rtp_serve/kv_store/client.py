@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_store.disk.record import DiskLocation
 from rtp_serve.kv_store.disk.stats import DiskStats
@@ -27,6 +30,15 @@ class Found:
 
     def __len__(self) -> int:
         return len(self.lease.locations) + len(self.on_disk)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedBlock:
+    """A block that came from another node's arena."""
+
+    payload: npt.NDArray[np.uint8]
+    checksum: bytes
+    """Of the bytes that the key means: the payload is to be compared with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,11 @@ class StoreClient(Protocol):
 
     def find(self, chain: Sequence[BlockHash], owner: str) -> Found:
         """What is there of a chain. The arena's part is held until `release`."""
+        ...
+
+    def fetch(self, chain: Sequence[BlockHash]) -> Sequence[FetchedBlock]:
+        """What another node's arena has of a chain, from its beginning; nothing where no other node
+        is asked."""
         ...
 
     def release(self, lease_id: int) -> None:

@@ -137,6 +137,10 @@ class BlockIndex:
         locations = tuple(block.location for block in found)
         return self._leases.grant(owner, locations, now_s + self._limits.lease_s)
 
+    def count_ready(self, chain: Sequence[BlockHash]) -> int:
+        """How many blocks are there of a chain, from its beginning. Nobody has used them."""
+        return len(self._tree.ready_prefix(chain))
+
     def renew(self, lease_id: int, now_s: float) -> Lease | None:
         """Hold a lease for longer; None if it has ended."""
         return self._leases.renew(lease_id, now_s + self._limits.lease_s)

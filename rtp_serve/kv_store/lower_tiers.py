@@ -1,6 +1,6 @@
 """An engine's way to the tiers below its device: two threads beside the steps.
 
-    restore    find ──► arena, then disk ──copy──► device blocks that wait for them
+    restore    find ──► arena, then disk, then another node ──copy──► device blocks that wait
     store      device blocks ──copy──► arena            at low priority, and only so many
 
 The engine's thread says what and where, and hears at a later step what came of it. Until then the
@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from rtp_serve.clock import Clock
 from rtp_serve.kv_store.arena import Arena
 from rtp_serve.kv_store.client import StoreClient
@@ -22,6 +24,7 @@ from rtp_serve.kv_store.disk.record import DiskLocation
 from rtp_serve.kv_store.lease import Location
 from rtp_serve.kv_store.member import member_name
 from rtp_serve.kv_store.reservation import Reservation, StoreRequest
+from rtp_serve.kv_store.slab_header import checksum_of
 from rtp_serve.kv_store.tier_counts import Tier, TierCounts
 from rtp_serve.kv_store.transfer_rate import TransferRate
 
@@ -61,9 +64,12 @@ class Restore:
     num_disk: int = 0
     """Filled from the disk, those after them."""
 
+    num_remote: int = 0
+    """Filled from another node, the last ones."""
+
     @property
     def num_filled(self) -> int:
-        return self.num_host + self.num_disk
+        return self.num_host + self.num_disk + self.num_remote
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,6 +88,9 @@ class StoreAccess:
     client: StoreClient
     disk: Path | None = None
     """The disk tier's directory; None without one."""
+
+    has_remote: bool = False
+    """Whether other nodes are asked for what this one has not."""
 
     on_close: Callable[[], None] = field(default=lambda: None)
     """Leaves the store, when all jobs have ended."""
@@ -198,6 +207,16 @@ class LowerTiers:
             started_s = self._clock.monotonic()
             self._from_disk(job, on_disk)
             self._note(Tier.DISK, job.num_disk, started_s)
+        is_all_filled = job.num_filled == len(in_arena) + len(on_disk)
+        num_missing = len(job.block_ids) - job.num_filled
+        if (
+            self._access.has_remote
+            and is_all_filled
+            and self._is_worth(Tier.REMOTE, job, num_missing)
+        ):
+            started_s = self._clock.monotonic()
+            self._from_remote(job)
+            self._note(Tier.REMOTE, job.num_remote, started_s)
 
     def _is_worth(self, tier: Tier, job: Restore, num_blocks: int) -> bool:
         recompute_s = job.recompute_s * num_blocks
@@ -221,6 +240,21 @@ class LowerTiers:
                 self._access.client.mismatch(location)
                 return
             job.num_disk += 1
+
+    def _from_remote(self, job: Restore) -> None:
+        first = job.num_filled
+        rest = [each.key for each in job.requests[job.num_cached + first :]]
+        for fetched, block_id in zip(
+            self._access.client.fetch(rest), job.block_ids[first:], strict=False
+        ):
+            block = self._device_block(block_id)
+            if fetched.payload.nbytes != block.nbytes:
+                return
+            np.copyto(np.frombuffer(block, np.uint8), fetched.payload)
+            if checksum_of(block) != fetched.checksum:
+                self.counts[Tier.REMOTE].mismatches += 1
+                return
+            job.num_remote += 1
 
     def _note(self, tier: Tier, num_blocks: int, started_s: float) -> None:
         if num_blocks:

@@ -11,13 +11,15 @@ One process of the node has it, a KV-store actor or an engine that is alone; see
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
+
+import numpy as np
 
 from rtp_serve.clock import Clock
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_store.arena import Arena
-from rtp_serve.kv_store.client import Found, StoreStats
+from rtp_serve.kv_store.client import FetchedBlock, Found, StoreStats
 from rtp_serve.kv_store.disk.record import DiskLocation
 from rtp_serve.kv_store.disk.tier import DiskTier
 from rtp_serve.kv_store.disk.writer import BlockToStore
@@ -46,14 +48,22 @@ class NodeStore:
         clock: Clock,
         disk: DiskTier | None = None,
         limits: IndexLimits | None = None,
+        quotas: Mapping[str, int] | None = None,
     ) -> None:
         """Takes over what the arena has, and starts a thread. `epoch` is what
-        `ArenaMember.own` gave."""
+        `ArenaMember.own` gave; `quotas` are slabs by tenant."""
         self._arena = arena
         self._clock = clock
         self._disk = disk
         self._index = BlockIndex(
-            arena.scan(), arena.geometry.slab_bytes, epoch, policy, arena, clock.monotonic(), limits
+            arena.scan(),
+            arena.geometry.slab_bytes,
+            epoch,
+            policy,
+            arena,
+            clock.monotonic(),
+            limits,
+            quotas,
         )
         self._to_spill: deque[tuple[StoreRequest, Location]] = deque()
         self._num_not_spilled = 0
@@ -87,6 +97,28 @@ class NodeStore:
             rest = chain[len(lease.locations) :]
             on_disk = self._disk.lookup(rest) if self._disk is not None and rest else []
             return Found(lease, tuple(on_disk))
+
+    def fetch(self, chain: Sequence[BlockHash]) -> Sequence[FetchedBlock]:
+        """Nothing: this store is its node's own."""
+        return ()
+
+    def count(self, chain: Sequence[BlockHash]) -> int:
+        """How many blocks the arena has of a chain, from its beginning."""
+        with self._changed:
+            return self._index.count_ready(chain)
+
+    def read(self, chain: Sequence[BlockHash], owner: str) -> list[FetchedBlock]:
+        """Copies of what the arena has of a chain, from its beginning, for another node."""
+        found = self.find(chain, owner)
+        blocks = []
+        for location in found.lease.locations:
+            seen = self._arena.view(location)
+            if seen is None:
+                break
+            payload, checksum = seen
+            blocks.append(FetchedBlock(np.frombuffer(payload, np.uint8).copy(), checksum))
+        self.release(found.lease.lease_id)
+        return blocks
 
     def release(self, lease_id: int) -> None:
         with self._changed:

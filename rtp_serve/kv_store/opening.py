@@ -87,7 +87,9 @@ def open_node_store(
     geometry = member.arena.geometry
     disk = _open_disk(config.disk, cache_root, geometry.layout_digest, clock)
     policy = make_policy(config.host.policy, geometry.num_slabs)
-    return NodeStore(member.arena, epoch, policy, clock, disk)
+    shares = config.host.quotas.items()
+    quotas = {tenant: int(share * geometry.num_slabs) for tenant, share in shares}
+    return NodeStore(member.arena, epoch, policy, clock, disk, quotas=quotas)
 
 
 def disk_directory(config: DiskTierConfig, cache_root: Path, digest: bytes) -> Path | None:

@@ -9,6 +9,8 @@ class Tier(StrEnum):
 
     HOST = "host"
     DISK = "disk"
+    REMOTE = "remote"
+    """Other nodes' arenas."""
 
 
 @dataclass(slots=True)

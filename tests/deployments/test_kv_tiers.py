@@ -93,3 +93,28 @@ def test_replicas_share_outlive_the_store_and_find_the_disk_again(
             assert complete(app, prompt)[0] == expected
     with served(session, tiny_model, tmp_path) as app:
         assert complete(app, prompt) == (expected, num_full), "a restart forgot what was stored"
+
+
+def test_what_another_node_has_is_fetched_and_kept(
+    session: RaySession, tiny_model: Path, tmp_path: Path
+):
+    """A replica on each of two nodes."""
+    values = arguments(tiny_model, tmp_path)
+    values["engine"]["kv_store"]["application"] = f"tiers-nodes-{os.getpid()}"
+    values["engine"]["kv_store"]["remote"] = {"enable": True}
+    values["engine"]["kv_store"]["disk"] = {}
+    del values["replica"]["resources"]
+    values["replica"]["num_cpus"] = 7  # of a node's 8
+    application = build_application(AppConfig.model_validate(values))
+    with running(session, "nodes", application) as app:
+        tries = count()
+
+        def is_shared() -> bool:
+            prompt = f"{next(tries)} {PROMPT}"
+            first, num_cached = complete(app, prompt)
+            answers = {complete(app, prompt) for _ in range(8)}
+            assert num_cached < 16
+            assert {text for text, _ in answers} == {first}
+            return len({num_cached for _, num_cached in answers}) == 1
+
+        until(is_shared)

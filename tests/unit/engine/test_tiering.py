@@ -17,7 +17,7 @@ from rtp_serve.engine.request import Request
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_store.arena import Arena
 from rtp_serve.kv_store.arena_geometry import ArenaGeometry
-from rtp_serve.kv_store.client import Found
+from rtp_serve.kv_store.client import FetchedBlock, Found
 from rtp_serve.kv_store.disk.settings import DiskSettings
 from rtp_serve.kv_store.disk.tier import DiskTier
 from rtp_serve.kv_store.eviction.lru import LRU
@@ -49,7 +49,7 @@ class Node:
 
     @property
     def access(self) -> StoreAccess:
-        return StoreAccess(self.arena, _Shared(self.store), self._disk)
+        return StoreAccess(self.arena, _Shared(self.store), self._disk, has_remote=True)
 
     def check(self) -> None:
         """Nothing is held, nothing half done."""
@@ -64,11 +64,15 @@ class _Shared:
 
     def __init__(self, store: NodeStore) -> None:
         self._store = store
+        self.other: NodeStore | None = None
         self.may_find = threading.Event()
         self.may_find.set()
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
+
+    def fetch(self, chain: Sequence[BlockHash]) -> Sequence[FetchedBlock]:
+        return self.other.read(chain, "another node") if self.other is not None else ()
 
     def find(self, chain: Sequence[BlockHash], owner: str) -> Found:
         assert self.may_find.wait(10)
@@ -166,6 +170,41 @@ def test_what_came_from_the_disk_is_in_the_arena_again(tmp_path: Path):
         core.shutdown()
         other.shutdown()
         node.store.close()
+
+
+def far_core(node: Node, other: Node) -> EngineCore:
+    """An engine of `node` that may ask the other one."""
+    access = node.access
+    assert isinstance(access.client, _Shared)
+    access.client.other = other.store
+    return make_core(num_blocks=20, worker=MemoryWorker(20), access=access)
+
+
+def test_what_another_node_has_comes_from_there_and_is_kept_here(node: Node):
+    here = Node()
+    request = make_request(prompt=make_prompt(100), max_tokens=2)
+    core, far = tiered_core(node), far_core(here, node)
+    run(core, request)
+    assert run(far, request) == (predicted_tokens(request), (96, 0, 0))
+    near = tiered_core(here)
+    assert run(near, request) == (predicted_tokens(request), (96, 96, 0))
+    for each in (core, far, near):
+        each.shutdown()
+    here.check()
+    here.store.close()
+
+
+def test_bytes_of_another_node_that_are_wrong_are_a_miss(node: Node):
+    here = Node()
+    request = make_request(prompt=make_prompt(100), max_tokens=2)
+    core, far = tiered_core(node), far_core(here, node)
+    run(core, request)
+    core.shutdown()
+    for slab in range(node.arena.geometry.num_slabs):
+        node.memory[node.arena.geometry.payload_start(slab) + 7] ^= 1
+    assert run(far, request) == (predicted_tokens(request), (0, 0, 0))
+    far.shutdown()
+    here.store.close()
 
 
 @pytest.mark.parametrize("place", [0, 50, BLOCK_BYTES - 1])

@@ -125,3 +125,19 @@ def test_what_the_dead_held_is_given_back():
         assert slabs[SlabState.LEASED] == 0
         assert slabs[SlabState.RESERVED] == 0
         store.check_invariants()
+
+
+def test_a_tenant_keeps_its_share():
+    arena = make_arena(8)
+    with NodeStore(arena, 1, LRU(8), WallClock(), quotas={"tenant": 3}) as store:
+        store_chain(store, arena, ("a", "b", "c"))
+        crowd = [make_key(f"x{i}") for i in range(20)]
+        for key in crowd:
+            store.complete(
+                [
+                    each
+                    for each in store.reserve([StoreRequest(key, None, "other", TAG)], OWNER)
+                    if isinstance(each, Reservation)
+                ]
+            )
+        assert len(store.find(CHAIN[:3], OWNER)) == 3
