@@ -35,7 +35,7 @@ class StoreConnection:
         self._owner = owner
         self._clock = clock
         self._actor: ActorHandle | None = None
-        self._was_up: bool | None = None
+        self._was_up: bool | None = None  # None: not known yet
         self._is_closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="kv-store-connection", daemon=True)
@@ -114,8 +114,8 @@ class StoreConnection:
     def _up(self, actor: ActorHandle) -> None:
         if self._is_closed:
             return
-        if not self._was_up:
-            logger.info("this node's KV store answers")
+        if self._was_up is False:
+            logger.warning("this node's KV store answers again")
         self._actor, self._was_up = actor, True
         self._changed.notify_all()
 

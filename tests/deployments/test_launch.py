@@ -174,7 +174,9 @@ def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path, tiny_model
 
 @pytest.mark.ray
 def test_sigterm_lets_streams_finish_and_takes_everything_down(tmp_path: Path, tiny_model: Path):
-    config = write_config(tmp_path, tiny_model)
+    tiers = {"host": {"enable": True, "memory": "64MiB"}}
+    engine = {**tiny_engine(tiny_model), "kv_store": tiers}
+    config = write_config(tmp_path, tiny_model, engine=engine)
     port = yaml.safe_load(config.read_text())["http_options"]["port"]
     with nothing_left():
         launch = Launch(config)
