@@ -16,8 +16,7 @@ from rtp_serve.errors import RtpServeError
 from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
 from rtp_serve.kv_store.arena_files import MIN_ARENA_BYTES
 from rtp_serve.kv_store.client import StoreStats
-from rtp_serve.kv_store.lower_tiers import StoreAccess
-from rtp_serve.kv_store.opening import open_local
+from rtp_serve.kv_store.opening import OpenedStore, open_local
 
 _LOOK_S = 0.02
 
@@ -67,9 +66,9 @@ class Answer:
 class TieredEngine:
     """An engine, and its store if it has one."""
 
-    def __init__(self, engine: InProcessEngine, access: StoreAccess | None = None) -> None:
+    def __init__(self, engine: InProcessEngine, store: OpenedStore | None = None) -> None:
         self.engine = engine
-        self._access = access
+        self._store = store
 
     def ask(self, prompt: tuple[int, ...], num_tokens: int) -> Answer:
         """One request. When its last token is there, its blocks may still be on their way."""
@@ -94,7 +93,7 @@ class TieredEngine:
 
     def stats(self) -> StoreStats | None:
         """The store's; None without one."""
-        return self._access.client.stats() if self._access is not None else None
+        return self._store.client.stats() if self._store is not None else None
 
     def settle(self) -> None:
         """Until nothing is on its way to the tiers."""
@@ -121,11 +120,11 @@ def tiered(config: EngineConfig, shares: Shares, directory: Path) -> Iterator[Ti
     """
     assert config.cache.num_blocks is not None, "shares are of a known number of blocks"
     num_blocks = config.cache.num_blocks
-    opened: list[StoreAccess] = []
+    opened: list[OpenedStore] = []
 
     def open_store(
-        store: KVStoreConfig, spec: KVCacheSpec, order: TileOrder, clock: Clock
-    ) -> StoreAccess | None:
+        store: KVStoreConfig, spec: KVCacheSpec, order: TileOrder, clock: Clock, _: Path
+    ) -> OpenedStore | None:
         device_bytes = num_blocks * spec.block_bytes
         memory = max(shares.host * device_bytes, MIN_ARENA_BYTES)
         sized = KVStoreConfig.model_validate(
@@ -139,10 +138,10 @@ def tiered(config: EngineConfig, shares: Shares, directory: Path) -> Iterator[Ti
                 "application": store.application,
             }
         )
-        access = open_local(sized, spec, order, clock, directory)
-        if access is not None:
-            opened.append(access)
-        return access
+        store_here = open_local(sized, spec, order, clock, directory)
+        if store_here is not None:
+            opened.append(store_here)
+        return store_here
 
     store = {"host": {"enable": True}, "application": f"benchmark-{os.getpid()}"}
     values = config.model_dump() | {"kv_store": store}

@@ -22,7 +22,7 @@ from rtp_serve.kv_store.disk.record import DiskLocation
 from rtp_serve.kv_store.index_stats import IndexStats
 from rtp_serve.kv_store.lease import Lease, Location
 from rtp_serve.kv_store.member import member_name
-from rtp_serve.kv_store.opening import OpenedStore, join_arena
+from rtp_serve.kv_store.opening import OpenedStore, disk_directory, join_arena
 from rtp_serve.kv_store.reservation import Refusal, RefusalReason, Reservation, StoreRequest
 
 _CALL_TIMEOUT_S = 1.0
@@ -54,7 +54,8 @@ def connect_store(
     plan = StorePlan(config, spec, order, node, cache_root)
     others = OtherStores(plan, clock) if config.remote.enable else None
     connection = StoreConnection(lambda: find_or_start(plan, idle_exit_s), member_name(), clock)
-    return OpenedStore(member, ActorStoreClient(connection, others))
+    disk = disk_directory(config.disk, cache_root, member.arena.geometry.layout_digest)
+    return OpenedStore(member, ActorStoreClient(connection, others), disk)
 
 
 class ActorStoreClient:

@@ -15,7 +15,7 @@ from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
 from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.kv_store.lower_tiers import LowerTiers, StoreAccess
-from rtp_serve.kv_store.opening import OpenedStore, disk_directory, open_local
+from rtp_serve.kv_store.opening import OpenedStore, open_local
 from rtp_serve.loader.cache import cache_root
 from rtp_serve.observability.metrics import MetricsSink, PrometheusSink, TeeSink
 from rtp_serve.worker.executor import InProcessExecutor
@@ -83,9 +83,8 @@ def _tiering(
     if opened is None:
         return None
     arena = opened.member.arena
-    disk = disk_directory(config.disk, cache_root(), arena.geometry.layout_digest)
     name, has_remote = opened.member.path.stem, config.remote.enable
-    access = StoreAccess(arena, opened.client, name, disk, has_remote, opened.close)
+    access = StoreAccess(arena, opened.client, name, opened.disk, has_remote, opened.close)
     max_storing = max(_MIN_STORING, tensors.num_blocks // 2)
     return Tiering(cache, LowerTiers(access, tensors.block, clock, max_storing))
 

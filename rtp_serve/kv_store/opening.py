@@ -30,6 +30,9 @@ class OpenedStore:
     member: ArenaMember
     client: StoreClient
 
+    disk: Path | None = None
+    """Where a `DiskReader` finds the disk tier's blocks; None without one."""
+
     def close(self) -> None:
         """Leave the store; its memory goes with the last who does."""
         self.client.close()
@@ -50,7 +53,8 @@ def open_local(
         _log.warning("no KV tiers: another process owns %s", member.path)
         member.leave()
         return None
-    return OpenedStore(member, store)
+    digest = member.arena.geometry.layout_digest
+    return OpenedStore(member, store, disk_directory(config.disk, cache_root, digest))
 
 
 def layout_digest(spec: KVCacheSpec, order: TileOrder) -> bytes:

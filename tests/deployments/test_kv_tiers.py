@@ -16,6 +16,7 @@ import ray
 from deployments.actors import NAMESPACE
 from deployments.aggregated import app as build_application
 from rtp_serve.config.serving import AppConfig
+from rtp_serve.kv_store.arena_files import SHARED_MEMORY, ArenaFiles
 from tests.deployments.applications import BACK, RaySession, RunningApp, running, tiny_engine
 from tests.deployments.test_store_client import until
 
@@ -94,13 +95,30 @@ def num_ready(app: RunningApp) -> int:
     return int(store["host"]["slabs_by_state"].get("ready", 0))
 
 
+@pytest.fixture(autouse=True)
+def no_store_is_left() -> Iterator[None]:
+    """Stores would outlive the test for a while."""
+    yield
+    for name in store_names("tiers"):
+        ray.kill(ray.get_actor(name, NAMESPACE))
+    until(no_arena_is_left)
+
+
+def no_arena_is_left() -> bool:
+    """Their files go with the last process."""
+    ArenaFiles().remove_unheld()
+    return not list(SHARED_MEMORY.glob("rtp_serve-tiers-*"))
+
+
+def store_names(application: str) -> list[str]:
+    """Of store actors."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return [each["name"] for each in actors if f".kv_store.{application}" in each["name"]]
+
+
 def store_pid() -> int:
     """The store actor's process."""
-    (name,) = [
-        each["name"]
-        for each in ray.util.list_named_actors(all_namespaces=True)
-        if f"tiers-{os.getpid()}" in each["name"]
-    ]
+    (name,) = store_names(f"tiers-{os.getpid()}")
     store = ray.get_actor(name, NAMESPACE)
     pid = int(ray.get(store.join.remote("test")))
     ray.get(store.leave.remote("test"))
