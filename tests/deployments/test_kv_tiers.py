@@ -15,6 +15,7 @@ import ray
 
 from deployments.actors import NAMESPACE
 from deployments.aggregated import app as build_application
+from rtp_serve.cli.cache_stats import print_stats
 from rtp_serve.config.serving import AppConfig
 from rtp_serve.kv_store.arena_files import SHARED_MEMORY, ArenaFiles
 from tests.deployments.applications import BACK, RaySession, RunningApp, running, tiny_engine
@@ -71,6 +72,7 @@ def check_that_caches_can_be_told_trimmed_and_pinned(app: RunningApp, prompt: st
     assert num_ready(app) == num_before - 1
     ask(app, "POST", "trim", bytes=1 << 30)
     assert num_ready(app) == pinned["num_blocks"]
+    print_stats(app.url, "root", as_json=False)  # raises if it does not know an answer of ours
     figures = httpx.get(f"{app.url}/metrics", timeout=10).text
     assert f'kv_store_pins{{replica="{stats["replicas"][0]["replica"]}"' in figures
     assert 'rtp_serve:kv_tier_stored_blocks_total{replica="' in figures

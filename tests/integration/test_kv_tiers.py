@@ -1,5 +1,6 @@
 """Real models over real tiers: the same tokens as without, from wherever the prefix came."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ def tiers(tmp_path: Path, disk: bool) -> dict[str, object]:
     return {
         "host": {"enable": True, "memory": "64MiB"},
         "disk": {"enable": disk, "directory": str(tmp_path / "kv"), "max_size": "256MiB"},
-        "application": f"test-{tmp_path.name[:40]}",
+        "application": f"test-{os.getpid()}",
     }
 
 
@@ -32,12 +33,14 @@ def test_tokens_are_those_of_an_engine_without_tiers(tmp_path: Path, disk: bool)
     again = [llm.generate([prompt], SAMPLING)[0] for prompt in PROMPTS]
     assert [output.completions[0].token_ids for output in again] == expected
     assert all(output.num_cached_tokens == 320 for output in again)
+    assert all(output.num_host_tokens > 0 for output in again)
     llm.close()
     if disk:
         llm = LLM(cache={"num_blocks": 30}, kv_store=tiers(tmp_path, disk))
         (output,) = llm.generate([PROMPTS[0]], SAMPLING)
         assert output.completions[0].token_ids == expected[0]
         assert output.num_cached_tokens == 320, "a restart forgot what was on the disk"
+        assert output.num_disk_tokens == 320
         llm.close()
 
 
