@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -109,6 +110,10 @@ class Launch:
         ).stdout.strip()
 
 
+# Arenas of tests that run beside: theirs have another application's name.
+_OTHERS = re.compile("rtp_serve-(?!rtp-serve-)")
+
+
 @contextlib.contextmanager
 def nothing_left() -> Iterator[None]:
     """Temporary files, shared memory and processes are afterwards what they were before."""
@@ -120,7 +125,8 @@ def nothing_left() -> Iterator[None]:
 def _traces() -> tuple[list[str], list[str], int]:
     temporary = sorted(os.listdir(tempfile.gettempdir()))
     names = [name for name in temporary if name.startswith(("rtp-", "ray"))]
-    return names, sorted(os.listdir("/dev/shm")), _marked_processes()
+    shared = [name for name in sorted(os.listdir("/dev/shm")) if not _OTHERS.match(name)]
+    return names, shared, _marked_processes()
 
 
 def _marked_processes() -> int:
