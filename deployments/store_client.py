@@ -25,6 +25,7 @@ from rtp_serve.kv_store.member import member_name
 from rtp_serve.kv_store.opening import OpenedStore, disk_directory, join_arena
 from rtp_serve.kv_store.reservation import Refusal, RefusalReason, Reservation, StoreRequest
 
+_START_TIMEOUT_S = 5.0
 _CALL_TIMEOUT_S = 1.0
 _FIND_TIMEOUT_S = 0.3
 """A request waits for it: computing some blocks again would take no longer."""
@@ -45,7 +46,9 @@ def connect_store(
 ) -> OpenedStore | None:
     """This process as a member of its Ray node's store; None if there is no room for an arena.
 
-    Does not wait for the actor. It ends `idle_exit_s` after the last member of the node.
+    Waits for the actor, which a node's first member starts, so that a replica that serves finds
+    what is there; without it the engine goes on, and has it when it comes. It ends `idle_exit_s`
+    after the last member of the node.
     """
     node = ray.get_runtime_context().get_node_id()
     member = join_arena(config, spec, order, node)
@@ -54,6 +57,7 @@ def connect_store(
     plan = StorePlan(config, spec, order, node, cache_root)
     others = OtherStores(plan, clock) if config.remote.enable else None
     connection = StoreConnection(lambda: find_or_start(plan, idle_exit_s), member_name(), clock)
+    connection.wait(_START_TIMEOUT_S)
     disk = disk_directory(config.disk, cache_root, member.arena.geometry.layout_digest)
     return OpenedStore(member, ActorStoreClient(connection, others), disk)
 

@@ -21,10 +21,10 @@ int64_t check_cache(const char* op, const Array& key_cache, const Array& value_c
       .contiguous(1);
   if (key_cache.size(0) < 2) return key_cache.size(1) * kBlockTokens * key_cache.size(3);
   const int64_t stride = key_cache.stride(0);
-  require(value_cache.stride(0) == stride && stride > 0 && stride % 2 == 0,
-          std::string(op) + ": blocks of key_cache and value_cache must be equally far apart, got " +
-              std::to_string(stride) + " and " + std::to_string(value_cache.stride(0)) +
-              " elements");
+  require(
+      value_cache.stride(0) == stride && stride > 0 && stride % 2 == 0,
+      std::string(op) + ": blocks of key_cache and value_cache must be equally far apart, got " +
+          std::to_string(stride) + " and " + std::to_string(value_cache.stride(0)) + " elements");
   return stride;
 }
 
