@@ -207,6 +207,7 @@ class EngineCore:
             self._tiering.end_step(
                 scheduled.num_tokens, self._clock.monotonic() - started_s, bool(output.errors)
             )
+            self._tiering.set_hurry(self._scheduler.num_running, self._scheduler.num_waiting)
         self._record(deltas)
         if not scheduled.seq_ids:
             assert self._tiering is not None, "there is work but no sequence fits into a step"

@@ -122,6 +122,10 @@ class Tiering:
         """Until a job has ended."""
         self._tiers.wait(timeout_s)
 
+    def set_hurry(self, num_running: int, num_waiting: int) -> None:
+        """Storing takes its time while sequences decode, and nobody waits for the blocks it has."""
+        self._tiers.set_hurry(num_running == 0 or num_waiting > 0)
+
     def end_step(self, num_tokens: int, elapsed_s: float, has_errors: bool) -> None:
         """A step has run: keep what it has filled, unless some of that is of no use."""
         if num_tokens >= _MIN_TOKENS:

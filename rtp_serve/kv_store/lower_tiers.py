@@ -24,14 +24,14 @@ from rtp_serve.kv_store.disk.reader import DiskReader, ReadOutcome
 from rtp_serve.kv_store.disk.record import DiskLocation
 from rtp_serve.kv_store.lease import Location
 from rtp_serve.kv_store.member import member_name
+from rtp_serve.kv_store.pace import Pace
 from rtp_serve.kv_store.reservation import Reservation, StoreRequest
 from rtp_serve.kv_store.slab_header import checksum_of
 from rtp_serve.kv_store.tier_counts import Tier, TierCounts
 from rtp_serve.kv_store.transfer_rate import TransferRate
 
 _STORE_PRIORITY = 5
-"""Below the steps' threads, which it takes less than a hundredth of; at the lowest priority a busy
-engine would not let it go on at all."""
+"""Below the steps' threads; at the lowest one a busy engine would not let it go on at all."""
 
 _STORE_BLOCKS = 32
 """Reserved and completed at once."""
@@ -126,6 +126,7 @@ class LowerTiers:
         self._finished: deque[Restore | Store] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
+        self._is_in_no_hurry = False
         self._threads = [
             threading.Thread(target=self._run_restores, name="kv-restore", daemon=True),
             threading.Thread(target=self._run_stores, name="kv-write-back", daemon=True),
@@ -171,6 +172,13 @@ class LowerTiers:
             self._changed.notify_all()
             return job
 
+    def set_hurry(self, is_in_hurry: bool) -> None:
+        """Whether blocks are to be stored as fast as that goes, or beside steps that decode."""
+        if self._is_in_no_hurry is is_in_hurry:
+            with self._changed:
+                self._is_in_no_hurry = not is_in_hurry
+                self._changed.notify_all()
+
     def take_finished(self) -> list[Restore | Store]:
         """Jobs that have ended since the last call."""
         if not self._finished:
@@ -186,7 +194,7 @@ class LowerTiers:
             self._changed.wait_for(lambda: self._finished or self._is_closed, timeout_s)
 
     def close(self) -> None:
-        """Finish the jobs under way; those not begun are given up."""
+        """Store what is to be stored, end the restore under way, and give up those not begun."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -199,7 +207,9 @@ class LowerTiers:
     def _next(self, jobs: "deque[Restore] | deque[Store]") -> Restore | Store | None:
         with self._changed:
             self._changed.wait_for(lambda: jobs or self._is_closed)
-            return None if self._is_closed else jobs.popleft()
+            if self._is_closed and jobs is self._restores:
+                return None
+            return jobs.popleft() if jobs else None
 
     def _finish(self, job: Restore | Store) -> None:
         with self._changed:
@@ -285,6 +295,10 @@ class LowerTiers:
             self.counts[tier].restored += num_blocks
             self.counts[tier].restore_s += elapsed_s
 
+    def _leave_cores_alone(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_in_no_hurry or self._is_closed, seconds)
+
     def _run_stores(self) -> None:
         # On Linux this is the priority of the thread alone.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _STORE_PRIORITY)
@@ -297,13 +311,16 @@ class LowerTiers:
 
     def _store(self, requests: Sequence[StoreRequest], block_ids: Sequence[int]) -> None:
         answers = self._access.client.reserve(requests, self._owner)
+        pace = Pace()
         written: list[Reservation] = []
         not_written: list[Reservation] = []
         for answer, block_id in zip(answers, block_ids, strict=True):
             if isinstance(answer, Reservation):
+                pace.begin()
                 now_s = self._clock.monotonic()
                 is_written = self._access.arena.put(answer, self._device_block(block_id), now_s)
                 (written if is_written else not_written).append(answer)
+                self._leave_cores_alone(pace.pause_s())
         if written:
             self.counts[Tier.HOST].stored += sum(self._access.client.complete(written))
         if not_written:

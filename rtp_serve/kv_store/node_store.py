@@ -27,10 +27,11 @@ from rtp_serve.kv_store.eviction_policy import EvictionPolicy
 from rtp_serve.kv_store.index import BlockIndex, IndexLimits
 from rtp_serve.kv_store.lease import Location
 from rtp_serve.kv_store.member import is_dead
+from rtp_serve.kv_store.pace import Pace
 from rtp_serve.kv_store.reservation import Refusal, Reservation, StoreRequest
 
 _MAX_TO_SPILL = 4096
-_SPILL_BLOCKS = 64
+_SPILL_BLOCKS = 8
 """Written with one sync."""
 
 _TICK_S = 1.0
@@ -183,7 +184,16 @@ class NodeStore:
         self._to_spill.append((reservation.request, location))
         self._changed.notify_all()
 
+    def _leave_cores_alone(self, seconds: float) -> None:
+        """Unless there is much to write."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._is_closed or len(self._to_spill) > _MAX_TO_SPILL // 4, seconds
+            )
+
     def _run(self) -> None:
+        pace = Pace()
+        tick_s = self._clock.monotonic()
         while True:
             with self._changed:
                 if not (self._to_spill or self._is_closed):
@@ -193,8 +203,13 @@ class NodeStore:
                 if not batch and self._is_closed:
                     return
             if batch:
+                pace.begin()
                 self._spill(batch)
-            self.end_the_dead()
+                self._leave_cores_alone(pace.pause_s())
+            now_s = self._clock.monotonic()
+            if now_s >= tick_s:
+                self.end_the_dead()
+                tick_s = now_s + _TICK_S
 
     def _spill(self, batch: Sequence[tuple[StoreRequest, Location]]) -> None:
         assert self._disk is not None, "nothing is to be written without a disk"

@@ -1,0 +1,28 @@
+"""Work beside a decoding engine, in small pieces far apart, so that no step notices it.
+
+A thread that copies a second's worth of blocks at once takes a core from steps that need both. The
+same work, spread, costs each step its share of it.
+"""
+
+import time
+from collections.abc import Callable
+
+_PAUSE = 40.0
+"""Times the processor time of a piece: the work has a fortieth of a core."""
+
+
+class Pace:
+    """For one thread."""
+
+    def __init__(self, cpu_s: Callable[[], float] = time.thread_time) -> None:
+        """`cpu_s` is the processor time of the thread that calls, in seconds."""
+        self._cpu_s = cpu_s
+        self._before_s = 0.0
+
+    def begin(self) -> None:
+        """A piece of work begins."""
+        self._before_s = self._cpu_s()
+
+    def pause_s(self) -> float:
+        """It has ended; how long to leave the cores alone."""
+        return (self._cpu_s() - self._before_s) * _PAUSE
