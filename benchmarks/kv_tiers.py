@@ -255,7 +255,7 @@ def main(  # noqa: PLR0913  # a command's options
     repetitions: Annotated[int, typer.Option(help="Of transfers.", min=1)] = 5,
     drawings: Annotated[int, typer.Option(help="Of each workload.", min=1)] = 2,
     num_blocks: Annotated[int, typer.Option(help="Of the device.", min=16)] = 200,
-    turns: Annotated[int, typer.Option(help="Of a drawing of chats.", min=2)] = 240,
+    turns: Annotated[int, typer.Option(help="Of a drawing of chats.", min=16)] = 240,
     questions: Annotated[int, typer.Option(help="On documents.", min=9)] = 64,
     prefix_tokens: Annotated[int, typer.Option(help="That are restored.", min=16)] = 2048,
     batch: Annotated[int, typer.Option(help="Of sequences that decode.", min=1)] = 8,
@@ -274,6 +274,8 @@ def main(  # noqa: PLR0913  # a command's options
     config = EngineConfig.model_validate(
         {"model": model, "num_threads": threads, "cache": {"num_blocks": num_blocks}}
     )
+    if traces is not None:
+        report.add("duel_minus_best", [duel_minus_best(traces, report)])
     collection = Collection(report, patience)
     with device_only(config) as plain:
         benchmark = TierBenchmark(config, sizes, plain, parent, seed)
@@ -284,8 +286,6 @@ def main(  # noqa: PLR0913  # a command's options
         with benchmark.tiered() as engine:
             collection.repeat(repetitions, partial(benchmark.decode, engine))
     collection.add_to_report()
-    if traces is not None:
-        report.add("duel_minus_best", [duel_minus_best(traces, report)])
     report.show(as_json=as_json)
 
 

@@ -48,12 +48,9 @@ class Replayed:
     @property
     def ttft_p95_ratio(self) -> float:
         """Of turns that are not their thread's first, tiered / plain."""
-        later = [turn for turn in self.turns if not turn.is_first]
-        tiered, plain = (
-            percentile([answer.ttft_s for answer in answers], _PERCENT)
-            for answers in ([turn.tiered for turn in later], [turn.plain for turn in later])
+        return percentile(self._ttfts_s("tiered"), _PERCENT) / percentile(
+            self._ttfts_s("plain"), _PERCENT
         )
-        return tiered / plain
 
     @property
     def hit_fraction(self) -> float:
@@ -63,15 +60,19 @@ class Replayed:
 
     def figures(self, prefix: str = "") -> dict[str, float]:
         """What explains the two, too."""
-        later = [turn for turn in self.turns if not turn.is_first]
-        found: dict[str, float] = {"hit_fraction_device_only": self._share("plain", "num_cached")}
-        found["hit_fraction_from_host"] = self._share("tiered", "num_host")
-        found["hit_fraction_from_disk"] = self._share("tiered", "num_disk")
-        for name in ("plain", "tiered"):
-            ttfts = [getattr(turn, name).ttft_s * 1e3 for turn in later]
-            found[f"{name}_ttft_p50_ms"] = percentile(ttfts, 50)
-            found[f"{name}_ttft_p95_ms"] = percentile(ttfts, _PERCENT)
+        found = {
+            "hit_fraction_device_only": self._share("plain", "num_cached"),
+            "hit_fraction_from_host": self._share("tiered", "num_host"),
+            "hit_fraction_from_disk": self._share("tiered", "num_disk"),
+        }
+        for engine in ("plain", "tiered"):
+            for percent in (50, _PERCENT):
+                ttft_s = percentile(self._ttfts_s(engine), percent)
+                found[f"{engine}_ttft_p{percent}_ms"] = ttft_s * 1e3
         return {prefix + name: value for name, value in found.items()}
+
+    def _ttfts_s(self, engine: str) -> list[float]:
+        return [getattr(turn, engine).ttft_s for turn in self.turns if not turn.is_first]
 
     @property
     def _num_infinite(self) -> int:
