@@ -34,7 +34,7 @@ class RestoreStart(StrEnum):
 
     BEGUN = "begun"
     LATER = "later"
-    """Others are under way; the sequence is to wait."""
+    """Others are under way, or blocks are about to be free; the sequence is to wait."""
 
     NOTHING = "nothing"
     """Nothing is to be restored, or there is no room."""
@@ -86,8 +86,11 @@ class Tiering:
         first = len(cached_ids)
         pool = self._cache.pool
         room = pool.num_free - pool.num_idle(cached_ids)
+        num_missing = self._cache.num_missing(seq, first)
         # A block is left for the tokens that are to be computed.
-        num_wanted = min(self._cache.num_missing(seq, first), room - 1)
+        num_wanted = min(num_missing, room - 1)
+        if num_wanted < num_missing and self._frees_blocks:
+            return RestoreStart.LATER
         if num_wanted <= 0:
             return RestoreStart.NOTHING
         if len(self._restoring) >= _MAX_RESTORES or self._is_under_way(seq.block_hashes[first]):
@@ -150,6 +153,12 @@ class Tiering:
         for store in self._storing.values():
             held.update(store.block_ids)
         return held
+
+    @property
+    def _frees_blocks(self) -> bool:
+        """Whether blocks that only wait to be stored will be free in a moment."""
+        pool = self._cache.pool
+        return any(pool.num_held_once(each.block_ids) for each in self._storing.values())
 
     def _is_under_way(self, key: BlockHash) -> bool:
         """Whether another sequence's restore brings the block."""

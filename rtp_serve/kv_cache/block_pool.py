@@ -81,6 +81,10 @@ class BlockPool:
         """How many of these are in the free list now, and would leave it if held."""
         return sum(self._blocks[block_id].ref_count == 0 for block_id in block_ids)
 
+    def num_held_once(self, block_ids: Iterable[int]) -> int:
+        """How many of these have one holder, and would be free without it."""
+        return sum(self._blocks[block_id].ref_count == 1 for block_id in block_ids)
+
     def allocate(self, count: int) -> list[int]:
         """Take `count` blocks, evicting cached ones in order. There must be that many free."""
         assert count <= len(self._free), f"asked for {count} of {len(self._free)} free blocks"

@@ -141,6 +141,17 @@ class BlockIndex:
         """How many blocks are there of a chain, from its beginning. Nobody has used them."""
         return len(self._tree.ready_prefix(chain))
 
+    def hold(self, locations: Iterable[Location], owner: str, now_s: float) -> Lease:
+        """Hold those blocks that are still where they were, until `release`; nobody has used
+        them."""
+        held = []
+        for location in locations:
+            block = self._tree.of_generation(location.generation)
+            if block is not None and block.state is BlockState.READY:
+                block.num_leases += 1
+                held.append(block.location)
+        return self._leases.grant(owner, tuple(held), now_s + self._limits.lease_s)
+
     def renew(self, lease_id: int, now_s: float) -> Lease | None:
         """Hold a lease for longer; None if it has ended."""
         return self._leases.renew(lease_id, now_s + self._limits.lease_s)

@@ -9,6 +9,7 @@ and a restart finds what it had. What the disk is too slow for is not written: a
 One process of the node has it, a KV-store actor or an engine that is alone; see `StoreClient`.
 """
 
+import os
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -25,14 +26,16 @@ from rtp_serve.kv_store.disk.tier import DiskTier
 from rtp_serve.kv_store.disk.writer import BlockToStore
 from rtp_serve.kv_store.eviction_policy import EvictionPolicy
 from rtp_serve.kv_store.index import BlockIndex, IndexLimits
-from rtp_serve.kv_store.lease import Location
-from rtp_serve.kv_store.member import is_dead
+from rtp_serve.kv_store.lease import Lease, Location
+from rtp_serve.kv_store.member import is_dead, member_name
 from rtp_serve.kv_store.pace import Pace
 from rtp_serve.kv_store.reservation import Refusal, Reservation, StoreRequest
 
-_MAX_TO_SPILL = 4096
 _SPILL_BLOCKS = 8
 """Written with one sync."""
+
+_PRIORITY = 5
+"""Below the steps of an engine in this process."""
 
 _TICK_S = 1.0
 """How often the dead are looked for."""
@@ -66,7 +69,10 @@ class NodeStore:
             limits,
             quotas,
         )
-        self._to_spill: deque[tuple[StoreRequest, Location]] = deque()
+        self._to_spill: deque[tuple[StoreRequest, Lease]] = deque()
+        self._max_to_spill = max(1, arena.geometry.num_slabs // 2)
+        self._owner = member_name()
+        self._num_spilling = 0
         self._num_not_spilled = 0
         self._changed = threading.Condition()
         self._is_closed = False
@@ -95,9 +101,11 @@ class NodeStore:
     def find(self, chain: Sequence[BlockHash], owner: str) -> Found:
         with self._changed:
             lease = self._index.acquire(chain, owner, self._clock.monotonic())
-            rest = chain[len(lease.locations) :]
-            on_disk = self._disk.lookup(rest) if self._disk is not None and rest else []
-            return Found(lease, tuple(on_disk))
+            num_here = len(lease.locations)
+            if self._disk is None:
+                return Found(lease)
+            self._disk.note_use(chain[:num_here])
+            return Found(lease, tuple(self._disk.lookup(chain[num_here:])))
 
     def fetch(self, chain: Sequence[BlockHash]) -> Sequence[FetchedBlock]:
         """Nothing: this store is its node's own."""
@@ -149,7 +157,7 @@ class NodeStore:
                 geometry.slab_bytes,
                 geometry.num_slabs,
                 self._disk.stats() if self._disk is not None else None,
-                len(self._to_spill),
+                len(self._to_spill) + self._num_spilling,
                 self._num_not_spilled,
             )
 
@@ -176,22 +184,25 @@ class NodeStore:
             self._index.check_invariants()
 
     def _spill_later(self, reservation: Reservation) -> None:
-        if len(self._to_spill) >= _MAX_TO_SPILL:
+        if len(self._to_spill) >= self._max_to_spill:
             self._num_not_spilled += 1
             return
         key = reservation.request.key
         location = Location(key, reservation.slab, reservation.generation)
-        self._to_spill.append((reservation.request, location))
+        lease = self._index.hold([location], self._owner, self._clock.monotonic())
+        self._to_spill.append((reservation.request, lease))
         self._changed.notify_all()
 
     def _leave_cores_alone(self, seconds: float) -> None:
         """Unless there is much to write."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._is_closed or len(self._to_spill) > _MAX_TO_SPILL // 4, seconds
+                lambda: self._is_closed or len(self._to_spill) > self._max_to_spill // 2, seconds
             )
 
     def _run(self) -> None:
+        # On Linux this is the priority of the thread alone.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PRIORITY)
         pace = Pace()
         tick_s = self._clock.monotonic()
         while True:
@@ -200,6 +211,7 @@ class NodeStore:
                     self._changed.wait(_TICK_S)
                 waiting = self._to_spill
                 batch = [waiting.popleft() for _ in range(min(_SPILL_BLOCKS, len(waiting)))]
+                self._num_spilling = len(batch)
                 if not batch and self._is_closed:
                     return
             if batch:
@@ -211,16 +223,20 @@ class NodeStore:
                 self.end_the_dead()
                 tick_s = now_s + _TICK_S
 
-    def _spill(self, batch: Sequence[tuple[StoreRequest, Location]]) -> None:
+    def _spill(self, batch: Sequence[tuple[StoreRequest, Lease]]) -> None:
         assert self._disk is not None, "nothing is to be written without a disk"
         blocks = []
-        for request, location in batch:
-            # Without a lease: the disk looks at the checksum, and takes nothing else.
-            seen = self._arena.view(location)
-            if seen is not None:
-                blocks.append(BlockToStore(request, *seen))
+        for request, lease in batch:
+            for location in lease.locations:
+                # Leases end: the disk compares with the checksum, and takes nothing else.
+                seen = self._arena.view(location)
+                if seen is not None:
+                    blocks.append(BlockToStore(request, *seen))
         num_stored = sum(self._disk.put(blocks)) if blocks else 0
         with self._changed:
+            for _, lease in batch:
+                self._index.release(lease.lease_id)
+            self._num_spilling = 0
             self._num_not_spilled += len(batch) - num_stored
 
     def end_the_dead(self) -> None:

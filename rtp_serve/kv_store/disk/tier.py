@@ -79,6 +79,11 @@ class DiskTier:
         self._counts.misses += len(chain) - len(found)
         return found
 
+    def note_use(self, chain: Sequence[BlockHash]) -> None:
+        """Blocks that another tier gave are of use here too, where they are."""
+        for key in chain:
+            self._index.use(key)
+
     def quarantine(self, location: DiskLocation) -> bool:
         """A reader did not find there what the location says: whether that is so.
 

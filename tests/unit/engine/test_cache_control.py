@@ -66,6 +66,7 @@ def test_stats_tell_the_engines_counts_and_the_stores(core: EngineCore, node: No
 
 def test_a_trim_frees_at_least_what_was_asked(core: EngineCore, node: Node):
     run(core, make_request(prompt=make_prompt(100), max_tokens=2))
+    node.settle()
     trimmed = CacheControl(core).trim(BLOCK_BYTES + 1)
     slab_bytes = node.store.stats().slab_bytes
     assert (trimmed.store, trimmed.num_bytes) == ("store", 2 * slab_bytes)
@@ -77,6 +78,7 @@ def test_a_pinned_prefix_outlives_what_else_is_there(core: EngineCore, node: Nod
     prompt = make_prompt(100)
     for salt in ("alice", "bob"):
         run(core, make_request(salt, prompt, salt=salt, max_tokens=2))
+    node.settle()
     pinned = CacheControl(core).pin(prompt[:70], "alice", 60.0)
     assert (pinned.num_blocks, pinned.num_tokens) == (4, 64), "only full blocks"
     CacheControl(core).trim(EVERYTHING)

@@ -52,8 +52,14 @@ class Node:
         store = _Shared(self.store)
         return StoreAccess(self.arena, store, "store", self._disk, has_remote=True)
 
+    def settle(self) -> None:
+        """Until all is on the disk."""
+        while self.store.stats().num_to_spill:
+            threading.Event().wait(0.002)
+
     def check(self) -> None:
-        """Nothing is held, nothing half done."""
+        """Nothing is held, nothing half done, once all is on the disk."""
+        self.settle()
         self.store.check_invariants()
         slabs = self.store.stats().host.slabs_by_state
         for state in SlabState:
@@ -299,6 +305,7 @@ def test_what_only_the_device_has_left_is_stored_anew(node: Node):
     core = tiered_core(node, num_blocks=40)
     prompt = make_prompt(100)
     run(core, make_request(prompt=prompt, max_tokens=1))
+    node.settle()
     assert node.store.trim(1 << 20) > 0
     longer = make_request(prompt=prompt + make_prompt(60, 1), max_tokens=1)
     run(core, longer)

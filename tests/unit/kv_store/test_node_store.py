@@ -1,5 +1,6 @@
 """A node's store: arena and disk answer as one, and what is new goes to the disk."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def test_what_was_stored_is_found_and_held(disk: Path):
     arena = make_arena(8)
     with open_store(arena, disk) as store:
         store_chain(store, arena)
+        while store.stats().num_to_spill:
+            threading.Event().wait(0.002)
         found = store.find(CHAIN, OWNER)
         assert len(found) == 4
         assert found.on_disk == ()
