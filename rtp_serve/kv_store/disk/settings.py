@@ -13,6 +13,9 @@ METADATA_BYTES = 16 << 10
 
 _MIN_BYTES = 1 << 20
 _MIN_SEGMENTS = 8
+_SEGMENTS = 32
+_SMALL_SEGMENT_BYTES = 16 << 20
+"""Where a 32nd of the cap is less, an eighth may be, so that large blocks find room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class DiskSettings:
     """Hard cap of what the directory takes on the disk, everything included."""
 
     segment_bytes: int = 256 << 20
-    """What is reserved, and given back, at once. Smaller where the cap holds fewer than 8."""
+    """What is reserved, and given back, at once. Smaller where the cap holds fewer than 32."""
 
     min_free_bytes: int = 1 << 30
     """No segment is added that would leave less than this free on the filesystem."""
@@ -40,5 +43,7 @@ class DiskSettings:
     @property
     def file_bytes(self) -> int:
         """Of a new segment."""
-        share = (self.max_bytes - DIRECTORY_BYTES) // _MIN_SEGMENTS - METADATA_BYTES
-        return min(self.segment_bytes, share) // PAGE_BYTES * PAGE_BYTES
+        room = self.max_bytes - DIRECTORY_BYTES
+        # One segment's worth is always kept free, so many small ones waste less.
+        share = max(room // _SEGMENTS, min(room // _MIN_SEGMENTS, _SMALL_SEGMENT_BYTES))
+        return min(self.segment_bytes, share - METADATA_BYTES) // PAGE_BYTES * PAGE_BYTES
