@@ -90,7 +90,8 @@ class NodeStore:
             are_ready = self._index.complete(reservations)
             if self._disk is not None:
                 for reservation, is_ready in zip(reservations, are_ready, strict=True):
-                    if is_ready:
+                    # What came from the disk is there still.
+                    if is_ready and not self._disk.has(reservation.request.key):
                         self._spill_later(reservation)
             return are_ready
 

@@ -79,6 +79,10 @@ class DiskTier:
         self._counts.misses += len(chain) - len(found)
         return found
 
+    def has(self, key: BlockHash) -> bool:
+        """Whether a block can be found; nobody has used it."""
+        return key in self._index
+
     def note_use(self, chain: Sequence[BlockHash]) -> None:
         """Blocks that another tier gave are of use here too, where they are."""
         for key in chain:
