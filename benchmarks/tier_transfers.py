@@ -15,7 +15,10 @@ from rtp_serve.kv_store.client import StoreStats
 _OUTPUT = 1
 
 _STEPS_TO_ENTER = 6
-"""At most, of a new prompt: that of its own, and those while the tiers are asked for it."""
+"""Of a new prompt: that of its own, and those while the tiers are asked for it."""
+
+_SPARE_STEPS = 100
+"""For prompts that wait longer, all together: on a busy machine the tiers answer late."""
 
 
 class Restores:
@@ -115,7 +118,7 @@ def decode_beside_storing(
 ) -> list[Step]:
     """One run. With prompts from equal sources every engine computes the same steps."""
     batch = source.prompts(sizes.batch, sizes.prompt_tokens)
-    num_tokens = sizes.new_prompts * (sizes.steps_between + _STEPS_TO_ENTER)
+    num_tokens = sizes.new_prompts * (sizes.steps_between + _STEPS_TO_ENTER) + _SPARE_STEPS
     found: list[Step] = []
     with closing(engine.engine.steps(batch, num_tokens)) as steps:
         next(filter(None, steps))
