@@ -102,7 +102,7 @@ class TieredEngine:
         before = None
         while (stats := self.stats()) != before or (stats is not None and stats.num_to_spill):
             before = stats
-            time.sleep(_LOOK_S)
+            time.sleep(_LOOK_S)  # the store tells nobody when it is done
 
 
 @contextmanager

@@ -9,7 +9,7 @@ The manager knows token counts and hashes, neither scheduling policy nor tensors
 from dataclasses import dataclass
 from typing import Protocol
 
-from rtp_serve.kv_cache.block import BlockHash, chain_hash, root_hash
+from rtp_serve.kv_cache.block import BlockHash, chain_hashes, root_hash
 from rtp_serve.kv_cache.block_pool import BlockPool
 
 
@@ -143,10 +143,9 @@ class KVCacheManager:
         seq.num_registered_blocks = num_full
 
     def _extend_hashes(self, seq: BlockHolder) -> None:
-        size = self.block_size
-        for i in range(len(seq.block_hashes), len(seq.token_ids) // size):
-            parent = seq.block_hashes[i - 1] if i else self._root(seq)
-            seq.block_hashes.append(chain_hash(parent, seq.token_ids[i * size : (i + 1) * size]))
+        parent = seq.block_hashes[-1] if seq.block_hashes else self._root(seq)
+        rest = seq.token_ids[len(seq.block_hashes) * self.block_size :]
+        seq.block_hashes += chain_hashes(parent, rest, self.block_size)
 
     def _root(self, seq: BlockHolder) -> BlockHash:
         """Computed per sequence start; the few salts of an application are remembered."""

@@ -38,11 +38,11 @@ class ArenaGeometry:
     """The sizes of an arena."""
 
     slab_bytes: int
-    """Of one block in the canonical layout: what a slab has room for."""
+    """Of one block: what a slab has room for."""
 
     num_slabs: int
     layout_digest: bytes
-    """32 bytes that name the canonical layout; arenas of different ones have nothing to share."""
+    """32 bytes that name how a block's bytes lie; arenas of different layouts share nothing."""
 
     def __post_init__(self) -> None:
         assert self.slab_bytes > 0, f"slabs of {self.slab_bytes} bytes"
@@ -110,7 +110,7 @@ def check_equal(found: ArenaGeometry, slab_bytes: int, layout_digest: bytes) -> 
     if found.slab_bytes != slab_bytes:
         raise ArenaMismatch(f"it has slabs of {found.slab_bytes} bytes, not {slab_bytes}")
     if found.layout_digest != layout_digest:
-        raise ArenaMismatch("its blocks have another canonical layout")
+        raise ArenaMismatch("its blocks have another layout")
 
 
 def _in_pages(num_bytes: int) -> int:

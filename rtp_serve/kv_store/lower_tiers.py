@@ -7,12 +7,14 @@ The engine's thread says what and where, and hears at a later step what came of 
 device blocks are the job's: nobody else writes them. A job never fails; it moves fewer blocks.
 """
 
+import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -35,6 +37,9 @@ _STORE_PRIORITY = 5
 
 _STORE_BLOCKS = 32
 """Reserved and completed at once."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -79,6 +84,9 @@ class Store:
 
     requests: tuple[StoreRequest, ...]
     block_ids: tuple[int, ...]
+
+
+Job = TypeVar("Job", Restore, Store)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +212,17 @@ class LowerTiers:
             self._reader.close()
         self._access.on_close()
 
-    def _next(self, jobs: "deque[Restore] | deque[Store]") -> Restore | Store | None:
+    def _run(self, jobs: deque[Job], move: Callable[[Job], None]) -> None:
+        while (job := self._next(jobs)) is not None:
+            try:
+                move(job)
+            except (
+                Exception
+            ):  # the thread's top: a sequence waits for the job, and computes what it has not
+                _log.exception("moving KV blocks failed")
+            self._finish(job)
+
+    def _next(self, jobs: deque[Job]) -> Job | None:
         with self._changed:
             self._changed.wait_for(lambda: jobs or self._is_closed)
             if self._is_closed and jobs is self._restores:
@@ -219,10 +237,7 @@ class LowerTiers:
             self._changed.notify_all()
 
     def _run_restores(self) -> None:
-        while (job := self._next(self._restores)) is not None:
-            assert isinstance(job, Restore)
-            self._restore(job)
-            self._finish(job)
+        self._run(self._restores, self._restore)
 
     def _restore(self, job: Restore) -> None:
         started_s = self._clock.monotonic()
@@ -230,6 +245,8 @@ class LowerTiers:
         job.num_in_arena = len(found.lease.locations)
         in_arena = found.lease.locations[job.num_cached :]
         on_disk = found.on_disk[max(0, job.num_cached - job.num_in_arena) :]
+        if self._reader is None:  # the store was opened with a disk, this engine without
+            on_disk = ()
         if self._is_worth(Tier.HOST, job, len(in_arena)):
             self._from_host(job, in_arena)
             self._note(Tier.HOST, job.num_host, started_s)
@@ -263,7 +280,7 @@ class LowerTiers:
             job.num_host += 1
 
     def _from_disk(self, job: Restore, locations: Sequence[DiskLocation]) -> None:
-        assert self._reader is not None, "the store has a disk that this process knows nothing of"
+        assert self._reader is not None, "there is no disk to read from"
         block_ids = job.block_ids[job.num_host : job.num_host + len(locations)]
         outcomes = self._reader.read(locations, [self._device_block(i) for i in block_ids])
         for location, outcome in zip(locations, outcomes, strict=True):
@@ -302,14 +319,14 @@ class LowerTiers:
     def _run_stores(self) -> None:
         # On Linux this is the priority of the thread alone.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _STORE_PRIORITY)
-        while (job := self._next(self._stores)) is not None:
-            assert isinstance(job, Store)
-            for first in range(0, len(job.requests), _STORE_BLOCKS):
-                end = first + _STORE_BLOCKS
-                self._store(job.requests[first:end], job.block_ids[first:end])
-            self._finish(job)
+        self._run(self._stores, self._store)
 
-    def _store(self, requests: Sequence[StoreRequest], block_ids: Sequence[int]) -> None:
+    def _store(self, job: Store) -> None:
+        for first in range(0, len(job.requests), _STORE_BLOCKS):
+            end = first + _STORE_BLOCKS
+            self._put(job.requests[first:end], job.block_ids[first:end])
+
+    def _put(self, requests: Sequence[StoreRequest], block_ids: Sequence[int]) -> None:
         answers = self._access.client.reserve(requests, self._owner)
         pace = Pace()
         written: list[Reservation] = []

@@ -16,11 +16,6 @@ class TransferRate:
         self._block_s: float | None = None
         self._num_declined = 0
 
-    @property
-    def block_s(self) -> float:
-        """Of one block; 0 if nothing is known."""
-        return self._block_s or 0.0
-
     def is_worth(self, num_blocks: int, recompute_s: float) -> bool:
         """Whether moving so many blocks is quicker than `recompute_s`; 0 there is not known."""
         if self._block_s is None or not recompute_s:

@@ -28,7 +28,7 @@ from rtp_serve.kv_store.slab_header import checksum_of
 
 @dataclass(frozen=True, slots=True)
 class BlockToStore:
-    """A block in the canonical layout. Its bytes are read during the call that takes it."""
+    """A block as the arena has it. Its bytes are read during the call that takes it."""
 
     request: StoreRequest
     payload: memoryview

@@ -7,7 +7,9 @@ would change outputs; blocks that they lose would be held for ever.
 import random
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,14 +98,15 @@ def node(tmp_path: Path):
     node.store.close()
 
 
-def tiered_core(node: Node, num_blocks: int = 20, **options: object) -> EngineCore:
-    access = node.access
+def tiered_core(
+    node: Node, num_blocks: int = 20, max_model_len: int = 256, **scheduler: Any
+) -> EngineCore:
     return make_core(
         num_blocks=num_blocks,
         worker=MemoryWorker(num_blocks),
-        access=access,
-        max_model_len=options.pop("max_model_len", 256),  # type: ignore[arg-type]
-        **options,
+        access=node.access,
+        max_model_len=max_model_len,
+        **scheduler,
     )
 
 
@@ -365,6 +368,37 @@ def test_a_sequence_that_is_aborted_while_restored_leaves_nothing(node: Node):
     assert core.stats.num_free_blocks == core.stats.num_blocks
     core.shutdown()
     node.check()
+
+
+class _Broken(_Shared):
+    def find(self, chain: Sequence[BlockHash], owner: str) -> Found:
+        raise RuntimeError("a mistake nobody thought of")
+
+    def reserve(self, requests: object, owner: str) -> tuple[()]:
+        raise RuntimeError("another one")
+
+
+def test_a_transfer_that_fails_costs_computing_alone(node: Node):
+    access = replace(node.access, client=_Broken(node.store))
+    core = make_core(num_blocks=40, worker=MemoryWorker(40), access=access)
+    for name in ("first", "second"):
+        request = make_request(name, make_prompt(100, len(name)), max_tokens=20)
+        assert run(core, request)[0] == predicted_tokens(request)
+    assert core.stats.num_free_blocks == core.stats.num_blocks
+    core.shutdown()
+
+
+def test_an_engine_without_a_disk_passes_over_what_the_store_has_on_one(tmp_path: Path):
+    request = make_request(prompt=make_prompt(100), max_tokens=2)
+    for disk in (tmp_path / "disk", None):
+        node = Node(disk=tmp_path / "disk")
+        core = make_core(
+            num_blocks=20, worker=MemoryWorker(20), access=replace(node.access, disk=disk)
+        )
+        assert run(core, request) == (predicted_tokens(request), (0, 0, 0))
+        core.shutdown()
+        node.check()
+        node.store.close()
 
 
 def test_an_engine_is_shut_down_while_it_restores(node: Node):

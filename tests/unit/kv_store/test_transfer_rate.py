@@ -22,7 +22,8 @@ def test_later_moves_count():
     rate.observe(1, 1.0)
     for _ in range(40):
         rate.observe(2, 0.2)
-    assert 0.09 < rate.block_s < 0.11
+    assert rate.is_worth(1, recompute_s=0.11)
+    assert not rate.is_worth(1, recompute_s=0.09)
 
 
 def test_what_was_too_slow_is_tried_again():
