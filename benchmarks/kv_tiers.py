@@ -125,6 +125,7 @@ class Sizes:
             new_prompts=_NEW_PROMPTS,
             new_prompt_tokens=256,
             steps_between=_STEPS_BETWEEN,
+            spare_steps=max(100, (self.device_tokens - 256) // self.batch - 300),
         )
 
     def check(self) -> None:

@@ -17,9 +17,6 @@ _OUTPUT = 1
 _STEPS_TO_ENTER = 6
 """Of a new prompt: that of its own, and those while the tiers are asked for it."""
 
-_SPARE_STEPS = 100
-"""For prompts that wait longer, all together: on a busy machine the tiers answer late."""
-
 
 class Restores:
     """Prompts so long that the device has no room for one when the others were asked since."""
@@ -102,6 +99,8 @@ class DecodeSizes:
     new_prompts: int
     new_prompt_tokens: int
     steps_between: int
+    spare_steps: int
+    """For prompts that wait longer, all together: on a busy machine the tiers answer late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ def decode_beside_storing(
 ) -> list[Step]:
     """One run. With prompts from equal sources every engine computes the same steps."""
     batch = source.prompts(sizes.batch, sizes.prompt_tokens)
-    num_tokens = sizes.new_prompts * (sizes.steps_between + _STEPS_TO_ENTER) + _SPARE_STEPS
+    num_tokens = sizes.new_prompts * (sizes.steps_between + _STEPS_TO_ENTER) + sizes.spare_steps
     found: list[Step] = []
     with closing(engine.engine.steps(batch, num_tokens)) as steps:
         next(filter(None, steps))

@@ -89,7 +89,7 @@ def test_it_prints_what_it_promises_and_leaves_nothing(tmp_path: Path):
     config = tiny_config(torch_dtype="bfloat16", head_dim=64, max_position_embeddings=2048)
     model = write_checkpoint(tmp_path / "model", config, dtype=torch.bfloat16)
     options = f"--model {model} --repetitions 1 --drawings 1 --num-blocks 64 --turns 60 --seed 3"
-    options += " --questions 20 --prefix-tokens 640 --batch 2 --patience 0 --threads 1"
+    options += " --questions 20 --prefix-tokens 640 --batch 1 --patience 0 --threads 1"
     options += f" --parent {tmp_path}/disk --output {tmp_path}/runs"
     arenas = set(Path("/dev/shm").glob("*.arena"))
     done = subprocess.run(
