@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.loaders import Loader, Stored
 from rtp_serve.config.model import read_model_config
+from rtp_serve.config.parallel import ParallelConfig
 from rtp_serve.loader.checkpoint import Checkpoint
 from rtp_serve.loader.local_files import LocalFiles, ReadInto
 from rtp_serve.loader.rank_group import RankGroup
@@ -25,6 +26,7 @@ from rtp_serve.loader.read_plan import ALIGNMENT
 from rtp_serve.loader.weights import LoadSettings, load_weights
 from rtp_serve.models.registry import MODELS
 from rtp_serve.models.shards import shard_specs
+from rtp_serve.parallel.partition import partition
 
 FIGURES = ("throttled_tp4_x_model_order", "throttled_tp8_over_tp4")
 
@@ -90,13 +92,14 @@ def _together(world_size: int, rate: Rate) -> Loader:
     def load(stored: Stored) -> object:
         config = read_model_config(stored.directory)
         specs = MODELS.load(config.architecture).weight_specs(config)
+        parts = partition(config, ParallelConfig(tp=world_size))
         group = RankGroup(world_size)
         with LocalFiles() as files:
             store = ThrottledStore(files, rate)
 
             def load_rank(rank: int) -> object:
                 settings = LoadSettings(read_into=store, member=group.member(rank))
-                shards = shard_specs(specs, rank, world_size)
+                shards = shard_specs(specs, config, parts[rank])
                 checkpoint = Checkpoint(stored.directory)
                 return load_weights(checkpoint, shards, config, torch.bfloat16, settings=settings)
 

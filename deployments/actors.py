@@ -1,4 +1,8 @@
-"""KVStoreActor: a node's KV store for all engine replicas of an application, and how it is found.
+"""Actors beside Serve's replicas.
+
+RankActor: a rank of an engine whose replica has several (`deployments/ranks.py`).
+
+KVStoreActor: a node's KV store for all engine replicas of an application, and how it is found.
 
     node    replica ─┬─ calls, metadata alone ──► KVStoreActor   owns index and disk tier
             replica ─┤                               │
@@ -16,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -33,6 +38,7 @@ from rtp_serve.kv_store.members import Members
 from rtp_serve.kv_store.opening import join_arena, layout_digest, open_node_store
 from rtp_serve.kv_store.reservation import Refusal, Reservation, StoreRequest
 from rtp_serve.observability.logging import configure_logging
+from rtp_serve.worker.ranks.plan import RankPlan
 
 NAMESPACE = "rtp_serve"
 """Ray's, for names of actors that no Serve application owns."""
@@ -94,6 +100,18 @@ def find_or_start(plan: StorePlan, idle_exit_s: float = IDLE_EXIT_S) -> ActorHan
         scheduling_strategy=NodeAffinitySchedulingStrategy(plan.node, soft=False),
     )
     return actor.remote(plan, idle_exit_s)
+
+
+class RankActor:
+    """A follower of the engine in its replica's process."""
+
+    def follow(self, plan: bytes) -> None:
+        """Until the leader ends; `plan` is an encoded RankPlan."""
+        # Imported here: processes that start this actor must stay free of torch.
+        from rtp_serve.worker.ranks.joining import follow
+
+        configure_logging()
+        follow(msgspec.msgpack.decode(plan, type=RankPlan))
 
 
 class KVStoreActor:

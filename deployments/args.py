@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rtp_serve.config.serving import AppConfig
+from rtp_serve.config.serving import AppConfig, ReplicaConfig
 
 # How often a stopping replica looks whether its last stream has ended.
 _DRAIN_POLL_S = 0.2
@@ -13,11 +13,10 @@ _CONSTRUCTOR_TRIES = 2
 def replica_options(config: AppConfig) -> dict[str, Any]:
     """Options of the EngineReplica deployment."""
     replica = config.replica
-    actor = {"num_cpus": replica.num_cpus, "num_gpus": replica.num_gpus}
     options: dict[str, Any] = {
         # Changing it exchanges weights and restarts nothing.
         "user_config": config.engine.source.model_dump(),
-        "ray_actor_options": {**actor, "resources": dict(replica.resources)},
+        **_placement(replica, config.engine.parallel.world_size),
         "max_ongoing_requests": config.max_ongoing_requests,
         "health_check_period_s": replica.health_check_period_s,
         "health_check_timeout_s": replica.health_check_timeout_s,
@@ -30,6 +29,25 @@ def replica_options(config: AppConfig) -> dict[str, Any]:
     else:
         options["autoscaling_config"] = dict(replica.autoscaling)
     return options
+
+
+def _placement(replica: ReplicaConfig, num_ranks: int) -> dict[str, Any]:
+    """Where a replica runs. Several ranks have a bundle each, together where that is possible."""
+    actor = {"num_cpus": replica.num_cpus, "num_gpus": replica.num_gpus}
+    resources, labels = dict(replica.resources), dict(replica.label_selector)
+    options = {"ray_actor_options": {**actor, "resources": resources}}
+    if num_ranks == 1:
+        if labels:
+            options["ray_actor_options"]["label_selector"] = labels
+        return options
+    bundle = {"CPU": replica.num_cpus, "GPU": replica.num_gpus, **resources}
+    group: dict[str, Any] = {
+        "placement_group_bundles": [{name: n for name, n in bundle.items() if n}] * num_ranks,
+        "placement_group_strategy": "PACK",
+    }
+    if labels:
+        group["placement_group_bundle_label_selector"] = [labels] * num_ranks
+    return options | group
 
 
 def ingress_options(config: AppConfig) -> dict[str, Any]:

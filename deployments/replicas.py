@@ -15,6 +15,7 @@ import ray
 from ray import serve
 
 from deployments.metrics import RaySink
+from deployments.ranks import BundleStarter
 from deployments.store_client import connect_store
 from deployments.token_stream.dialer import TcpNeeded, TokenDialer
 from deployments.token_stream.wire import Call, NeedsTcp, Record, Refused, decode_call, encode
@@ -38,11 +39,14 @@ class BuildEngine(Protocol):
 
 
 def build_real_engine(config: EngineConfig, *, clock: Clock, sink: MetricsSink) -> AsyncEngine:
-    """With the KV store of this Ray node, where the configuration has one."""
+    """With the KV store of this Ray node and the ranks of this replica's placement group, where the
+    configuration has them."""
     # Imported here: the ingress and the builder import this module and must stay free of torch.
     from rtp_serve.build import build_engine
 
-    return build_engine(config, clock=clock, sink=sink, open_store=connect_store)
+    num_ranks = config.parallel.world_size
+    starter = BundleStarter(num_ranks) if num_ranks > 1 else None
+    return build_engine(config, clock=clock, sink=sink, open_store=connect_store, starter=starter)
 
 
 class EngineReplica:

@@ -8,8 +8,10 @@ from rtp_serve.config.engine import EngineConfig
 from rtp_serve.config.kv_store import KVStoreConfig
 from rtp_serve.engine.async_engine import AsyncEngine
 from rtp_serve.engine.core import EngineCore
+from rtp_serve.engine.executor import Executor
 from rtp_serve.engine.scheduler import Scheduler
 from rtp_serve.engine.tiering import Tiering
+from rtp_serve.engine.version import ModelVersion
 from rtp_serve.kv_cache.block_pool import BlockPool
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
@@ -18,9 +20,12 @@ from rtp_serve.kv_store.lower_tiers import LowerTiers, StoreAccess
 from rtp_serve.kv_store.opening import OpenedStore, open_local
 from rtp_serve.loader.cache import cache_root
 from rtp_serve.observability.metrics import MetricsSink, PrometheusSink, TeeSink
+from rtp_serve.parallel.collectives import Alone
 from rtp_serve.worker.executor import InProcessExecutor
-from rtp_serve.worker.model_versions import ModelVersions
-from rtp_serve.worker.worker import Worker
+from rtp_serve.worker.rank_worker import RankWorker
+from rtp_serve.worker.ranks.joining import lead
+from rtp_serve.worker.ranks.local import LocalStarter
+from rtp_serve.worker.ranks.plan import RankStarter
 
 OpenStore = Callable[[KVStoreConfig, KVCacheSpec, TileOrder, Clock, Path], OpenedStore | None]
 """Joins the node's KV store; None if there can be none."""
@@ -34,40 +39,46 @@ def build_core(
     clock: Clock | None = None,
     sink: MetricsSink | None = None,
     open_store: OpenStore | None = None,
+    starter: RankStarter | None = None,
 ) -> EngineCore:
     """Bring the model, load it and put an engine around it.
 
-    `open_store` by default opens one for this process alone. Raises ConfigError, ModelNotFound or
-    CheckpointError; nothing is left running then.
+    `open_store` by default opens one for this process alone, `starter` starts other ranks as
+    processes of this one. Raises ConfigError, ModelNotFound, CheckpointError or RankError; nothing
+    is left running then.
     """
     clock = clock or WallClock()
     sink = sink or PrometheusSink()
-    versions = ModelVersions(config, clock, sink)
-    version, loaded = versions.load()
-    assert loaded is not None, "nothing ran before"
-    capacity = versions.first.capacity
-    tensors = KVCacheTensors(capacity.spec, capacity.num_blocks)
-    worker = Worker(
-        tensors,
-        config.scheduler.max_num_seqs,
-        capacity.max_model_len,
-    )
-    worker.add(version.number, loaded)
+    worker, version, executor = _started(config, clock, sink, starter)
+    capacity = worker.capacity
     cache = KVCacheManager(
         BlockPool(capacity.num_blocks),
         config.cache.block_size,
         config.cache.enable_prefix_caching,
     )
-    tiering = _tiering(config.kv_store, cache, tensors, clock, open_store or open_local)
+    tiering = _tiering(config.kv_store, cache, worker.tensors, clock, open_store or open_local)
     return EngineCore(
         version,
         Scheduler(config.scheduler, cache, capacity.max_model_len, tiering),
         cache,
-        InProcessExecutor(worker, versions, config.num_threads),
+        executor,
         clock,
         sink,
         tiering,
     )
+
+
+def _started(
+    config: EngineConfig, clock: Clock, sink: MetricsSink, starter: RankStarter | None
+) -> tuple[RankWorker, ModelVersion, Executor]:
+    """This process's rank, the model's first version, and what runs it."""
+    num_ranks = config.parallel.world_size
+    if num_ranks > 1:
+        leader = lead(config, starter or LocalStarter(num_ranks), clock, sink)
+        return leader.worker, leader.version, leader
+    worker = RankWorker(config, Alone(), clock, sink)
+    version = worker.load()
+    return worker, version, InProcessExecutor(worker)
 
 
 def _tiering(
@@ -94,8 +105,9 @@ def build_engine(
     clock: Clock | None = None,
     sink: MetricsSink | None = None,
     open_store: OpenStore | None = None,
+    starter: RankStarter | None = None,
 ) -> AsyncEngine:
     """An engine on a thread of its own. `sink` hears every measurement beside `metrics_text()`."""
     own = PrometheusSink()
-    core = build_core(config, clock, TeeSink(own, sink) if sink else own, open_store)
+    core = build_core(config, clock, TeeSink(own, sink) if sink else own, open_store, starter)
     return AsyncEngine(core, config.scheduler.max_queued, own.render)

@@ -132,6 +132,9 @@ class MemoryWorker:
     def drop(self, version: int) -> None:
         self.dropped.append(version)
 
+    def check(self) -> None:
+        pass
+
     def shutdown(self) -> None:
         self.is_shut_down = True
 

@@ -150,7 +150,8 @@ class _SequenceText:
         if delta.finish_reason is FinishReason.ERROR:
             raise GenerationFailed(f"request {delta.request_id}: {delta.error}")
         if delta.finish_reason is FinishReason.ABORT:
-            raise EngineDead(f"request {delta.request_id} was aborted by the engine")
+            why = delta.error or "it was aborted"
+            raise EngineDead(f"request {delta.request_id}: {why}")
         out = self._stream.push(delta.token_ids, delta.finish_reason)
         self._token_ids += delta.token_ids[: out.num_tokens]
         self._logprobs += delta.logprobs[: out.num_tokens]

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rtp_serve.config.base import Config
 from rtp_serve.config.kv_store import KVStoreConfig
+from rtp_serve.config.parallel import ParallelConfig
 from rtp_serve.config.sizes import ByteSize
 
 Dtype = Literal["auto", "bfloat16", "float32"]
@@ -92,6 +93,9 @@ class EngineConfig(ModelSource):
 
     kv_store: KVStoreConfig = KVStoreConfig()
     """KV blocks below the device."""
+
+    parallel: ParallelConfig = ParallelConfig()
+    """Ranks that run the model together."""
 
     @property
     def source(self) -> ModelSource:

@@ -24,13 +24,17 @@ class ReplicaConfig(Config):
     """Serve's `autoscaling_config` instead of a fixed number."""
 
     num_cpus: float = Field(default=0.5, ge=0)
-    """CPUs Ray reserves for a replica. Only placement: threads are `engine.num_threads`."""
+    """CPUs Ray reserves for a rank, of which a replica has one unless `engine.parallel` says more.
+    Only placement: threads are `engine.num_threads`."""
 
     num_gpus: float = Field(default=0, ge=0)
-    """GPUs Ray reserves for a replica."""
+    """GPUs Ray reserves for a rank."""
 
     resources: dict[str, float] = Field(default_factory=dict)
-    """Custom Ray resources of a replica, to pin it to nodes that have them."""
+    """Custom Ray resources of a rank, to pin it to nodes that have them."""
+
+    label_selector: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels that every rank's node must have, as `{pool: decode}`."""
 
     health_check_period_s: float = Field(default=2.0, gt=0)
     """Time between health checks; a dead replica is replaced after one."""
@@ -109,6 +113,16 @@ class AppConfig(Config):
 
     channel: ChannelConfig = ChannelConfig()
     """Token sockets."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "AppConfig":
+        replica, num_ranks = self.replica, self.engine.parallel.world_size
+        if num_ranks > 1 and not (replica.num_cpus or replica.num_gpus or replica.resources):
+            raise ValueError(
+                "replica.num_cpus, num_gpus or resources: each of the "
+                f"{num_ranks} ranks of engine.parallel has a bundle, which must reserve something"
+            )
+        return self
 
     @property
     def max_ongoing_requests(self) -> int:

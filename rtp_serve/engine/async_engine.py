@@ -29,6 +29,7 @@ from rtp_serve.errors import (
     InvalidRequest,
     ModelNotFound,
     Overloaded,
+    RankError,
     ReloadFailed,
     ReloadRefused,
 )
@@ -168,6 +169,10 @@ class AsyncEngine:
 
     async def check_health(self) -> None:
         self.raise_if_dead()
+        try:
+            self._core.check()
+        except RankError as error:
+            raise EngineDead(f"the engine failed: {error.message}") from error
 
     async def metrics_text(self) -> str:
         return self._render_metrics() + await asyncio.to_thread(self._caches.metrics_text)
@@ -251,18 +256,18 @@ class AsyncEngine:
             del self._sinks[delta.request_id], self._unfinished[delta.request_id]
 
     def _fail_streams(self) -> None:
-        """End every open stream with an error, so that nobody waits for a dead engine."""
+        """Abort every open stream, so that nobody waits for a dead engine."""
         with self._changed:
             is_failure = self._death is not None
             sinks, unfinished = self._sinks, self._unfinished
             self._sinks, self._unfinished = {}, {}
         message = "the engine failed" if is_failure else "the engine is shutting down"
         for request_id, sink in sinks.items():
-            sink.deliver([_error_delta(request_id, i, message) for i in unfinished[request_id]])
+            sink.deliver([_abortion(request_id, i, message) for i in unfinished[request_id]])
 
 
-def _error_delta(request_id: str, index: int, message: str) -> SequenceDelta:
-    return SequenceDelta(request_id, index, finish_reason=FinishReason.ERROR, error=message)
+def _abortion(request_id: str, index: int, message: str) -> SequenceDelta:
+    return SequenceDelta(request_id, index, finish_reason=FinishReason.ABORT, error=message)
 
 
 class _LoopStream:

@@ -161,6 +161,10 @@ class EngineCore:
             stop_token_ids=frozenset((*ends, *sampling.stop_token_ids)),
         )
 
+    def check(self) -> None:
+        """See `Executor.check`."""
+        self._executor.check()
+
     def load(self, source: ModelSource | None = None) -> ModelVersion:
         """A version to switch to; see `Executor.load`. The only method for another thread."""
         return self._executor.load(source)

@@ -36,6 +36,10 @@ class Executor(Protocol):
         """Release a model version that no sequence runs on any more."""
         ...
 
+    def check(self) -> None:
+        """Raise RankError if a worker is gone. From any thread."""
+        ...
+
     def shutdown(self) -> None:
         """Release the workers; the executor is not used again."""
         ...

@@ -13,7 +13,10 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    """Somebody ended it, or the engine did not live to its end."""
+
     ERROR = "error"
+    """It could not be computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class SequenceDelta:
     """With the first delta: one entry per prompt token, None for the first."""
 
     error: str = ""
-    """With FinishReason.ERROR: what went wrong."""
+    """With FinishReason.ERROR and ABORT: what went wrong."""
 
     fingerprint: str = ""
     """With the first delta: of the model version that the sequence runs on."""

@@ -56,6 +56,9 @@ class LoadSettings:
     member: Member | None = None
     """Of the ranks that load this checkpoint together; None is a rank that reads for itself."""
 
+    of_others: frozenset[str] = frozenset()
+    """Tensors that other ranks want."""
+
 
 DEFAULT_SETTINGS = LoadSettings()
 
@@ -77,7 +80,7 @@ def load_weights(
     wanted = [tensor for spec in specs for tensor in spec.tensors]
     with settings.member or nullcontext():
         checkpoint.check(wanted)
-        _warn_of_surplus(checkpoint, {tensor.name for tensor in wanted}, config)
+        _warn_of_surplus(checkpoint, settings.of_others.union(t.name for t in wanted), config)
         collectors = [Collector(spec, dtype, device) for spec in specs]
         figures = _fill(collectors, checkpoint, settings)
     _log.info("%s: loaded %s", checkpoint.directory, figures)
@@ -166,7 +169,7 @@ def _as_rows(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> to
     return flat.view(dtype).view(-1, *shape[1:])
 
 
-def _warn_of_surplus(checkpoint: Checkpoint, wanted: set[str], config: ModelConfig) -> None:
+def _warn_of_surplus(checkpoint: Checkpoint, wanted: frozenset[str], config: ModelConfig) -> None:
     surplus = {name for name in checkpoint.names - wanted if not _DERIVED.search(name)}
     if config.tie_word_embeddings:
         surplus.discard("lm_head.weight")

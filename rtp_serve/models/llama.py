@@ -17,11 +17,12 @@ from rtp_serve.config.model import ModelConfig
 from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.models.layers.attention import Attention
 from rtp_serve.models.layers.embedding import TokenEmbedding
-from rtp_serve.models.layers.linear import Linear, PackedLinear
+from rtp_serve.models.layers.linear import Linear, PackedLinear, SummedLinear
 from rtp_serve.models.layers.mlp import GatedMLP
 from rtp_serve.models.layers.norm import RMSNorm
 from rtp_serve.models.layers.rotary import RotaryEmbedding
 from rtp_serve.models.model import HiddenStates, ModelInputs
+from rtp_serve.models.rank import Rank, whole
 from rtp_serve.models.weights import Weights, WeightSpec, matrix, vector
 
 
@@ -29,27 +30,34 @@ class DecoderLayer:
     """Attention and MLP, each behind a norm."""
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, index: int, rotary: RotaryEmbedding
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        index: int,
+        rotary: RotaryEmbedding,
+        rank: Rank,
     ) -> None:
         path = f"layers.{index}"
 
         def norm(name: str) -> RMSNorm:
             return RMSNorm(weights.vector(f"{path}.{name}"), config.rms_norm_eps)
 
+        def summed(name: str) -> Linear:
+            weight = weights.matrix(f"{path}.{name}")
+            return PackedLinear(weight) if rank.is_alone else SummedLinear(weight, rank.collectives)
+
         self._index = index
         self.input_norm = norm("input_norm")
         self.attention = Attention(
-            ops.HeadShape(config.num_heads, config.num_kv_heads, config.head_dim),
+            ops.HeadShape(rank.part.num_heads, rank.part.num_kv_heads, config.head_dim),
             weights.linear(f"{path}.attention.qkv_proj"),
-            weights.linear(f"{path}.attention.o_proj"),
+            summed("attention.o_proj"),
             rotary,
             norm("q_norm") if config.qk_norm else None,
             norm("k_norm") if config.qk_norm else None,
         )
         self.mlp_norm = norm("mlp_norm")
-        self.mlp = GatedMLP(
-            weights.linear(f"{path}.mlp.gate_up_proj"), weights.linear(f"{path}.mlp.down_proj")
-        )
+        self.mlp = GatedMLP(weights.linear(f"{path}.mlp.gate_up_proj"), summed("mlp.down_proj"))
 
     def __call__(
         self,
@@ -82,16 +90,23 @@ class _Run:
 class DenseDecoder:
     """Embedding, layers, final norm and output head."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, max_positions: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        max_positions: int,
+        rank: Rank | None = None,
+    ) -> None:
         norm_weight = weights.vector("norm")
         self.config = config
+        self.rank = rank = rank or whole(config)
         self.device = norm_weight.device
         rotary = RotaryEmbedding(config.rope, config.head_dim, max_positions, self.device)
         embedding = weights.matrix("embedding")
         head = embedding if config.tie_word_embeddings else weights.matrix("lm_head")
-        self.embedding = TokenEmbedding(embedding)
+        self.embedding = TokenEmbedding(embedding, rank)
         self.layers = [
-            DecoderLayer(config, weights, index, rotary) for index in range(config.num_layers)
+            DecoderLayer(config, weights, index, rotary, rank) for index in range(config.num_layers)
         ]
         self.norm = RMSNorm(norm_weight, config.rms_norm_eps)
         self.lm_head: Linear = PackedLinear(head, out_dtype=torch.float32)
@@ -143,6 +158,14 @@ class DenseDecoder:
 
     def logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Of the rows [n] of `HiddenStates.last`: [n, vocab_size], on the host."""
+        return self.rank.gather_vocab(self._own_logits(hidden, rows))
+
+    def greedy(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The ids [n] of the largest of these logits, or NO_TOKEN."""
+        return self.rank.greedy(self._own_logits(hidden, rows))
+
+    def _own_logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Of this rank's part of the vocabulary."""
         head = self.lm_head
         if isinstance(head, PackedLinear):
             return ops.logits(hidden, rows, self.norm.spec, head.weight)

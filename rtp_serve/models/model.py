@@ -11,6 +11,7 @@ from torch import Tensor
 from rtp_serve.config.model import ModelConfig
 from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.models.layers.linear import Linear
+from rtp_serve.models.rank import Rank
 from rtp_serve.models.weights import Weights, WeightSpec
 from rtp_serve.ops import AttentionMetadata
 
@@ -45,6 +46,7 @@ class Model(Protocol):
 
     config: ModelConfig
     device: torch.device
+    rank: Rank
 
     def forward(
         self, inputs: ModelInputs, cache: KVCacheTensors, taps: tuple[int, ...] = ()
@@ -54,6 +56,11 @@ class Model(Protocol):
 
     def logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Of the rows [n] of `HiddenStates.last`: [n, vocab_size], on the host."""
+        ...
+
+    def greedy(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The ids [n] of the largest of these logits, or NO_TOKEN; of several ranks, none needs
+        all logits for it."""
         ...
 
     def linear(self, path: str) -> Linear:
@@ -73,6 +80,13 @@ class ModelFactory(Protocol):
         """Everything the model wants, in model order."""
         ...
 
-    def __call__(self, config: ModelConfig, weights: Weights, max_positions: int) -> Model:
-        """Assemble the model; positions are below `max_positions`."""
+    def __call__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        max_positions: int,
+        rank: Rank | None = None,
+    ) -> Model:
+        """Assemble the model from the rank's part of the weights, None being all of them;
+        positions are below `max_positions`."""
         ...

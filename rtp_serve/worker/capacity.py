@@ -1,4 +1,8 @@
-"""How much the KV cache holds, and so how long a sequence may be. Numbers only, no memory here."""
+"""How much the KV cache holds, and so how long a sequence may be. Numbers only, no memory here.
+
+All ranks of an engine have the same blocks of the same tokens, each the heads that are its own: how
+many is decided by the rank with most of them.
+"""
 
 from dataclasses import dataclass
 
@@ -6,15 +10,17 @@ from rtp_serve.config.engine import EngineConfig
 from rtp_serve.config.model import ModelConfig
 from rtp_serve.errors import ConfigError
 from rtp_serve.kv_cache.spec import KVCacheSpec, KVFormat
+from rtp_serve.parallel.partition import partition
 
 _NULL_BLOCKS = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What one engine can hold."""
+    """What one rank of an engine can hold, which is as many tokens as any other."""
 
     spec: KVCacheSpec
+    """Of the rank."""
 
     num_blocks: int
     """All blocks, the null block among them."""
@@ -23,15 +29,20 @@ class Capacity:
     """Prompt plus output of one sequence, in tokens."""
 
 
-def plan_capacity(model: ModelConfig, config: EngineConfig) -> Capacity:
+def plan_capacity(model: ModelConfig, config: EngineConfig, rank: int = 0) -> Capacity:
     """From checkpoint and settings. Raises ConfigError when not even one sequence would fit."""
-    spec = KVCacheSpec(
-        num_layers=model.num_layers,
-        num_kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
-        block_size=config.cache.block_size,
-        format=KVFormat(compute_dtype(model, config)),
-    )
+    parts = partition(model, config.parallel)
+    specs = [
+        KVCacheSpec(
+            num_layers=model.num_layers,
+            num_kv_heads=part.num_kv_heads,
+            head_dim=model.head_dim,
+            block_size=config.cache.block_size,
+            format=KVFormat(compute_dtype(model, config)),
+        )
+        for part in parts
+    ]
+    spec = max(specs, key=lambda each: each.block_bytes)
     num_blocks = config.cache.num_blocks or spec.blocks_in(config.cache.memory)
     wanted_len = config.max_model_len or model.max_model_len
     if wanted_len > model.max_model_len:
@@ -44,7 +55,7 @@ def plan_capacity(model: ModelConfig, config: EngineConfig) -> Capacity:
     needed_len = config.max_model_len or min(spec.block_size, model.max_model_len)
     if fitting_len < needed_len:
         raise ConfigError(_too_small(spec, config, needed_len, fitting_len))
-    return Capacity(spec, num_blocks, min(wanted_len, fitting_len))
+    return Capacity(specs[rank], num_blocks, min(wanted_len, fitting_len))
 
 
 def compute_dtype(model: ModelConfig, config: EngineConfig) -> str:

@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,9 @@ from rtp_serve.loader.store.guard import WeightGuard
 from rtp_serve.loader.store.store import Wanted, WeightStore
 from rtp_serve.loader.weights import DEFAULT_SETTINGS, LoadSettings, load_weights
 from rtp_serve.models.model import Model
+from rtp_serve.models.rank import Rank
 from rtp_serve.models.registry import MODELS
+from rtp_serve.models.shards import shard_specs
 from rtp_serve.models.weights import Weights
 from rtp_serve.worker.capacity import Capacity, compute_dtype, plan_capacity
 from rtp_serve.worker.threads import use_compute_threads
@@ -47,11 +49,11 @@ class LoadedModel:
     """To be asked whether the weights still are what was loaded."""
 
 
-def plan_model(directory: Path, config: EngineConfig) -> ModelPlan:
+def plan_model(directory: Path, config: EngineConfig, rank: int = 0) -> ModelPlan:
     """Raises CheckpointError or ConfigError."""
     identity = checkpoint_identity(directory)
     model_config = read_model_config(directory)
-    return ModelPlan(directory, model_config, plan_capacity(model_config, config), identity)
+    return ModelPlan(directory, model_config, plan_capacity(model_config, config, rank), identity)
 
 
 def load_planned(
@@ -59,6 +61,7 @@ def load_planned(
     config: EngineConfig,
     clock: Clock | None = None,
     report: Callable[[LoadFigures], None] | None = None,
+    rank: Rank | None = None,
 ) -> LoadedModel:
     """Raises CheckpointError, for what headers can tell before any weight is read, and where files
     change meanwhile: their bytes may be of two checkpoints then."""
@@ -67,7 +70,7 @@ def load_planned(
     store = open_store(config.weight_store, clock or WallClock())
     settings = LoadSettings(report=report)
     max_len = plan.capacity.max_model_len
-    model = load_model(plan.directory, plan.config, dtype, max_len, store, settings)
+    model = load_model(plan.directory, plan.config, dtype, max_len, store, settings, rank)
     if checkpoint_identity(plan.directory) != plan.identity:
         raise CheckpointError(f"{plan.directory}: its files have changed while they were read")
     _return_free_memory()
@@ -81,13 +84,19 @@ def load_model(
     max_positions: int,
     store: WeightStore | None = None,
     settings: LoadSettings = DEFAULT_SETTINGS,
+    rank: Rank | None = None,
 ) -> Model:
-    """The checkpoint's model alone, computing in `dtype` at positions below `max_positions`.
+    """The checkpoint's model alone, computing in `dtype` at positions below `max_positions`; a
+    rank's part of it, where there are several.
 
     With a `store` its weights are mapped where they can be; the store's guard then knows of them.
     """
     factory = MODELS.load(config.architecture)
     specs = factory.weight_specs(config)
+    if rank is not None and not rank.is_alone:
+        names = frozenset(tensor.name for spec in specs for tensor in spec.tensors)
+        settings = replace(settings, of_others=names)
+        specs = shard_specs(specs, config, rank.part)
 
     def read() -> Weights:
         return load_weights(Checkpoint(directory), specs, config, dtype, settings=settings)
@@ -96,7 +105,7 @@ def load_model(
         weights = read()
     else:
         weights = store.get(Wanted(directory, config.architecture, specs, dtype), read)
-    return factory(config, weights, max_positions)
+    return factory(config, weights, max_positions, rank)
 
 
 def open_store(config: WeightStoreConfig, clock: Clock) -> WeightStore | None:

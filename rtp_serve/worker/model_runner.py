@@ -14,7 +14,7 @@ from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.models.model import Model
 from rtp_serve.worker.input_batch import BatchBuilder, InputBatch
 from rtp_serve.worker.logprobs import token_logprobs
-from rtp_serve.worker.sampler import NOT_FINITE, sample
+from rtp_serve.worker.sampler import NOT_FINITE, Sampled, sample, sampled_greedily
 from rtp_serve.worker.sequence_table import SequenceTable
 
 _PROMPT_ROWS = 64
@@ -63,14 +63,20 @@ class ModelRunner:
         rows = batch.sampling.rows
         if not len(rows):
             return ModelOutput(np.empty(0, np.int32), (), prompt_logprobs, tuple(errors.items()))
-        logits = self._model.logits(hidden, batch.last_token)
-        sampled = sample(logits, self._table, batch.sampling)
+        sampled = self._choose(batch, hidden)
         self._table.append(rows, sampled.token_ids)
         for index, message in sampled.errors:
             errors[self._table.tracked(rows[index]).seq_id] = message
         return ModelOutput(
             sampled.token_ids, sampled.logprobs, prompt_logprobs, tuple(errors.items())
         )
+
+    def _choose(self, batch: InputBatch, hidden: Tensor) -> Sampled:
+        """Every rank chooses for itself: the same tokens, from the same numbers."""
+        if batch.sampling.is_plain_greedy and not self._model.rank.is_alone:
+            return sampled_greedily(self._model.greedy(hidden, batch.last_token))
+        logits = self._model.logits(hidden, batch.last_token)
+        return sample(logits, self._table, batch.sampling)
 
     def _prompt_logprobs(
         self, batch: InputBatch, hidden: Tensor, errors: dict[int, str]

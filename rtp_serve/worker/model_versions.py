@@ -11,30 +11,44 @@ from pathlib import Path
 
 from rtp_serve.clock import Clock
 from rtp_serve.config.engine import EngineConfig, ModelSource
+from rtp_serve.config.parallel import ParallelConfig
 from rtp_serve.engine.client import ServedModel
 from rtp_serve.engine.version import ModelVersion
 from rtp_serve.errors import CheckpointError, ReloadRefused
 from rtp_serve.loader.hub import resolve
 from rtp_serve.loader.load_figures import LoadFigures
+from rtp_serve.models.rank import Rank
 from rtp_serve.observability import metrics
 from rtp_serve.observability.metrics import MetricsSink
 from rtp_serve.ops.plan import numerics_plan
+from rtp_serve.parallel.collectives import Alone, Collectives
+from rtp_serve.parallel.partition import partition
 from rtp_serve.worker.loading import LoadedModel, ModelPlan, load_planned, plan_model
 
 
 class ModelVersions:
     """Loads the first version and those that follow it; for one thread at a time."""
 
-    def __init__(self, config: EngineConfig, clock: Clock, sink: MetricsSink | None = None) -> None:
-        """Loads nothing yet."""
+    def __init__(
+        self,
+        config: EngineConfig,
+        clock: Clock,
+        sink: MetricsSink | None = None,
+        collectives: Collectives | None = None,
+    ) -> None:
+        """Loads nothing yet. `collectives` are of the rank that this is, where there are several:
+        then every load is a version, for whether anything is new is seen by all ranks together."""
         self._config = config
         self._clock = clock
         self._sink = sink
+        self._collectives = collectives or Alone()
         self._source = config.source
         # what all versions have in common
         self._first: ModelPlan | None = None
         self._tokenizer: str | None = None
         self._last: ModelVersion | None = None
+        # what comes back if the last one is taken back
+        self._before: tuple[ModelVersion | None, ModelSource] = None, self._source
 
     @property
     def first(self) -> ModelPlan:
@@ -51,19 +65,32 @@ class ModelVersions:
         source = source or self._source
         # A link may be set to another checkpoint while this one is read.
         directory = resolve(source.model, source.revision).resolve()
-        plan = plan_model(directory, self._config)
+        rank = self._collectives.rank
+        plan = plan_model(directory, self._config, rank)
         tokenizer = _tokenizer_digest(directory)
         if self._first is not None:
             self._check_kind(self._first, plan, tokenizer)
         version = self._version(plan)
-        if self._last is not None and version.namespace == self._last.namespace:
+        is_same = self._last is not None and version.namespace == self._last.namespace
+        if self._last is not None and is_same and self._collectives.world_size == 1:
             self._source = source
             return self._last, None
-        loaded = load_planned(plan, self._config, self._clock, self._report)
+        part = partition(plan.config, self._config.parallel)[rank]
+        loaded = load_planned(
+            plan, self._config, self._clock, self._report, Rank(part, self._collectives)
+        )
         if self._first is None:
             self._first, self._tokenizer = plan, tokenizer
+        self._before = self._last, self._source
         self._last, self._source = version, source
         return version, loaded
+
+    def take_back(self, number: int) -> bool:
+        """Forget the last version if it has this number; whether it had. Not the first one."""
+        if self._last is None or self._last.number != number:
+            return False
+        self._last, self._source = self._before
+        return True
 
     def _report(self, figures: LoadFigures) -> None:
         if self._sink is None:
@@ -73,13 +100,13 @@ class ModelVersions:
             self._sink.add(metrics.WEIGHT_LOAD_SECONDS, seconds, {"phase": phase})
 
     def _version(self, plan: ModelPlan) -> ModelVersion:
-        namespace = _namespace(plan)
+        namespace = _namespace(plan, self._config.parallel)
         model = ServedModel(
             name=self._config.model_name,
             max_model_len=(self._first or plan).capacity.max_model_len,
             vocab_size=plan.config.vocab_size,
             eos_token_ids=plan.config.eos_token_ids,
-            fingerprint=f"fp_{namespace.hex()[:16]}",
+            fingerprint=fingerprint(namespace),
         )
         return ModelVersion(0 if self._last is None else self._last.number + 1, model, namespace)
 
@@ -104,13 +131,19 @@ class ModelVersions:
             )
 
 
-def _namespace(plan: ModelPlan) -> bytes:
+def fingerprint(namespace: bytes) -> str:
+    """What clients see of a version's namespace."""
+    return f"fp_{namespace.hex()[:16]}"
+
+
+def _namespace(plan: ModelPlan, parallel: ParallelConfig) -> bytes:
     """What a block's content depends on beside its tokens: weights, KV format and arithmetic."""
     identity = {
         "checkpoint": plan.identity,
         "model": asdict(plan.config),
         "kv": asdict(plan.capacity.spec),
         "numerics": numerics_plan(plan.capacity.spec.format),
+        "parallel": parallel.model_dump(),
     }
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode()).digest()
 

@@ -35,6 +35,11 @@ class RowSampling:
     # indices into `rows` where log-probabilities of the tokens are wanted
     asking: tuple[int, ...]
 
+    @property
+    def is_plain_greedy(self) -> bool:
+        """The ids of the largest logits are all that is wanted."""
+        return self.is_greedy and not self.adjusted and not self.asking
+
     def draws(self, positions: NDArray[np.int64]) -> Draws:
         """For the tokens at these positions [n]."""
         numbers = ops.uniforms(self.seed, positions)

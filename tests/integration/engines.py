@@ -21,10 +21,11 @@ from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.loader.store.guard import WeightGuard
 from rtp_serve.models.model import Model
 from rtp_serve.observability.metrics import PrometheusSink
+from rtp_serve.parallel.collectives import Alone
 from rtp_serve.worker.capacity import compute_dtype, plan_capacity
 from rtp_serve.worker.executor import InProcessExecutor
 from rtp_serve.worker.loading import LoadedModel, load_model
-from rtp_serve.worker.model_versions import ModelVersions
+from rtp_serve.worker.rank_worker import RankWorker
 from rtp_serve.worker.worker import Worker
 
 
@@ -46,6 +47,14 @@ class Generated:
     token_ids: tuple[tuple[int, ...], ...]
     logprobs: tuple[tuple[TokenLogprobs, ...], ...]
     num_cached_tokens: int
+
+
+class PreparedRank(RankWorker):
+    """A rank whose worker was made elsewhere; it loads nothing."""
+
+    def __init__(self, worker: Worker, num_threads: int | None = None) -> None:
+        super().__init__(EngineConfig(num_threads=num_threads), Alone(), WallClock())
+        self._worker = worker
 
 
 def load(directory: Path, **config: Any) -> SharedModel:
@@ -79,13 +88,12 @@ def make_engine(
     max_len = loaded.served.max_model_len
     worker = Worker(loaded.cache, config.max_num_seqs, max_len)
     worker.add(0, LoadedModel(loaded.model, WeightGuard()))
-    clock = WallClock()
     return EngineCore(
         ModelVersion(0, loaded.served, b"test"),
         Scheduler(config, cache, max_len),
         cache,
-        InProcessExecutor(worker, ModelVersions(loaded.config, clock), num_threads),
-        clock,
+        InProcessExecutor(PreparedRank(worker, num_threads)),
+        WallClock(),
         PrometheusSink(),
     )
 

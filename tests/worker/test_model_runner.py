@@ -7,11 +7,12 @@ import torch
 
 import rtp_kernels
 from rtp_serve.clock import WallClock
-from rtp_serve.config.engine import EngineConfig
+from rtp_serve.config.engine import EngineConfig, WeightStoreConfig
 from rtp_serve.engine.output import SchedulerOutput
 from rtp_serve.engine.sampling_params import SamplingParams
+from rtp_serve.parallel.collectives import Alone
 from rtp_serve.worker.executor import InProcessExecutor
-from rtp_serve.worker.model_versions import ModelVersions
+from rtp_serve.worker.rank_worker import RankWorker
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 from tests.worker.driver import DrivenSequence, Driver
 from tests.worker.engines import (
@@ -19,7 +20,6 @@ from tests.worker.engines import (
     make_cache,
     make_prompt,
     make_runner,
-    make_worker,
     whole_prompt,
 )
 
@@ -177,9 +177,12 @@ def test_a_step_may_only_bring_news_of_the_finished(tmp_path: Path):
 
 def test_the_executor_runs_a_step_with_its_own_thread_count(tmp_path: Path):
     before = torch.get_num_threads()
-    worker = make_worker(write_checkpoint(tmp_path))
-    versions = ModelVersions(EngineConfig(model=str(tmp_path)), WallClock())
-    executor = InProcessExecutor(worker, versions, num_threads=1)
+    write_checkpoint(tmp_path)
+    store = WeightStoreConfig(enable=False)
+    config = EngineConfig(model=str(tmp_path), num_threads=1, weight_store=store)
+    worker = RankWorker(config, Alone(), WallClock())
+    worker.load()
+    executor = InProcessExecutor(worker)
     expected = DrivenSequence(0, make_prompt(5))
     Driver(make_runner(tmp_path)).run(expected)
     sequence = DrivenSequence(1, make_prompt(5))

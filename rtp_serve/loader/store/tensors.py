@@ -30,9 +30,9 @@ def _planned(specs: Sequence[WeightSpec], dtype: torch.dtype) -> Iterator[Tensor
             shape = ops.packed_shape(*_matrix_size(spec), dtype)
             yield _entry(spec, "matrix", dtype, shape)
             if spec.biases:
-                yield _entry(spec, "bias", torch.float32, (_num_rows(spec),))
+                yield _entry(spec, "bias", torch.float32, (spec.num_rows,))
         else:
-            yield _entry(spec, "vector", dtype, (_num_rows(spec),))
+            yield _entry(spec, "vector", dtype, (spec.num_rows,))
 
 
 def buffers(weights: Weights, tensors: Sequence[TensorEntry]) -> Iterator[memoryview]:
@@ -102,11 +102,7 @@ def _entry(spec: WeightSpec, kind: Kind, dtype: torch.dtype, shape: tuple[int, .
 
 
 def _matrix_size(spec: WeightSpec) -> tuple[int, int]:
-    return _num_rows(spec), spec.parts[0].shape[1]
-
-
-def _num_rows(spec: WeightSpec) -> int:
-    return sum(part.shape[0] for part in spec.parts)
+    return spec.num_rows, spec.num_columns
 
 
 def _name(dtype: torch.dtype) -> str:

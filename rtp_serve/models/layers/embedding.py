@@ -6,13 +6,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rtp_serve import ops
+from rtp_serve.models.rank import Rank
 
 
 class TokenEmbedding:
-    """Rows of the embedding matrix."""
+    """Rows of the embedding matrix, of which each rank has some."""
 
-    def __init__(self, weight: ops.PackedWeight) -> None:
+    def __init__(self, weight: ops.PackedWeight, rank: Rank) -> None:
         self._weight = weight
+        self._rank = rank
 
     def __call__(
         self,
@@ -27,7 +29,18 @@ class TokenEmbedding:
         """
         if embeds is not None and is_embedded is None:
             return embeds.clone()
-        looked_up = ops.embedding(token_ids, self._weight)
+        looked_up = self._look_up(token_ids)
         if embeds is None or is_embedded is None:
             return looked_up
         return torch.where(is_embedded[:, None], embeds, looked_up)
+
+    def _look_up(self, token_ids: NDArray[np.int64]) -> Tensor:
+        """Each row is of the one rank that has it: the others add zeros, which is exact."""
+        if self._rank.is_alone:
+            return ops.embedding(token_ids, self._weight)
+        begin, end = self._rank.part.vocab
+        is_elsewhere = (token_ids < begin) | (token_ids >= end)
+        rows = ops.embedding(np.where(is_elsewhere, 0, token_ids - begin), self._weight)
+        rows[torch.from_numpy(is_elsewhere)] = 0
+        self._rank.collectives.all_reduce(rows)
+        return rows

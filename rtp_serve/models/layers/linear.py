@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from rtp_serve import ops
+from rtp_serve.parallel.collectives import Collectives
 
 
 class Linear(Protocol):
     """y = f(x), row by row: a row's result must not depend on the other rows."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [num_tokens, in_features] → [num_tokens, out_features]."""
+        """x [num_tokens, in_features] → [num_tokens, out_features], of x's dtype or float32."""
         ...
 
 
@@ -26,3 +27,19 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, out_dtype=self._out_dtype)
+
+
+class SummedLinear:
+    """x @ weightᵀ + bias where each rank has some columns of x and of the weight.
+
+    The ranks' sums are added up in float32 and left so: the residual stream rounds once.
+    """
+
+    def __init__(self, weight: ops.PackedWeight, collectives: Collectives) -> None:
+        self.weight = weight
+        self._collectives = collectives
+
+    def __call__(self, x: Tensor) -> Tensor:
+        sums = ops.linear(x, self.weight, out_dtype=torch.float32)
+        self._collectives.all_reduce(sums)
+        return sums

@@ -135,7 +135,7 @@ def test_a_failed_step_ends_every_stream_and_the_engine():
     sink = RecordingSink().expect(3)
     engine.submit(make_request(max_tokens=50, n=3, ignore_eos=True), sink)
     assert sink.finished.wait(10)
-    assert {d.finish_reason for d in sink.batches[-1]} == {FinishReason.ERROR}
+    assert {d.finish_reason for d in sink.batches[-1]} == {FinishReason.ABORT}
     assert sorted(d.index for d in sink.batches[-1]) == [0, 1, 2]
     engine._thread.join(10)
     with pytest.raises(EngineDead):

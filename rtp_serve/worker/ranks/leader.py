@@ -1,0 +1,164 @@
+"""Rank 0, with the engine in its process, and its way to the other ranks."""
+
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+
+from rtp_serve.config.engine import ModelSource
+from rtp_serve.engine.executor import CompletedStep
+from rtp_serve.engine.output import SchedulerOutput
+from rtp_serve.engine.version import ModelVersion
+from rtp_serve.errors import (
+    CheckpointError,
+    ConfigError,
+    ModelNotFound,
+    RankError,
+    RankLost,
+    ReloadRefused,
+    RtpServeError,
+)
+from rtp_serve.parallel.collectives import Collectives
+from rtp_serve.worker.model_versions import fingerprint
+from rtp_serve.worker.rank_worker import RankWorker
+from rtp_serve.worker.ranks.links import Receiver, Sender
+from rtp_serve.worker.ranks.messages import (
+    Drop,
+    End,
+    Failed,
+    Load,
+    Order,
+    Step,
+    TakeBack,
+    decode_report,
+    encode,
+)
+from rtp_serve.worker.ranks.plan import RankProcess
+
+_TOLD = {kind.code: kind for kind in (ConfigError, CheckpointError, ModelNotFound, ReloadRefused)}
+"""What a follower's failed load is told as; anything else is a RankError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """What the leader has of the other ranks."""
+
+    collectives: Collectives
+    orders: Sender
+    """To all followers."""
+
+    reports: Sequence[Receiver]
+    """Of each follower, in order of rank."""
+
+    processes: Sequence[RankProcess]
+
+
+class RankedExecutor:
+    """Tells every rank, and computes its own part in the thread that submits."""
+
+    def __init__(self, worker: RankWorker, links: Links) -> None:
+        """Nothing is loaded yet; the followers have begun to."""
+        self._worker = worker
+        self._links = links
+        # Steps are ordered by one thread, loads by another.
+        self._ordering = threading.Lock()
+        self._last: ModelVersion | None = None
+
+    @property
+    def worker(self) -> RankWorker:
+        """Rank 0's."""
+        return self._worker
+
+    @property
+    def version(self) -> ModelVersion:
+        """What was loaded last."""
+        assert self._last is not None, "nothing is loaded yet"
+        return self._last
+
+    def start(self) -> None:
+        """Load the first version, as the followers do meanwhile. Raises what `load` does."""
+        self._last = self._loaded(None)
+
+    def submit(self, scheduled: SchedulerOutput) -> CompletedStep:
+        """Run the step. Raises RankError if another rank cannot, CorruptWeights in place of a
+        result that wrong weights may have made."""
+        self._tell(Step(scheduled))
+        try:
+            return CompletedStep(self._worker.execute(scheduled))
+        except BaseException:
+            self._links.collectives.abort()
+            raise
+
+    def load(self, source: ModelSource | None = None) -> ModelVersion:
+        """Every rank loads, and all take it back if one cannot, or nothing is new to any."""
+        last = self.version
+        self._tell(Load(source.model, source.revision) if source else Load(None, None))
+        loaded = self._loaded(source)
+        if loaded.namespace == last.namespace:
+            self._take_back(loaded.number)
+            return last
+        self._last = loaded
+        return loaded
+
+    def drop(self, version: int) -> None:
+        self._tell(Drop(version))
+        self._worker.drop(version)
+
+    def check(self) -> None:
+        """Raises RankLost if a follower's process has ended."""
+        for rank, process in enumerate(self._links.processes, start=1):
+            if not process.is_alive:
+                raise RankLost(f"rank {rank} has ended", rank)
+
+    def shutdown(self) -> None:
+        """End the followers: they are asked to, and soon made to."""
+        links = self._links
+        with suppress(RankError):
+            self._tell(End())
+        for report in links.reports:
+            with suppress(RankError):
+                report.receive()  # the end of them
+        links.orders.close()
+        links.collectives.close()
+        for process in links.processes:
+            process.dismiss()
+
+    def _tell(self, order: Order) -> None:
+        with self._ordering:
+            self._links.orders.send(encode(order))
+
+    def _loaded(self, source: ModelSource | None) -> ModelVersion:
+        """Rank 0's version once all ranks have theirs, named after all of them."""
+        own: ModelVersion | None = None
+        error: RtpServeError | None = None
+        try:
+            own = self._worker.load(source)
+        except RtpServeError as failure:
+            error = failure
+        namespaces = [own.namespace if own else b""]
+        for rank, link in enumerate(self._links.reports, start=1):
+            report = decode_report(link.receive())
+            if isinstance(report, Failed):
+                error = error or _error_of(report, rank)
+            else:
+                namespaces.append(report.namespace)
+        if error is not None:
+            if self._last is not None:
+                self._take_back(self._last.number + 1)
+            raise error
+        assert own is not None, "rank 0 has loaded"
+        namespace = blake2b(b"".join(namespaces)).digest()
+        model = replace(own.model, fingerprint=fingerprint(namespace))
+        return replace(own, namespace=namespace, model=model)
+
+    def _take_back(self, number: int) -> None:
+        """On every rank that has it."""
+        self._tell(TakeBack(number))
+        self._worker.take_back(number)
+
+
+def _error_of(report: Failed, rank: int) -> RtpServeError:
+    message = f"rank {rank}: {report.message}"
+    kind = _TOLD.get(report.code)
+    return kind(message) if kind else RankError(message, rank)

@@ -1,0 +1,168 @@
+"""Engines of several ranks, each a process of its own."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from rtp_serve.build import build_core
+from rtp_serve.clock import WallClock
+from rtp_serve.config.engine import EngineConfig, ModelSource
+from rtp_serve.engine.core import EngineCore
+from rtp_serve.engine.request import Request
+from rtp_serve.engine.sampling_params import SamplingParams
+from rtp_serve.errors import CheckpointError, ConfigError, RankError, RankLost, ReloadRefused
+from rtp_serve.worker.ranks.local import LocalProcess, LocalStarter
+from rtp_serve.worker.ranks.plan import RankPlan
+from tests.checkpoints import tiny_config, write_checkpoint
+from tests.integration.engines import run
+from tests.worker.engines import make_prompt
+
+CLOCK = WallClock()
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+
+
+class Starter(LocalStarter):
+    """Keeps the processes in sight; says of ranks that they are on nodes of their own, if asked."""
+
+    def __init__(self, world_size: int, *, is_one_node: bool = True) -> None:
+        super().__init__(world_size)
+        self.processes: list[LocalProcess] = []
+        self._nodes = ["here" if is_one_node else str(rank) for rank in range(world_size)]
+
+    @property
+    def nodes(self) -> Sequence[str]:
+        return self._nodes
+
+    def start(self, plan: RankPlan) -> LocalProcess:
+        self.processes.append(super().start(plan))
+        return self.processes[-1]
+
+
+def settings(model: Path, tp: int = 1, **config: Any) -> EngineConfig:
+    return EngineConfig.model_validate(
+        {
+            "model": str(model),
+            "dtype": "float32",
+            "num_threads": 1,
+            "cache": {"num_blocks": 64},
+            "parallel": {"tp": tp},
+            "weight_store": {"enable": False},
+            **config,
+        }
+    )
+
+
+@contextmanager
+def engine(config: EngineConfig, starter: Starter) -> Iterator[EngineCore]:
+    core = build_core(config, starter=starter)
+    try:
+        yield core
+    finally:
+        core.shutdown()
+        assert not any(process.is_alive for process in starter.processes)
+
+
+def requests() -> list[Request]:
+    return [Request(f"r{i}", tuple(make_prompt(10 + 23 * i, i)), GREEDY, seed=i) for i in range(3)]
+
+
+def run_on(core: EngineCore) -> None:
+    while core.has_work:
+        core.step()
+
+
+def expected(model: Path) -> dict[str, Any]:
+    return run(build_core(settings(model)), requests())
+
+
+@pytest.mark.parametrize(("tp", "is_one_node"), [(2, True), (3, True), (2, False)])
+def test_processes_give_the_tokens_of_one(tp: int, is_one_node: bool, tmp_path: Path):
+    model = write_checkpoint(tmp_path, tiny_config(num_attention_heads=6, num_key_value_heads=3))
+    with engine(settings(model, tp), Starter(tp, is_one_node=is_one_node)) as core:
+        assert run(core, requests()) == expected(model)
+
+
+@pytest.mark.parametrize("is_one_node", [True, False])
+def test_a_rank_that_is_killed_within_a_step_fails_it_for_all(is_one_node: bool, tmp_path: Path):
+    model = write_checkpoint(tmp_path)
+    starter = Starter(2, is_one_node=is_one_node)
+    with engine(settings(model, 2), starter) as core:
+        core.add_request(requests()[0])
+        core.step()
+        os.kill(starter.processes[0].pid, signal.SIGKILL)
+        started_s = CLOCK.monotonic()
+        with pytest.raises(RankError):
+            run_on(core)
+        assert CLOCK.monotonic() - started_s < 2.0
+        with pytest.raises(RankLost, match="rank 1"):
+            core.check()
+
+
+def test_a_rank_that_is_killed_between_steps_is_missed(tmp_path: Path):
+    starter = Starter(2)
+    with engine(settings(write_checkpoint(tmp_path), 2), starter) as core:
+        core.check()
+        starter.processes[0].kill()
+        with pytest.raises(RankLost, match="rank 1"):
+            core.check()
+
+
+def test_followers_end_when_their_leader_does(tmp_path: Path):
+    starter = Starter(2)
+    core = build_core(settings(write_checkpoint(tmp_path), 2), starter=starter)
+    core.shutdown()
+    assert starter.processes[0].wait() == 0
+
+
+def test_what_one_rank_cannot_load_no_rank_runs(tmp_path: Path):
+    model = write_checkpoint(tmp_path)
+    (model / "model.safetensors").write_bytes(b"nothing")
+    starter = Starter(2)
+    with pytest.raises(CheckpointError):
+        build_core(settings(model, 2), starter=starter)
+    assert not starter.processes[0].is_alive
+
+
+def test_other_weights_take_the_place_of_those_that_run_on_every_rank(tmp_path: Path):
+    first = write_checkpoint(tmp_path / "first")
+    second = write_checkpoint(tmp_path / "second", seed=1)
+    other = write_checkpoint(tmp_path / "other", tiny_config(vocab_size=128))
+    with engine(settings(first, 2), Starter(2)) as core:
+        before = core.version
+        with pytest.raises(ReloadRefused):
+            core.load(ModelSource(model=str(other)))
+        assert core.load() is before
+        version = core.load(ModelSource(model=str(second)))
+        assert version.number == before.number + 1
+        assert version.namespace != before.namespace
+        core.switch(version)
+        assert run(core, requests()) == expected(second)
+
+
+def test_a_version_that_one_rank_cannot_load_is_taken_back_by_the_others(tmp_path: Path):
+    class Longer(Starter):
+        """Followers promise longer sequences than the leader."""
+
+        def start(self, plan: RankPlan) -> LocalProcess:
+            config = plan.config | {"max_model_len": 512}
+            return super().start(msgspec.structs.replace(plan, config=config))
+
+    first = write_checkpoint(tmp_path / "first")
+    shorter = write_checkpoint(
+        tmp_path / "shorter", tiny_config(max_position_embeddings=256), seed=1
+    )
+    second = write_checkpoint(tmp_path / "second", seed=2)
+    with engine(settings(first, 2, max_model_len=128), Longer(2)) as core:
+        before = core.version
+        with pytest.raises(ConfigError, match="rank 1: max_model_len"):
+            core.load(ModelSource(model=str(shorter)))
+        assert run(core, requests()) == expected(first)
+        core.switch(core.load(ModelSource(model=str(second))))
+        assert core.version.number == before.number + 1
+        assert run(core, requests()) == expected(second)
