@@ -34,16 +34,31 @@ _TINY = {
 }
 
 
+_TINY_MOE = {
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+
+
 def tiny_config(architecture: str = "LlamaForCausalLM", **overrides: Any) -> dict[str, Any]:
     """A published-style config.json of a model of some 200 thousand weights."""
     model_type = architecture.removesuffix("ForCausalLM").lower()
-    return {"architectures": [architecture], "model_type": model_type, **_TINY, **overrides}
+    config = {"architectures": [architecture], "model_type": model_type, **_TINY}
+    if "Moe" in architecture:
+        config |= {"model_type": model_type.replace("moe", "_moe"), **_TINY_MOE}
+    if architecture == "Qwen2MoeForCausalLM":
+        config["shared_expert_intermediate_size"] = 64
+    return config | overrides
 
 
 def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
     """Every tensor that a checkpoint of this config has, fp32, by its published name."""
     generator = torch.Generator().manual_seed(seed)
-    hidden, ffn = config["hidden_size"], config["intermediate_size"]
+    hidden = config["hidden_size"]
     head_dim = config["head_dim"]
     heads, kv_heads = (
         config[key] * head_dim for key in ("num_attention_heads", "num_key_value_heads")
@@ -58,18 +73,17 @@ def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Ten
         matrices[f"{attention}.k_proj"] = (kv_heads, hidden)
         matrices[f"{attention}.v_proj"] = (kv_heads, hidden)
         matrices[f"{attention}.o_proj"] = (hidden, heads)
-        matrices[f"{layer}.mlp.gate_proj"] = (ffn, hidden)
-        matrices[f"{layer}.mlp.up_proj"] = (ffn, hidden)
-        matrices[f"{layer}.mlp.down_proj"] = (hidden, ffn)
+        matrices |= _mlp_matrices(config, index)
         norms[f"{layer}.input_layernorm"] = hidden
         norms[f"{layer}.post_attention_layernorm"] = hidden
         architecture = config["architectures"][0]
-        if architecture == "Qwen3ForCausalLM":
+        if architecture.startswith("Qwen3"):
             norms |= dict.fromkeys((f"{attention}.q_norm", f"{attention}.k_norm"), head_dim)
-        if architecture == "Qwen2ForCausalLM" or config.get("attention_bias"):
+        is_qwen2 = architecture.startswith("Qwen2")
+        if (is_qwen2 and config.get("qkv_bias", True)) or config.get("attention_bias"):
             biases |= {f"{attention}.q_proj": heads}
             biases |= dict.fromkeys((f"{attention}.k_proj", f"{attention}.v_proj"), kv_heads)
-        if architecture != "Qwen2ForCausalLM" and config.get("attention_bias"):
+        if not is_qwen2 and config.get("attention_bias"):
             biases[f"{attention}.o_proj"] = hidden
     if not config["tie_word_embeddings"]:
         matrices["lm_head"] = matrices["model.embed_tokens"]
@@ -82,9 +96,41 @@ def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Ten
     }
     tensors |= {f"{name}.weight": 1 + 0.1 * normal(size) for name, size in norms.items()}
     tensors |= {f"{name}.bias": 0.1 * normal(size) for name, size in biases.items()}
-    # A layer's output must outweigh the embedding, or a tied model only repeats its last token.
+    # A layer's output must outweigh the embedding, or a tied model only repeats its last token. A
+    # mean of experts is smaller than one of them.
     tensors["model.embed_tokens.weight"] *= 0.5
+    for name in tensors:
+        if ".experts." in name and "down_proj" in name:
+            tensors[name] *= 6
     return tensors
+
+
+def _mlp_matrices(config: dict[str, Any], index: int) -> dict[str, tuple[int, int]]:
+    hidden, mlp = config["hidden_size"], f"model.layers.{index}.mlp"
+    is_sparse = (
+        "num_experts" in config
+        and index not in config["mlp_only_layers"]
+        and (index + 1) % config["decoder_sparse_step"] == 0
+    )
+    if not is_sparse:
+        return _gated_matrices(mlp, hidden, config["intermediate_size"])
+    matrices = {f"{mlp}.gate": (config["num_experts"], hidden)}
+    for expert in range(config["num_experts"]):
+        path = f"{mlp}.experts.{expert}"
+        matrices |= _gated_matrices(path, hidden, config["moe_intermediate_size"])
+    if "shared_expert_intermediate_size" in config:
+        size = config["shared_expert_intermediate_size"]
+        matrices |= _gated_matrices(f"{mlp}.shared_expert", hidden, size)
+        matrices[f"{mlp}.shared_expert_gate"] = (1, hidden)
+    return matrices
+
+
+def _gated_matrices(path: str, hidden: int, size: int) -> dict[str, tuple[int, int]]:
+    return {
+        f"{path}.gate_proj": (size, hidden),
+        f"{path}.up_proj": (size, hidden),
+        f"{path}.down_proj": (hidden, size),
+    }
 
 
 def write_checkpoint(

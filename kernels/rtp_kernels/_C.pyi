@@ -54,6 +54,18 @@ def attention_sublayer(
 def mlp_sublayer(
     norm: Array, eps: float, gate_up: LinearWeight, down: LinearWeight
 ) -> Sublayer: ...
+def moe_sublayer(
+    norm: Array,
+    eps: float,
+    router: LinearWeight,
+    gate_up: LinearWeight,
+    down: LinearWeight,
+    shared_gate_up: LinearWeight | None,
+    shared_down: LinearWeight | None,
+    top_k: int,
+    is_renormalized: bool,
+    load: Array,
+) -> Sublayer: ...
 def run_sublayers(
     sublayers: Sequence[Sublayer],
     residual: Array,
@@ -65,6 +77,18 @@ def run_sublayers(
     seq_lens: Array,
     window: int,
     ancestor_mask: Array | None,
+) -> None: ...
+def route(ids: Array, weights: Array, logits: Array, is_renormalized: bool) -> None: ...
+def sigmoid(out: Array, x: Array) -> None: ...
+def experts(
+    out: Array,
+    x: Array,
+    ids: Array,
+    weights: Array,
+    gate_up: LinearWeight,
+    down: LinearWeight,
+    num_experts: int,
+    first_expert: int,
 ) -> None: ...
 def rms_norm(out: Array, x: Array, weight: Array, eps: float) -> None: ...
 def rotary(

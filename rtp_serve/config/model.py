@@ -10,7 +10,13 @@ from rtp_serve.errors import CheckpointError
 
 RopeKind = Literal["default", "linear", "llama3"]
 
-_ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_MOE_ARCHITECTURES = ("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
+_ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", *_MOE_ARCHITECTURES)
+
+_EXPERT_GRAIN = 32
+"""Sizes of experts are multiples of it: the kernels read weights in strips of so many outputs."""
+
+_MAX_EXPERTS, _MAX_EXPERTS_PER_TOKEN = 1024, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +46,38 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MoEConfig:
+    """Sparse layers: a router sends each token through some of many experts."""
+
+    num_experts: int = 128
+    """Experts of a layer."""
+
+    num_experts_per_token: int = 8
+    """Of these, how many a token goes through."""
+
+    intermediate_size: int = 768
+    """Width of an expert."""
+
+    norm_topk_prob: bool = False
+    """Whether a token's weights add up to 1, or only those of all experts do."""
+
+    shared_expert_intermediate_size: int = 0
+    """Width of the expert that every token goes through, behind a gate; 0 is none."""
+
+    decoder_sparse_step: int = 1
+    """Every how many layers is sparse, the last of each such group."""
+
+    mlp_only_layers: tuple[int, ...] = ()
+    """Layers that are dense all the same."""
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether the layer has experts in place of its MLP."""
+        return layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A dense decoder's shape."""
+    """A decoder's shape."""
 
     architecture: str = "LlamaForCausalLM"
     """The class name under `architectures` in config.json."""
@@ -53,7 +89,7 @@ class ModelConfig:
     """Width of the residual stream."""
 
     intermediate_size: int = 11008
-    """Width of the gated MLP."""
+    """Width of the gated MLP; of a sparse model, in the layers without experts."""
 
     num_layers: int = 32
     """Decoder layers."""
@@ -88,12 +124,19 @@ class ModelConfig:
     rope: RopeConfig = RopeConfig()
     """Rotary embedding."""
 
+    moe: MoEConfig | None = None
+    """Sparse layers; None is a dense model."""
+
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type the weights are stored in (float16 checkpoints are computed in float32)."""
 
     eos_token_ids: tuple[int, ...] = ()
     """Tokens that end a sequence, from config.json and generation_config.json; all in the
     vocabulary."""
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether the layer has experts in place of its MLP."""
+        return self.moe is not None and self.moe.is_sparse(layer)
 
 
 def read_model_config(directory: Path) -> ModelConfig:
@@ -107,7 +150,8 @@ def read_model_config(directory: Path) -> ModelConfig:
 def parse_model_config(raw: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
     """The mapping of a Hugging Face config.json → ModelConfig."""
     architecture, vocab_size = _architecture(raw), _positive(raw, "vocab_size")
-    is_qwen2, is_biased = architecture == "Qwen2ForCausalLM", bool(raw.get("attention_bias"))
+    is_qwen2 = architecture.startswith("Qwen2")
+    is_biased = bool(raw.get("attention_bias"))
     _refuse_unsupported(raw)
     hidden_size, num_heads = _positive(raw, "hidden_size"), _positive(raw, "num_attention_heads")
     num_kv_heads = _positive(raw, "num_key_value_heads", num_heads)
@@ -132,10 +176,11 @@ def parse_model_config(raw: dict[str, Any], generation: dict[str, Any]) -> Model
         max_model_len=_max_model_len(raw, rope),
         rms_norm_eps=_number(raw, "rms_norm_eps", 1e-6),
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        qkv_bias=is_qwen2 or is_biased,
+        qkv_bias=_has_qwen2_bias(raw, architecture) if is_qwen2 else is_biased,
         o_bias=is_biased and not is_qwen2,
-        qk_norm=architecture == "Qwen3ForCausalLM",
+        qk_norm=architecture.startswith("Qwen3"),
         rope=rope,
+        moe=_moe(raw, architecture, hidden_size) if architecture in _MOE_ARCHITECTURES else None,
         dtype=_dtype(raw),
         eos_token_ids=_eos_token_ids(raw, generation, vocab_size),
     )
@@ -166,6 +211,53 @@ def _refuse_unsupported(raw: dict[str, Any]) -> None:
         )
     if raw.get("quantization_config"):
         raise CheckpointError("config.json: quantization_config is not supported yet")
+
+
+def _has_qwen2_bias(raw: dict[str, Any], architecture: str) -> bool:
+    """Only the sparse ones can go without."""
+    return architecture == "Qwen2ForCausalLM" or bool(raw.get("qkv_bias", True))
+
+
+def _moe(raw: dict[str, Any], architecture: str, hidden_size: int) -> MoEConfig:
+    """Both spellings: `num_experts` as published, `num_local_experts` since 5.x."""
+    has_shared_expert = architecture == "Qwen2MoeForCausalLM"
+    num_experts = _positive(raw, "num_experts", raw.get("num_local_experts"))
+    moe = MoEConfig(
+        num_experts=num_experts,
+        num_experts_per_token=_positive(raw, "num_experts_per_tok"),
+        intermediate_size=_positive(raw, "moe_intermediate_size"),
+        norm_topk_prob=bool(raw.get("norm_topk_prob", False)),
+        shared_expert_intermediate_size=(
+            _positive(raw, "shared_expert_intermediate_size") if has_shared_expert else 0
+        ),
+        decoder_sparse_step=_positive(raw, "decoder_sparse_step", 1),
+        mlp_only_layers=_layers(raw, "mlp_only_layers"),
+    )
+    if num_experts > _MAX_EXPERTS:
+        raise CheckpointError(f"config.json: num_experts ({num_experts}) is above {_MAX_EXPERTS}")
+    limit = min(num_experts, _MAX_EXPERTS_PER_TOKEN)
+    if moe.num_experts_per_token > limit:
+        raise CheckpointError(
+            f"config.json: num_experts_per_tok ({moe.num_experts_per_token}) is above {limit}"
+        )
+    for key, size in {
+        "hidden_size": hidden_size,
+        "moe_intermediate_size": moe.intermediate_size,
+        "shared_expert_intermediate_size": moe.shared_expert_intermediate_size,
+    }.items():
+        if size % _EXPERT_GRAIN:
+            raise CheckpointError(
+                f"config.json: {key} must be a multiple of {_EXPERT_GRAIN} in a model with "
+                f"experts, got {size}"
+            )
+    return moe
+
+
+def _layers(raw: dict[str, Any], key: str) -> tuple[int, ...]:
+    layers = _list(raw, key)
+    if not all(type(layer) is int and layer >= 0 for layer in layers):
+        raise CheckpointError(f"config.json: {key} must list numbers of layers, got {layers!r}")
+    return tuple(layers)
 
 
 def _rope(raw: dict[str, Any]) -> RopeConfig:

@@ -3,13 +3,15 @@
 from rtp_serve.models.model import ModelFactory
 from rtp_serve.registry import Registry
 
-_DENSE = "rtp_serve.models.llama:DenseDecoder"
+_DECODER = "rtp_serve.models.llama:DenseDecoder"
 
 MODELS = Registry[ModelFactory](
     "architecture",
     {
-        "LlamaForCausalLM": _DENSE,
-        "Qwen2ForCausalLM": _DENSE,
-        "Qwen3ForCausalLM": _DENSE,
+        "LlamaForCausalLM": _DECODER,
+        "Qwen2ForCausalLM": _DECODER,
+        "Qwen3ForCausalLM": _DECODER,
+        "Qwen2MoeForCausalLM": _DECODER,
+        "Qwen3MoeForCausalLM": _DECODER,
     },
 )

@@ -35,6 +35,33 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
+def route(logits: Tensor, top_k: int, is_renormalized: bool) -> tuple[Tensor, Tensor]:
+    ids = torch.empty((len(logits), top_k), dtype=torch.int32)
+    weights = torch.empty((len(logits), top_k))
+    _C.route(dl(ids), dl(weights), dl(logits), is_renormalized)
+    return ids, weights
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    out = torch.empty(len(x))
+    _C.sigmoid(dl(out), dl(x))
+    return out
+
+
+def experts(  # noqa: PLR0913
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    gate_up: _C.LinearWeight,
+    down: _C.LinearWeight,
+    num_experts: int,
+    first_expert: int,
+) -> Tensor:
+    out = torch.empty(x.shape)
+    _C.experts(dl(out), dl(x), dl(ids), dl(weights), gate_up, down, num_experts, first_expert)
+    return out
+
+
 def write_kv(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
 ) -> None:

@@ -35,6 +35,34 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
 
 
+def route(logits: Tensor, top_k: int, is_renormalized: bool) -> tuple[Tensor, Tensor]:
+    ids = logits.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    weights = logits.softmax(dim=-1).gather(1, ids)
+    if is_renormalized:
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    return ids.int(), weights
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return torch.sigmoid(x)
+
+
+def experts(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """gate_up [num_experts * 2 * intermediate_size, hidden_size] and down, plain; ids that are not
+    theirs are of other ranks."""
+    hidden_size, size = x.shape[1], down.shape[1]
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for expert in range(len(down) // hidden_size):
+        rows, places = torch.nonzero(ids == expert, as_tuple=True)
+        if not len(rows):
+            continue
+        own = slice(expert * 2 * size, (expert + 1) * 2 * size)
+        hidden = silu_and_mul(x[rows] @ gate_up[own].T)
+        outputs = hidden.float() @ down[expert * hidden_size :][:hidden_size].float().T
+        out[rows] += weights[rows, places, None] * outputs
+    return out
+
+
 def write_kv(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
 ) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch import to_dlpack as dl  # type: ignore[attr-defined]
 
+from rtp_serve.ops.moe import ExpertWeights, Routing
 from rtp_serve.ops.gemm import Norm, PackedWeight
 from rtp_serve.ops.metadata import AttentionMetadata
 
@@ -90,6 +91,37 @@ def mlp_sublayer(norm: Norm, gate_up: PackedWeight, down: PackedWeight) -> Subla
         return None
     weights = gate_up.kernel, down.kernel
     sublayer: Sublayer = _kernels().mlp_sublayer(norm.weight, norm.eps, *weights)
+    return sublayer
+
+
+def moe_sublayer(
+    norm: Norm,
+    router: PackedWeight,
+    routed: ExpertWeights,
+    routing: Routing,
+    shared: ExpertWeights | None,
+    load: NDArray[np.int64],
+) -> Sublayer | None:
+    """residual += experts(norm(residual)), by weights of the router, + gate · shared expert.
+
+    `router` [num_experts, hidden_size] has one output more if there is a `shared` expert: its gate
+    before the sigmoid. The layer's rows are counted on in `load` [num_experts].
+    """
+    weights = (router, routed.gate_up, routed.down)
+    shared_weights = (shared.gate_up, shared.down) if shared is not None else ()
+    if any(weight.kernel is None for weight in (*weights, *shared_weights)):
+        return None
+    assert routed.num_experts == len(load), f"{routed.num_experts} of {len(load)} experts"
+    shared_kernels = [weight.kernel for weight in shared_weights] or [None, None]
+    sublayer: Sublayer = _kernels().moe_sublayer(
+        norm.weight,
+        norm.eps,
+        *[weight.kernel for weight in weights],
+        *shared_kernels,
+        routing.top_k,
+        routing.is_renormalized,
+        load,
+    )
     return sublayer
 
 

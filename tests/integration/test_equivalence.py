@@ -21,6 +21,8 @@ TINY_MODELS = {
     "llama": tiny_config("LlamaForCausalLM", rope_scaling=LLAMA3_ROPE),
     "qwen2": tiny_config("Qwen2ForCausalLM", tie_word_embeddings=True),
     "qwen3": tiny_config("Qwen3ForCausalLM"),
+    "qwen3-moe": tiny_config("Qwen3MoeForCausalLM"),
+    "qwen2-moe": tiny_config("Qwen2MoeForCausalLM", mlp_only_layers=[0]),
 }
 
 SAMPLINGS: list[dict[str, Any]] = [

@@ -27,6 +27,8 @@ CONFIGS = {
     "biased": tiny_config(attention_bias=True),
     "multi-head": tiny_config(num_key_value_heads=4),
     "qwen3": tiny_config("Qwen3ForCausalLM", head_dim=32),
+    "qwen3-moe": tiny_config("Qwen3MoeForCausalLM", mlp_only_layers=[1]),
+    "qwen2-moe": tiny_config("Qwen2MoeForCausalLM", norm_topk_prob=False, num_hidden_layers=2),
     "wide": tiny_config(hidden_size=80, intermediate_size=200, num_hidden_layers=2),
 }
 MASK = np.array([0b1, 0b11, 0b111, 0b1011])

@@ -27,6 +27,14 @@ CONFIGS = {
     "qwen2-tied": tiny_config("Qwen2ForCausalLM", tie_word_embeddings=True),
     "qwen3": tiny_config("Qwen3ForCausalLM", head_dim=32),
     "qwen3-tied": tiny_config("Qwen3ForCausalLM", tie_word_embeddings=True),
+    "qwen3-moe": tiny_config("Qwen3MoeForCausalLM"),
+    "qwen3-moe-softmax-of-all": tiny_config("Qwen3MoeForCausalLM", norm_topk_prob=False),
+    "qwen3-moe-some-dense": tiny_config("Qwen3MoeForCausalLM", mlp_only_layers=[1]),
+    "qwen3-moe-every-second": tiny_config("Qwen3MoeForCausalLM", decoder_sparse_step=2),
+    "qwen2-moe": tiny_config("Qwen2MoeForCausalLM"),
+    "qwen2-moe-unbiased": tiny_config(
+        "Qwen2MoeForCausalLM", qkv_bias=False, norm_topk_prob=False, num_experts_per_tok=8
+    ),
 }
 LENGTH = 75
 

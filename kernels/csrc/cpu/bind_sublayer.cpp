@@ -6,9 +6,11 @@
 #include <memory>
 
 #include "bindings.h"
+#include "expert_arguments.h"
 #include "linear_weight.h"
+#include "moe_sublayer.h"
 #include "paged_arguments.h"
-#include "sublayer.h"
+#include "route.h"
 
 namespace rtp {
 namespace {
@@ -80,6 +82,35 @@ BoundSublayer mlp_sublayer(const CpuArray& norm, float eps, const LinearWeight& 
                    dtype);
   parts.norm = bind_norm("mlp_sublayer", "norm", norm, eps, dtype, hidden_size);
   return {std::make_unique<MlpSublayer>(parts), {norm}};
+}
+
+// `shared_gate_up` and `shared_down` are both null, or a shared expert's.
+BoundSublayer moe_sublayer(const CpuArray& norm, float eps, const LinearWeight& router,
+                           const LinearWeight& gate_up, const LinearWeight& down,
+                           const LinearWeight* shared_gate_up, const LinearWeight* shared_down,
+                           int64_t top_k, bool is_renormalized, const CpuArray& load_) {
+  const char* name = "moe_sublayer";
+  const Array load(name, "load", load_);
+  const int64_t num_experts = load.of(Scalar::kI64).shape({kAny}).contiguous().size(0);
+  MoeSublayer::Parts parts{};
+  parts.load = load.data<int64_t>();
+  parts.experts = bind_stack(name, gate_up, down, num_experts);
+  const int64_t hidden_size = parts.experts.hidden_size;
+  const DType dtype = parts.dtype = parts.experts.down.dtype;
+  const bool has_shared = shared_gate_up && shared_down;
+  if (has_shared) {
+    parts.shared = bind_stack(name, *shared_gate_up, *shared_down, 1);
+    require(parts.shared.hidden_size == hidden_size && parts.shared.down.dtype == dtype,
+            "moe_sublayer: the shared expert must have the hidden size and type of the others");
+  }
+  parts.router = router.projection();
+  check_projection(name, "router", parts.router, num_experts + (has_shared ? 1 : 0), hidden_size,
+                   dtype);
+  parts.norm = bind_norm(name, "norm", norm, eps, dtype, hidden_size);
+  check_top_k(name, top_k, num_experts);
+  parts.top_k = top_k;
+  parts.is_renormalized = is_renormalized;
+  return {std::make_unique<MoeSublayer>(parts), {norm, load_}};
 }
 
 // [num_tokens], or [3, num_tokens] under M-RoPE.
@@ -154,6 +185,11 @@ void bind_sublayer(nb::module_& module) {
              nb::arg("layer"), nb::keep_alive<0, 3>(), nb::keep_alive<0, 4>());
   module.def("mlp_sublayer", &mlp_sublayer, array("norm"), nb::arg("eps"), nb::arg("gate_up"),
              nb::arg("down"), nb::keep_alive<0, 3>(), nb::keep_alive<0, 4>());
+  module.def("moe_sublayer", &moe_sublayer, array("norm"), nb::arg("eps"), nb::arg("router"),
+             nb::arg("gate_up"), nb::arg("down"), nb::arg("shared_gate_up").none(),
+             nb::arg("shared_down").none(), nb::arg("top_k"), nb::arg("is_renormalized"),
+             array("load"), nb::keep_alive<0, 3>(), nb::keep_alive<0, 4>(), nb::keep_alive<0, 5>(),
+             nb::keep_alive<0, 6>(), nb::keep_alive<0, 7>());
   module.def("run_sublayers", &py_run_sublayers, nb::arg("sublayers"), array("residual"),
              array("positions"), array("kv_cache"), array("slots"), array("block_tables"),
              array("query_start_loc"), array("seq_lens"), nb::arg("window"),

@@ -6,6 +6,7 @@
 namespace rtp {
 
 void bind_elementwise(nanobind::module_& module);
+void bind_experts(nanobind::module_& module);
 void bind_gemm(nanobind::module_& module);
 void bind_isa(nanobind::module_& module);
 void bind_paged(nanobind::module_& module);

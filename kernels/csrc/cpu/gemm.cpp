@@ -1,51 +1,16 @@
 #include "gemm.h"
 
 #include "activation_row.h"
-#include "gemm_tile.h"
-#if defined(RTP_HAS_AMX)
-#include "gemm_amx.h"
-#endif
+#include "gemm_rows.h"
 #include "norm_row.h"
 #include "scratch.h"
 
 namespace rtp::RTP_ISA_NAMESPACE {
 namespace {
 
-constexpr int kTileOutputs = 2 * kLanes;
-static_assert(kStripOutputs % kTileOutputs == 0);
-
-// Rows of x that stay in the second-level cache while the weights pass by. CPUs with AMX have 2 MiB
-// of it, and are fast enough to wait for weights that pass too often.
-#if defined(RTP_HAS_AMX)
-constexpr int64_t kBlockBytes = 1200 << 10;
-#else
-constexpr int64_t kBlockBytes = 384 << 10;
-#endif
-
-// So few rows take two strips at once: reading two streams is faster than one. The streams are the
-// halves of a thread's strips, so that each reads on where its last strip ended.
-template <typename T>
-constexpr int kFewRows = kTileRows<T> / 2;
-
-RTP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-RTP_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-RTP_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // Part `index` of `count` near-equal parts of [0, total) starts here and ends where the next does.
 RTP_INLINE int64_t part(int64_t total, int64_t index, int64_t count) {
   return total * index / count;
-}
-
-// As operands, to the next whole register, so that an odd k ends in a zero.
-template <typename T>
-void copy_row(float* to, const T* from, int64_t k) {
-  int64_t i = 0;
-  for (; i + kLanes <= k; i += kLanes) store(to + i, load(from + i));
-  if (i < k) store(to + i, load_first(from + i, static_cast<int>(k - i)));
-}
-
-[[maybe_unused]] void copy_row(bf16* to, const bf16* from, int64_t k) {
-  __builtin_memcpy(to, from, k * sizeof(bf16));
 }
 
 template <typename T>
@@ -62,7 +27,7 @@ void prepare_row(const Linear& op, Operand<T>* to, const T* from) {
       gate_row<T>(to, from, from + k, k);
       break;
   }
-  for (int64_t i = k; i % kReadDepth<T>; ++i) to[i] = Operand<T>{};
+  end_row<T>(to, k);
 }
 
 // The product as a grid of work: blocks of rows × strips of outputs, block by block.
@@ -74,15 +39,14 @@ struct Grid {
   int64_t strips;
   int64_t strip_elements;
   int64_t blocks;
-  int64_t x_stride;  // of the copied rows; one cache line more than needed keeps them apart in sets
+  int64_t x_stride;  // of the copied rows
 
   Grid(const Linear& op_, int threads) : op(op_) {
     const int64_t k = op.weight.k;
     strips = ceil_div(num_outputs(), kStripOutputs);
-    strip_elements = ceil_div(k, kDepth<T>) * kDepth<T> * kStripOutputs;
-    x_stride = ceil_div(k, 32) * 32 + 64 / static_cast<int64_t>(sizeof(X));
-    const int64_t cached_rows =
-        most(2 * kTileRows<T>, kBlockBytes / (x_stride * static_cast<int64_t>(sizeof(X))));
+    strip_elements = strip_size<T>(k);
+    x_stride = operand_stride<T>(k);
+    const int64_t cached_rows = block_rows<T>(k);
     const int64_t for_threads = least(ceil_div(op.m, kTileRows<T>), ceil_div(8 * threads, strips));
     blocks = most(ceil_div(op.m, cached_rows), threads > 1 ? for_threads : 1);
   }
@@ -117,6 +81,7 @@ struct Grid {
     tile.x = block.rows;
     tile.x_stride = x_stride;
     tile.distance = distance;
+    tile.apart = distance * kStripOutputs;
     tile.strip_elements = strip_elements;
     tile.k = op.weight.k;
     tile.weight =
@@ -137,18 +102,6 @@ struct Grid {
                      block.last - block.first, block.sums);
     } else {
       __builtin_unreachable();  // has_gate() says no
-    }
-  }
-
-  // All `rows`, the first of which are those of `tile`.
-  template <int kStrips>
-  void multiply_column(const Tile<T>& tile, int64_t rows, float* sums) const {
-    if constexpr (!kUsesTileRegisters<T>) {
-      multiply_tiles<kStrips>(tile, rows);
-    } else if (rows <= kFewRows<T>) {
-      multiply_few<kStrips>(tile, rows);
-    } else {
-      multiply_strip(tile, rows, sums);
     }
   }
 

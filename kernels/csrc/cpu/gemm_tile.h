@@ -43,6 +43,7 @@ struct Tile {
   int64_t x_stride;
   const T* weight;
   int64_t distance;  // from strip to strip, in strips
+  int64_t apart;     // their outputs, in columns
   int64_t strip_elements;
   int64_t k;
   const char* ahead;  // weights to fetch meanwhile
@@ -95,7 +96,7 @@ struct Columns {
   template <typename T>
   RTP_MEMBER Columns(const Tile<T>& tile, int i)
       : stride(tile.out_stride), has_bias(tile.bias != nullptr) {
-    const int64_t column = i / 2 * tile.distance * kStripOutputs + i % 2 * kLanes;
+    const int64_t column = i / 2 * tile.apart + i % 2 * kLanes;
     count = tile.outputs - column;
     bias = has_bias ? load_bias(tile.bias + column, count) : set1(0);
     out = static_cast<Out*>(tile.out) + column;

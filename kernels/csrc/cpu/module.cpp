@@ -26,6 +26,7 @@ NB_MODULE(_C, module) {
   rtp::bind_team(module);
   rtp::bind_elementwise(module);
   rtp::bind_gemm(module);
+  rtp::bind_experts(module);
   rtp::bind_paged(module);
   rtp::bind_probe(module);
   rtp::bind_sublayer(module);

@@ -8,27 +8,37 @@ namespace rtp {
 namespace {
 
 struct Free {
-  void operator()(float* memory) const { std::free(memory); }
+  void operator()(char* memory) const { std::free(memory); }
 };
 
-struct Scratch {
-  std::unique_ptr<float, Free> memory;
-  int64_t floats = 0;
+// Grows, and is never given back.
+class Kept {
+ public:
+  char* at_least(int64_t bytes) {
+    if (bytes > size_) {
+      const int64_t rounded = (bytes + 63) / 64 * 64;
+      memory_.reset();
+      size_ = 0;
+      memory_.reset(static_cast<char*>(std::aligned_alloc(64, rounded)));
+      if (!memory_) throw std::bad_alloc();
+      size_ = rounded;
+    }
+    return memory_.get();
+  }
+
+ private:
+  std::unique_ptr<char, Free> memory_;
+  int64_t size_ = 0;
 };
 
-thread_local Scratch scratch;
+thread_local Kept own, shared;
 
 }  // namespace
 
 float* thread_scratch(int64_t floats) {
-  if (floats > scratch.floats) {
-    const int64_t rounded = (floats + 15) / 16 * 16;
-    auto* memory = static_cast<float*>(std::aligned_alloc(64, rounded * sizeof(float)));
-    if (!memory) throw std::bad_alloc();
-    scratch.memory.reset(memory);
-    scratch.floats = rounded;
-  }
-  return scratch.memory.get();
+  return reinterpret_cast<float*>(own.at_least(floats * static_cast<int64_t>(sizeof(float))));
 }
+
+char* call_memory(int64_t bytes) { return shared.at_least(bytes); }
 
 }  // namespace rtp

@@ -11,6 +11,9 @@ namespace rtp {
 // call. Throws std::bad_alloc.
 float* thread_scratch(int64_t floats);
 
+// The same for what the members of a team share in a call: the calling thread's, and not theirs.
+char* call_memory(int64_t bytes);
+
 // Pieces of a thread's scratch, each on cache lines of its own. A first pass without memory says
 // how much there is to take.
 class Pieces {

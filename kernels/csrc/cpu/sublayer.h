@@ -1,8 +1,9 @@
 // The two halves of a decoder layer, each adding to the residual stream what it makes of it. A
 // step runs all of them in one call of the team (run_sublayers):
 //
-//   attention   residual += o(attend(rope(qkv(norm(residual)))))    and writes keys and values
-//   gated MLP   residual += down(silu_and_mul(gate_up(norm(residual))))
+//   attention    residual += o(attend(rope(qkv(norm(residual)))))    and writes keys and values
+//   gated MLP    residual += down(silu_and_mul(gate_up(norm(residual))))
+//   sparse MLP   moe_sublayer.h
 //
 // The same in single ops gives the same bits.
 #pragma once
@@ -41,6 +42,7 @@ struct Place {
   const void* residual;  // [num_tokens, hidden_size]
   void* out;             // the same and what the sublayer adds
   char* workspace;       // of the bytes that it asks for
+  int32_t* kept;         // the words that it asks for: its own until the run of all has ended
 };
 
 struct Norm {
@@ -61,12 +63,18 @@ class Sublayer {
   // Of the workspace.
   virtual int64_t workspace_bytes(const Step& step) const = 0;
 
+  // Words that outlast its run.
+  virtual int64_t num_kept() const { return 0; }
+
   // What a member reads first.
   virtual Ahead first_reads(const Step& step, const Member& member) const = 0;
 
   // `next` is what the member reads afterwards.
   virtual void run(const Step& step, const Place& place, const Member& member,
                    const Ahead& next) const = 0;
+
+  // On the calling thread, when all have run.
+  virtual void finish(const int32_t* /*kept*/) const {}
 };
 
 // Adds all of them to `residual` [num_tokens, hidden_size] in place, on the calling thread's team.

@@ -1,10 +1,8 @@
 // A run of sublayers in places of their own, which come round again.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 
+#include "scratch.h"
 #include "sublayer.h"
 
 namespace rtp {
@@ -14,23 +12,6 @@ namespace {
 // a whole step; with many there are two, and threads wait for each other between sublayers.
 constexpr int64_t kPlacesBytes = 8 << 20;
 
-struct Free {
-  void operator()(char* memory) const { std::free(memory); }
-};
-
-// The calling thread's, kept from step to step.
-char* places_memory(int64_t bytes) {
-  static thread_local std::unique_ptr<char, Free> memory;
-  static thread_local int64_t size = 0;
-  if (bytes > size) {
-    memory.reset();
-    memory.reset(static_cast<char*>(std::aligned_alloc(64, bytes)));
-    size = memory ? bytes : 0;
-    if (!memory) throw std::bad_alloc();
-  }
-  return memory.get();
-}
-
 // Where each sublayer of a run reads and stores: the first reads a copy of the residual, the last
 // stores into it.
 class Places {
@@ -39,14 +20,19 @@ class Places {
       : num_sublayers_(static_cast<int>(sublayers.size())), residual_(residual) {
     const int64_t bytes = step.num_tokens * step.hidden_size * (step.dtype == DType::kBf16 ? 2 : 4);
     stream_bytes_ = (bytes + 63) / 64 * 64;
-    int64_t workspace_bytes = 0;
+    int64_t workspace_bytes = 0, num_kept = 0;
     for (const Sublayer* sublayer : sublayers) {
       workspace_bytes = std::max(workspace_bytes, sublayer->workspace_bytes(step));
+      kept_starts_.push_back(num_kept);
+      num_kept += sublayer->num_kept();
     }
     place_bytes_ = stream_bytes_ + workspace_bytes;
     const int64_t fitting = kPlacesBytes / std::max<int64_t>(1, place_bytes_);
     count_ = static_cast<int>(std::clamp<int64_t>(fitting, 2, std::max(2, num_sublayers_)));
-    first_ = places_memory(stream_bytes_ + count_ * place_bytes_);
+    const int64_t places_bytes = stream_bytes_ + count_ * place_bytes_;
+    const int64_t kept_bytes = num_kept * static_cast<int64_t>(sizeof(int32_t));
+    first_ = call_memory(places_bytes + (kept_bytes + 63) / 64 * 64);
+    kept_ = reinterpret_cast<int32_t*>(first_ + places_bytes);
     std::memcpy(first_, residual, bytes);
   }
 
@@ -54,8 +40,11 @@ class Places {
 
   Place of(int index) const {
     return {index == 0 ? first_ : stream(index - 1),
-            index + 1 == num_sublayers_ ? residual_ : stream(index), stream(index) + stream_bytes_};
+            index + 1 == num_sublayers_ ? residual_ : stream(index), stream(index) + stream_bytes_,
+            kept(index)};
   }
+
+  int32_t* kept(int index) const { return kept_ + kept_starts_[index]; }
 
  private:
   char* stream(int index) const { return first_ + stream_bytes_ + index % count_ * place_bytes_; }
@@ -65,6 +54,8 @@ class Places {
   int64_t stream_bytes_, place_bytes_;
   int count_;
   char* first_;
+  int32_t* kept_;
+  std::vector<int64_t> kept_starts_;  // by sublayer
 };
 
 }  // namespace
@@ -81,6 +72,7 @@ void run_sublayers(const std::vector<const Sublayer*>& sublayers, const Step& st
       sublayers[i]->run(step, places.of(i), member, next);
     }
   });
+  for (int i = 0; i < count; ++i) sublayers[i]->finish(places.kept(i));
 }
 
 }  // namespace rtp

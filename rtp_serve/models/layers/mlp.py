@@ -18,9 +18,15 @@ class GatedMLP:
         """x [num_tokens, hidden_size] → the same shape."""
         return self.down_proj(ops.silu_and_mul(self.gate_up_proj(x)))
 
-    def sublayer(self, norm: RMSNorm) -> ops.Sublayer | None:
-        """Norm, MLP and residual sum as one kernel; None where single ops must do it."""
+    @property
+    def weights(self) -> tuple[ops.PackedWeight, ops.PackedWeight] | None:
+        """Of gate and up, and of down; None where one of the two is no packed linear."""
         gate_up, down = self.gate_up_proj, self.down_proj
         if not (isinstance(gate_up, PackedLinear) and isinstance(down, PackedLinear)):
             return None
-        return ops.mlp_sublayer(norm.spec, gate_up.weight, down.weight)
+        return gate_up.weight, down.weight
+
+    def sublayer(self, norm: RMSNorm) -> ops.Sublayer | None:
+        """Norm, MLP and residual sum as one kernel; None where single ops must do it."""
+        weights = self.weights
+        return ops.mlp_sublayer(norm.spec, *weights) if weights is not None else None

@@ -1,0 +1,82 @@
+// Rows of x on their way to packed weights, and a column of tiles over all of them, whatever the
+// level's registers.
+#pragma once
+
+#include "gemm_tile.h"
+#if defined(RTP_HAS_AMX)
+#include "gemm_amx.h"
+#endif
+
+namespace rtp::RTP_ISA_NAMESPACE {
+
+constexpr int kTileOutputs = 2 * kLanes;
+static_assert(kStripOutputs % kTileOutputs == 0);
+
+// Rows of x that stay in the second-level cache while the weights pass by. CPUs with AMX have 2 MiB
+// of it, and are fast enough to wait for weights that pass too often.
+#if defined(RTP_HAS_AMX)
+constexpr int64_t kBlockBytes = 1200 << 10;
+#else
+constexpr int64_t kBlockBytes = 384 << 10;
+#endif
+
+// So few rows take two strips at once: reading two streams is faster than one. The streams are the
+// halves of a thread's strips, so that each reads on where its last strip ended.
+template <typename T>
+constexpr int kFewRows = kTileRows<T> / 2;
+
+RTP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+RTP_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+RTP_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Of a packed strip.
+template <typename T>
+RTP_INLINE int64_t strip_size(int64_t k) {
+  return ceil_div(k, kDepth<T>) * kDepth<T> * kStripOutputs;
+}
+
+// Between copied rows; one cache line more than needed keeps them apart in sets.
+template <typename T>
+RTP_INLINE int64_t operand_stride(int64_t k) {
+  return ceil_div(k, 32) * 32 + 64 / static_cast<int64_t>(sizeof(Operand<T>));
+}
+
+// Copied rows that a block has at most.
+template <typename T>
+RTP_INLINE int64_t block_rows(int64_t k) {
+  const int64_t row_bytes = operand_stride<T>(k) * static_cast<int64_t>(sizeof(Operand<T>));
+  return most(2 * kTileRows<T>, kBlockBytes / row_bytes);
+}
+
+// As operands, to the next whole register, so that an odd k ends in a zero.
+template <typename T>
+void copy_row(float* to, const T* from, int64_t k) {
+  int64_t i = 0;
+  for (; i + kLanes <= k; i += kLanes) store(to + i, load(from + i));
+  if (i < k) store(to + i, load_first(from + i, static_cast<int>(k - i)));
+}
+
+[[maybe_unused]] inline void copy_row(bf16* to, const bf16* from, int64_t k) {
+  __builtin_memcpy(to, from, k * sizeof(bf16));
+}
+
+// What is read beyond k.
+template <typename T>
+void end_row(Operand<T>* to, int64_t k) {
+  for (int64_t i = k; i % kReadDepth<T>; ++i) to[i] = Operand<T>{};
+}
+
+// All `rows`, the first of which are those of `tile`. Under AMX `sums` has room for as many rows of
+// a strip, up to whole tiles.
+template <int kStrips, typename T>
+void multiply_column(const Tile<T>& tile, int64_t rows, float* sums) {
+  if constexpr (!kUsesTileRegisters<T>) {
+    multiply_tiles<kStrips>(tile, rows);
+  } else if (rows <= kFewRows<T>) {
+    multiply_few<kStrips>(tile, rows);
+  } else {
+    multiply_strip(tile, rows, sums);
+  }
+}
+
+}  // namespace rtp::RTP_ISA_NAMESPACE
