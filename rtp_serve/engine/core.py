@@ -207,6 +207,7 @@ class EngineCore:
                 self._recorder.scheduled(self._seqs[new.seq_id], started_s)
         output = self._execute(scheduled)
         deltas = self._scheduler.update(scheduled, output)
+        self._recorder.expert_loads(output.expert_loads)
         if self._tiering is not None:
             self._tiering.end_step(
                 scheduled.num_tokens, self._clock.monotonic() - started_s, bool(output.errors)

@@ -72,6 +72,18 @@ class SchedulerOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertLoad:
+    """How a sparse layer's tokens were spread over its experts during a stretch of steps."""
+
+    layer: int
+    mean: float
+    """Tokens of an expert."""
+
+    largest: int
+    """Of the busiest one."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelOutput:
     """What the model made of a step. Rows are the sequences with `is_sampled`, in batch order."""
 
@@ -86,3 +98,6 @@ class ModelOutput:
 
     errors: tuple[tuple[int, str], ...] = ()
     """(seq_id, what went wrong) of sequences that must end; a sampled one's token id is -1."""
+
+    expert_loads: tuple[ExpertLoad, ...] = ()
+    """Of the sparse layers, with some steps only: since the step that last had them."""

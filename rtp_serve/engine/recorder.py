@@ -7,10 +7,11 @@
 TPOT = decode time / (output tokens − 1), per sequence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from operator import attrgetter
 
+from rtp_serve.engine.output import ExpertLoad
 from rtp_serve.engine.scheduler import Scheduler, SchedulerCounters
 from rtp_serve.engine.sequence import Sequence
 from rtp_serve.kv_store.tier_counts import Tier, TierCounts
@@ -79,6 +80,13 @@ class EngineRecorder:
             self._sink.add(metrics.PREFIX_QUERIES, now.prefix_queries - before.prefix_queries)
             self._sink.add(metrics.PREFIX_HITS, now.prefix_hits - before.prefix_hits)
             self._counters = replace(now)
+
+    def expert_loads(self, loads: Iterable[ExpertLoad]) -> None:
+        """How tokens were spread over experts. A series an expert would be thousands of them."""
+        for load in loads:
+            labels = {"layer": str(load.layer)}
+            self._sink.add(metrics.EXPERT_MEAN_TOKENS, load.mean, labels)
+            self._sink.add(metrics.EXPERT_MAX_TOKENS, load.largest, labels)
 
     def tiers(self, counts: Mapping[Tier, TierCounts]) -> None:
         """What went to and from the tiers below; others count on meanwhile."""

@@ -201,6 +201,14 @@ class DenseDecoder:
         logits: NDArray[np.float32] = head(self.norm(chosen)).cpu().numpy()
         return logits
 
+    def expert_counts(self) -> dict[int, NDArray[np.int64]]:
+        """By sparse layer, the tokens that each expert got since the start; counted on in place."""
+        return {
+            index: layer.mlp.load
+            for index, layer in enumerate(self.layers)
+            if isinstance(layer.mlp, SparseMLP)
+        }
+
     def linear(self, path: str) -> Linear:
         """The linear at a path such as `layers.0.attention.qkv_proj`."""
         owner, name = self._locate(path)

@@ -1,5 +1,6 @@
 """What every model takes and gives: the boundary between the runner and the architectures."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -61,6 +62,10 @@ class Model(Protocol):
     def greedy(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         """The ids [n] of the largest of these logits, or NO_TOKEN; of several ranks, none needs
         all logits for it."""
+        ...
+
+    def expert_counts(self) -> Mapping[int, NDArray[np.int64]]:
+        """By sparse layer, the tokens that each expert got since the start; counted on in place."""
         ...
 
     def linear(self, path: str) -> Linear:

@@ -80,6 +80,15 @@ WEIGHT_LOAD_SECONDS = _counter(
     "Time of loading weights from checkpoints: whole, and while reads, transforms or both went on.",
     "phase",
 )
+EXPERT_MEAN_TOKENS = _counter(
+    "moe_expert_mean_tokens", "Tokens that an expert of the layer got in the mean.", "layer"
+)
+EXPERT_MAX_TOKENS = _counter(
+    "moe_expert_max_tokens",
+    "Tokens that the busiest expert of the layer got, added up over stretches of steps. Over the "
+    "mean it is the layer's imbalance; sums over layers give the model's.",
+    "layer",
+)
 TIER_RESTORED = _counter("kv_tier_restored_blocks", "KV blocks restored to the device.", "tier")
 TIER_RESTORE_SECONDS = _counter("kv_tier_restore_seconds", "Time of restoring them.", "tier")
 TIER_STORED = _counter("kv_tier_stored_blocks", "KV blocks stored by the engine.", "tier")
@@ -93,8 +102,8 @@ TIER_MISMATCHES = _counter(
 ALL_METRICS = (
     TTFT, ITL, TPOT, E2E, QUEUE_TIME, NUM_RUNNING, NUM_WAITING, KV_USAGE, PREFIX_QUERIES,
     PREFIX_HITS, PREEMPTIONS, PROMPT_TOKENS, GENERATION_TOKENS, REQUESTS_FINISHED,
-    WEIGHT_LOAD_BYTES, WEIGHT_LOAD_SECONDS, TIER_RESTORED, TIER_RESTORE_SECONDS, TIER_STORED,
-    TIER_NOT_STORED, TIER_MISMATCHES,
+    WEIGHT_LOAD_BYTES, WEIGHT_LOAD_SECONDS, EXPERT_MEAN_TOKENS, EXPERT_MAX_TOKENS, TIER_RESTORED,
+    TIER_RESTORE_SECONDS, TIER_STORED, TIER_NOT_STORED, TIER_MISMATCHES,
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ It decides nothing: which sequences, how many tokens and which blocks come with 
 """
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +13,7 @@ from rtp_serve.engine.output import ModelOutput, SchedulerOutput
 from rtp_serve.engine.request import TokenLogprobs
 from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.models.model import Model
+from rtp_serve.worker.expert_meter import ExpertMeter
 from rtp_serve.worker.input_batch import BatchBuilder, InputBatch
 from rtp_serve.worker.logprobs import token_logprobs
 from rtp_serve.worker.sampler import NOT_FINITE, Sampled, sample, sampled_greedily
@@ -31,6 +33,7 @@ class ModelRunner:
         self._cache = cache
         self._table = SequenceTable(max_num_seqs, max_model_len, cache.spec.block_size)
         self._builder = BatchBuilder(self._table)
+        self._expert_meter = ExpertMeter(model.expert_counts())
 
     @property
     def seq_ids(self) -> Collection[int]:
@@ -47,7 +50,9 @@ class ModelRunner:
         errors: dict[int, str] = {}
         # A decode is of the prompt's last token or a later one, which predicts none of the prompt.
         entries = () if batch.is_decode else self._prompt_logprobs(batch, hidden, errors)
-        return self._sample(batch, hidden, tuple(entries), errors)
+        output = self._sample(batch, hidden, tuple(entries), errors)
+        loads = self._expert_meter.step()
+        return replace(output, expert_loads=loads) if loads else output
 
     def check_invariants(self) -> None:
         """Recompute the books from scratch."""

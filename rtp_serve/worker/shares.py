@@ -57,4 +57,5 @@ def join(
         tuple(logprobs),
         tuple(chain.from_iterable(each.prompt_logprobs for each in outputs)),
         tuple(chain.from_iterable(each.errors for each in outputs)),
+        tuple(chain.from_iterable(each.expert_loads for each in outputs)),
     )
