@@ -177,6 +177,40 @@ class EngineDead(RtpServeError):
     code = "engine_unavailable"
 
 
+class SharedMemoryUnavailable(RtpServeError):
+    """Processes of this node cannot share memory now."""
+
+    code = "shared_memory_unavailable"
+
+
+class RankError(RtpServeError):
+    """Ranks that compute together cannot go on; `rank` is the one whose doing it is."""
+
+    status = 503
+    code = "ranks_failed"
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        """`rank` of None is whoever gives the ranks their steps, or one that is not known."""
+        super().__init__(message)
+        self.rank = rank
+
+
+class RankLost(RankError):
+    """A rank has died, or has left while others wait for it."""
+
+
+class RankLate(RankError):
+    """A rank did not come in the time that others wait for it."""
+
+
+class RanksAborted(RankError):
+    """A rank has ended the work of all."""
+
+
+class ChannelClosed(RankError):
+    """This side has closed what it reads or writes, or the writer has and all is read."""
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """A suffix such as `; did you mean 'max_num_seqs'?`, or the whole list when nothing is near."""
     options = sorted(allowed)

@@ -15,6 +15,8 @@ CONTROL_PLANE = [
     "rtp_serve.kv_store.arena_files",
     "rtp_serve.kv_store.index",
     "rtp_serve.kv_store.opening",
+    "rtp_serve.native.rank_group",
+    "rtp_serve.native.step_ring",
     "rtp_serve.observability.metrics",
     "rtp_serve.text.stream",
     "rtp_serve.text.chat_template",

@@ -13,6 +13,7 @@ void bind_paged(nanobind::module_& module);
 void bind_probe(nanobind::module_& module);
 void bind_sublayer(nanobind::module_& module);
 void bind_sampling(nanobind::module_& module);
+void bind_shared(nanobind::module_& module);
 void bind_team(nanobind::module_& module);
 
 }  // namespace rtp

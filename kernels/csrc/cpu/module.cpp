@@ -31,4 +31,5 @@ NB_MODULE(_C, module) {
   rtp::bind_probe(module);
   rtp::bind_sublayer(module);
   rtp::bind_sampling(module);
+  rtp::bind_shared(module);
 }

@@ -1,0 +1,1 @@
+"""The torch-free doorway to compiled code: memory that processes of one node share."""

@@ -1,0 +1,33 @@
+"""Ranks on the CPUs of several nodes: torch's gloo over TCP."""
+
+from datetime import timedelta
+
+from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
+
+from rtp_serve.parallel.process_group import ProcessGroup, Store
+
+
+def meet(host: str, port: int, rank: int, world_size: int, timeout_s: float = 60.0) -> Store:
+    """The store at which a group's ranks meet: rank 0 serves it at `host`:`port`, which all reach.
+
+    Raises RuntimeError (torch's DistNetworkError among them) if they have not after `timeout_s`.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    return TCPStore(host, port, world_size, rank == 0, timeout, wait_for_workers=False)
+
+
+def gloo(
+    store: Store,
+    rank: int,
+    world_size: int,
+    *,
+    address: str,
+    timeout_s: float = 60.0,
+) -> ProcessGroup:
+    """Join the group; returns when all ranks have. `address` is this node's own, at which the
+    others reach it. No part of torch's default group."""
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._devices = [ProcessGroupGloo.create_device(hostname=address)]
+    options._timeout = timedelta(seconds=timeout_s)
+    group = ProcessGroupGloo(PrefixStore("gloo", store), rank, world_size, options)
+    return ProcessGroup(group, store, timeout_s=timeout_s)
