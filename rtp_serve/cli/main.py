@@ -77,6 +77,24 @@ def serve(
 
 
 @app.command()
+def plan(
+    config: Annotated[str, typer.Argument(help="A file as for `serve run`.")],
+    rank_memory: Annotated[
+        str | None,
+        typer.Option(help='What a rank has, e.g. "80GB"; default: this machine\'s, without GPUs.'),
+    ] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option(help="A config.json to take in place of the model's own."),
+    ] = None,
+) -> None:
+    """Show ranks, bundles, weights and KV blocks of a configuration, and what does not fit."""
+    from rtp_serve.cli.plan import print_plan
+
+    print_plan(config, rank_memory, shapes)
+
+
+@app.command()
 def models() -> None:
     """List the catalogue and what is on this machine."""
     from rtp_serve.cli.models import list_models
