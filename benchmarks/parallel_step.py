@@ -7,7 +7,7 @@ from benchmarks.rank_processes import run_processes, unique_name
 from benchmarks.report import Report, say
 from rtp_serve.engine.output import SchedulerOutput
 from rtp_serve.native.step_ring import StepReader, StepWriter
-from rtp_serve.worker.step_codec import Execute, decode, encode
+from rtp_serve.worker.ranks.messages import Step, decode_order, encode
 
 _NUM_SEQS = 32
 _STEPS = 300
@@ -52,7 +52,7 @@ def _write(name: str, answers: str) -> list[float]:
     for step in range(_STEPS):
         scheduled = decode_step(step)
         begins.append(time.perf_counter())
-        writer.write(encode(Execute(scheduled)), _PATIENCE_S)
+        writer.write(encode(Step(scheduled)), _PATIENCE_S)
         reader.read(_PATIENCE_S)
         time.sleep(_GAP_S)
     return begins
@@ -65,7 +65,7 @@ def _read(name: str, answers: str) -> list[float]:
     for _ in range(_STEPS):
         message = reader.read(_PATIENCE_S)
         assert message is not None, "no step came"
-        decode(message)
+        decode_order(message)
         ends.append(time.perf_counter())
         writer.write(b"", _PATIENCE_S)
     return ends

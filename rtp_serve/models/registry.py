@@ -3,7 +3,7 @@
 from rtp_serve.models.model import ModelFactory
 from rtp_serve.registry import Registry
 
-_DECODER = "rtp_serve.models.llama:DenseDecoder"
+_DECODER = "rtp_serve.models.llama:Decoder"
 
 MODELS = Registry[ModelFactory](
     "architecture",

@@ -16,23 +16,38 @@ from rtp_serve.parallel.partition import RankPart, Span
 def shard_specs(
     specs: Iterable[WeightSpec], config: ModelConfig, part: RankPart
 ) -> tuple[WeightSpec, ...]:
-    """A rank's part of a decoder: each matrix divided, vectors whole."""
+    """A rank's part of a decoder: matrices divided, vectors and routers whole."""
     return tuple(_shard(spec, config, part) if spec.is_matrix else spec for spec in specs)
 
 
 def _shard(spec: WeightSpec, config: ModelConfig, part: RankPart) -> WeightSpec:
     heads, kv_heads = (_scaled(span, config.head_dim) for span in (part.heads, part.kv_heads))
-    match spec.path.rpartition(".")[2]:
-        case "qkv_proj":
+    *_, owner, name = ["", *spec.path.split(".")]
+    experts = part.experts
+    match owner, name:
+        case _, "qkv_proj":
             return take_rows(spec, (heads, kv_heads, kv_heads))
-        case "o_proj":
+        case _, "o_proj":
             return take_columns(spec, heads, part.rank)
-        case "gate_up_proj":
-            return take_rows(spec, (part.intermediate, part.intermediate))
-        case "down_proj":
+        case "experts", "gate_up_proj" if experts is not None:
+            begin, end = _scaled(experts.span, 2)  # gate and up of each
+            taken = replace(spec, parts=spec.parts[begin:end])
+            return take_rows(taken, [experts.intermediate] * len(taken.parts))
+        case "experts", "down_proj" if experts is not None:
+            taken = replace(spec, parts=spec.parts[slice(*experts.span)])
+            return take_columns(taken, experts.intermediate, part.rank)
+        case "shared_expert", "gate_up_proj" if experts is not None:
+            return take_rows(spec, [experts.shared_intermediate] * 2)
+        case "shared_expert", "down_proj" if experts is not None:
+            return take_columns(spec, experts.shared_intermediate, part.rank)
+        case _, "gate_up_proj":
+            return take_rows(spec, [part.intermediate] * 2)
+        case _, "down_proj":
             return take_columns(spec, part.intermediate, part.rank)
-        case "embedding" | "lm_head":
-            return take_rows(spec, (part.vocab,))
+        case _, "embedding" | "lm_head":
+            return take_rows(spec, [part.vocab])
+        case _, "router":
+            return spec
     raise AssertionError(f"nobody has said how ranks share {spec.path}")
 
 

@@ -48,7 +48,7 @@ def sigmoid(x: Tensor) -> Tensor:
     return out
 
 
-def experts(  # noqa: PLR0913
+def experts(
     x: Tensor,
     ids: Tensor,
     weights: Tensor,

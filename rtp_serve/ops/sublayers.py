@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch import to_dlpack as dl  # type: ignore[attr-defined]
 
-from rtp_serve.ops.moe import ExpertWeights, Routing
 from rtp_serve.ops.gemm import Norm, PackedWeight
 from rtp_serve.ops.metadata import AttentionMetadata
+from rtp_serve.ops.moe import ExpertWeights, Routing
 
 if TYPE_CHECKING:
     from rtp_kernels._C import Sublayer as Sublayer

@@ -4,6 +4,8 @@
     dense MLP            its inner columns: all ranks
     experts              group g of `tp` ranks has the g-th share of the experts,
                          and a rank of the group its share of their inner columns
+    shared expert        its inner columns: all ranks; each has all of it where there are several
+                         groups, for it computes its own tokens then
 
 Shares are ranges, near-equal, in order of rank. A key/value head that has fewer query heads than
 there are ranks for it is held by several ranks, each with some of its query heads.
@@ -12,7 +14,7 @@ there are ranks for it is held by several ranks, each with some of its query hea
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rtp_serve.config.model import ModelConfig
+from rtp_serve.config.model import ModelConfig, MoEConfig
 from rtp_serve.config.parallel import ParallelConfig
 from rtp_serve.errors import ConfigError
 
@@ -22,6 +24,23 @@ Span = tuple[int, int]
 _STRIP = 32
 """Inner columns and tokens of the vocabulary are shared out by so many, which the kernels compute
 together, where there are enough of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsPart:
+    """One rank's part of the experts of a sparse layer."""
+
+    ends: tuple[int, ...]
+    """Of each group of ranks, the expert after its last one."""
+
+    span: Span
+    """Those of this rank's group."""
+
+    intermediate: Span
+    """Inner columns of each of them."""
+
+    shared_intermediate: Span
+    """Inner columns of the expert that every token goes through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +58,14 @@ class RankPart:
 
     vocab: Span
     """Rows of embedding and head."""
+
+    experts: ExpertsPart | None
+    """Of every sparse layer; None in a dense model."""
+
+    @property
+    def shares_out_experts(self) -> bool:
+        """Whether other ranks have experts that this one has not."""
+        return self.experts is not None and len(self.experts.ends) > 1
 
     @property
     def num_heads(self) -> int:
@@ -60,6 +87,7 @@ def partition(model: ModelConfig, parallel: ParallelConfig) -> tuple[RankPart, .
             *_heads(model, rank, world_size),
             share(model.intermediate_size, rank, world_size, _STRIP),
             share(model.vocab_size, rank, world_size, _STRIP),
+            _experts(model.moe, parallel, rank) if model.moe is not None else None,
         )
         for rank in range(world_size)
     )
@@ -86,6 +114,18 @@ def _heads(model: ModelConfig, rank: int, world_size: int) -> tuple[Span, Span]:
     return (kv_head * group + begin, kv_head * group + end), (kv_head, kv_head + 1)
 
 
+def _experts(moe: MoEConfig, parallel: ParallelConfig, rank: int) -> ExpertsPart:
+    group, place = divmod(rank, parallel.tp)
+    spans = [share(moe.num_experts, each, parallel.ep) for each in range(parallel.ep)]
+    shared_size = moe.shared_expert_intermediate_size
+    return ExpertsPart(
+        tuple(end for _, end in spans),
+        spans[group],
+        share(moe.intermediate_size, place, parallel.tp, _STRIP),
+        (0, shared_size) if parallel.ep > 1 else share(shared_size, place, parallel.tp, _STRIP),
+    )
+
+
 def _check(model: ModelConfig, parallel: ParallelConfig) -> None:
     world_size, num_kv_heads = parallel.world_size, model.num_kv_heads
     if world_size > num_kv_heads:
@@ -96,9 +136,33 @@ def _check(model: ModelConfig, parallel: ParallelConfig) -> None:
                 f"{model.num_heads} query heads of {num_kv_heads} key/value heads; "
                 f"allowed: {_listed(fitting)}"
             )
+    _check_experts(model, parallel)
     if world_size > min(model.intermediate_size, model.vocab_size):
         raise ConfigError(
             f"parallel: {world_size} ranks are more than the model has columns to share"
+        )
+
+
+def _check_experts(model: ModelConfig, parallel: ParallelConfig) -> None:
+    if model.moe is None:
+        if parallel.ep > 1:
+            raise ConfigError(
+                f"parallel.ep: {model.architecture} has no experts; allowed: 1, got {parallel.ep}"
+            )
+        return
+    if parallel.ep > model.moe.num_experts:
+        raise ConfigError(
+            f"parallel.ep: at most {model.moe.num_experts}, the experts of a layer, "
+            f"got {parallel.ep}"
+        )
+    # An expert's weights are read in whole strips.
+    num_strips = model.moe.intermediate_size // _STRIP
+    if model.moe.shared_expert_intermediate_size and parallel.ep == 1:
+        num_strips = min(num_strips, model.moe.shared_expert_intermediate_size // _STRIP)
+    if parallel.tp > num_strips:
+        raise ConfigError(
+            f"parallel.tp: at most {num_strips}, for each rank has {_STRIP} inner columns of an "
+            f"expert at least, got {parallel.tp}"
         )
 
 

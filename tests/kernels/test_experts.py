@@ -69,7 +69,9 @@ def test_a_row_of_no_numbers_has_experts_and_no_weights():
 
 def test_sigmoid_at_its_ends():
     x = torch.tensor([-1e9, -100.0, -1.0, 0.0, 1.0, 100.0, 1e9, torch.nan])
-    torch.testing.assert_close(ops.sigmoid(x), torch.sigmoid(x), rtol=1e-6, atol=2e-38, equal_nan=True)
+    torch.testing.assert_close(
+        ops.sigmoid(x), torch.sigmoid(x), rtol=1e-6, atol=2e-38, equal_nan=True
+    )
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])

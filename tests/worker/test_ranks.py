@@ -19,6 +19,16 @@ CONFIGS = {
     "qwen2": tiny_config("Qwen2ForCausalLM"),
     "qwen3": tiny_config("Qwen3ForCausalLM", head_dim=32),
 }
+SPARSE = {
+    "qwen3-moe": tiny_config("Qwen3MoeForCausalLM", moe_intermediate_size=96),
+    "qwen3-moe-not-renormalized": tiny_config(
+        "Qwen3MoeForCausalLM", moe_intermediate_size=64, norm_topk_prob=False
+    ),
+    "qwen3-moe-some-dense": tiny_config(
+        "Qwen3MoeForCausalLM", moe_intermediate_size=64, mlp_only_layers=[1]
+    ),
+    "qwen2-moe": tiny_config("Qwen2MoeForCausalLM", moe_intermediate_size=64),
+}
 UNEVEN = tiny_config(
     hidden_size=96, num_attention_heads=9, num_key_value_heads=3, intermediate_size=100,
     vocab_size=251,
@@ -43,15 +53,36 @@ def test_greedy_tokens_are_those_of_one_rank(name: str, tp: int, tmp_path: Path)
     assert outputs(directory, tp=tp) == alone
 
 
+@pytest.mark.parametrize("layout", [(2, 1), (1, 2), (2, 2), (1, 4)], ids="tp{0[0]} ep{0[1]}".format)
+@pytest.mark.parametrize("name", SPARSE)
+def test_experts_may_be_on_several_ranks(name: str, layout: tuple[int, int], tmp_path: Path):
+    directory = write_checkpoint(tmp_path, SPARSE[name])
+    tp, ep = layout
+    alone = outputs(directory)
+    assert len({token for tokens in alone for token in tokens}) > 16, "too repetitive"
+    assert outputs(directory, tp=tp, ep=ep) == alone
+
+
 @pytest.mark.parametrize("tp", [2, 3, 9])
 def test_heads_columns_and_tokens_need_not_divide_evenly(tp: int, tmp_path: Path):
     directory = write_checkpoint(tmp_path, UNEVEN)
     assert outputs(directory, tp=tp) == outputs(directory)
 
 
-def test_several_ranks_do_not_care_for_batch_or_chunk(tmp_path: Path):
-    directory = write_checkpoint(tmp_path, tiny_config(), dtype=torch.bfloat16)
-    ranks = {"tp": 2, "dtype": "bfloat16"}
+@pytest.mark.parametrize(
+    ("config", "layout"),
+    [
+        (tiny_config(), {"tp": 2}),
+        (tiny_config("Qwen3MoeForCausalLM", moe_intermediate_size=64), {"tp": 2}),
+        (tiny_config("Qwen2MoeForCausalLM"), {"ep": 2}),
+        (tiny_config("Qwen3MoeForCausalLM", moe_intermediate_size=64), {"tp": 2, "ep": 2}),
+    ],
+)
+def test_several_ranks_do_not_care_for_batch_or_chunk(
+    config: dict[str, Any], layout: dict[str, int], tmp_path: Path
+):
+    directory = write_checkpoint(tmp_path, config, dtype=torch.bfloat16)
+    ranks = {**layout, "dtype": "bfloat16"}
     together = [DrivenSequence(i, make_prompt(20 + i, i), num_output=20) for i in range(5)]
     Driver(Ranks(directory, **ranks), chunk=7).run(*together)
     for sequence in together:

@@ -15,7 +15,7 @@ from rtp_serve import ops
 from rtp_serve.config.model import RopeConfig, read_model_config
 from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.models.layers.linear import PackedLinear
-from rtp_serve.models.llama import DenseDecoder
+from rtp_serve.models.llama import Decoder
 from rtp_serve.models.model import ModelInputs
 from rtp_serve.worker.loading import load_model
 from tests.checkpoints import tiny_config, write_checkpoint
@@ -34,21 +34,21 @@ CONFIGS = {
 MASK = np.array([0b1, 0b11, 0b111, 0b1011])
 
 
-def make_model(tmp_path: Path, config: dict[str, Any], dtype: torch.dtype) -> DenseDecoder:
+def make_model(tmp_path: Path, config: dict[str, Any], dtype: torch.dtype) -> Decoder:
     directory = write_checkpoint(tmp_path, config)
     model = load_model(directory, read_model_config(directory), dtype, max_positions=512)
-    assert isinstance(model, DenseDecoder)
+    assert isinstance(model, Decoder)
     return model
 
 
-def kernel_of(model: DenseDecoder, path: str) -> _C.LinearWeight:
+def kernel_of(model: Decoder, path: str) -> _C.LinearWeight:
     linear = model.linear(path)
     assert isinstance(linear, PackedLinear)
     assert linear.weight.kernel is not None
     return linear.weight.kernel
 
 
-def op_by_op(model: DenseDecoder) -> None:
+def op_by_op(model: Decoder) -> None:
     for layer in model.layers:
         layer.sublayers = tuple
     model._runs.clear()
@@ -72,7 +72,7 @@ def mixed_step(context: int) -> list[ModelInputs]:
     return [first, ModelInputs(np.array(make_prompt(41, seed=1)), positions, metadata)]
 
 
-def run(model: DenseDecoder, steps: list[ModelInputs]) -> tuple[list[torch.Tensor], KVCacheTensors]:
+def run(model: Decoder, steps: list[ModelInputs]) -> tuple[list[torch.Tensor], KVCacheTensors]:
     cache = make_cache(model.config, model.norm.spec.weight.dtype)
     with torch.inference_mode():
         return [model.forward(step, cache).last for step in steps], cache
@@ -118,7 +118,7 @@ def test_three_rows_of_positions_have_the_same_bits(tmp_path: Path):
     directory = write_checkpoint(tmp_path, CONFIGS["llama"])
     config = replace(read_model_config(directory), rope=RopeConfig(mrope_sections=(4, 2, 2)))
     model = load_model(directory, config, torch.bfloat16, max_positions=512)
-    assert isinstance(model, DenseDecoder)
+    assert isinstance(model, Decoder)
     positions = np.stack([np.arange(60), np.arange(60) * 3, np.arange(60)[::-1]])
     inputs = whole_prompt(make_prompt(60), positions=np.ascontiguousarray(positions))
     together, _ = run(model, [inputs])
