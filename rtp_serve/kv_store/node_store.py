@@ -105,8 +105,7 @@ class NodeStore:
             num_here = len(lease.locations)
             if self._disk is None:
                 return Found(lease)
-            self._disk.note_use(chain[:num_here])
-            return Found(lease, tuple(self._disk.lookup(chain[num_here:])))
+            return Found(lease, tuple(self._disk.lookup(chain, num_here)))
 
     def fetch(self, chain: Sequence[BlockHash]) -> Sequence[FetchedBlock]:
         """Nothing: this store is its node's own."""

@@ -14,6 +14,7 @@ from rtp_serve.config.kv_store import DiskTierConfig, KVStoreConfig
 from rtp_serve.errors import ArenaMismatch, ArenaUnavailable, DiskUnavailable
 from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
 from rtp_serve.kv_store.arena_files import ArenaFiles, ArenaMember
+from rtp_serve.kv_store.arena_geometry import ArenaGeometry
 from rtp_serve.kv_store.client import StoreClient
 from rtp_serve.kv_store.disk.settings import DiskSettings
 from rtp_serve.kv_store.disk.tier import DiskTier
@@ -89,7 +90,7 @@ def open_node_store(
     if epoch is None:
         return None
     geometry = member.arena.geometry
-    disk = _open_disk(config.disk, cache_root, geometry.layout_digest, clock)
+    disk = _open_disk(config.disk, cache_root, geometry, clock)
     policy = make_policy(config.host.policy, geometry.num_slabs)
     shares = config.host.quotas.items()
     quotas = {tenant: int(share * geometry.num_slabs) for tenant, share in shares}
@@ -105,13 +106,14 @@ def disk_directory(config: DiskTierConfig, cache_root: Path, digest: bytes) -> P
 
 
 def _open_disk(
-    config: DiskTierConfig, cache_root: Path, digest: bytes, clock: Clock
+    config: DiskTierConfig, cache_root: Path, geometry: ArenaGeometry, clock: Clock
 ) -> DiskTier | None:
-    directory = disk_directory(config, cache_root, digest)
+    directory = disk_directory(config, cache_root, geometry.layout_digest)
     if directory is None:
         return None
     try:
-        return DiskTier(directory, DiskSettings(config.max_size), clock)
+        settings = DiskSettings(config.max_size, block_bytes=geometry.slab_bytes)
+        return DiskTier(directory, settings, clock)
     except DiskUnavailable as error:
         _log.warning("no KV disk tier: %s", error.message)
         return None

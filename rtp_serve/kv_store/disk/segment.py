@@ -50,6 +50,9 @@ class Segment:
     records: dict[int, Record] = field(default_factory=dict)
     """Those that can be found, by offset."""
 
+    kept_bytes: int = 0
+    """Of those that are to be written again before the segment goes, see `DiskIndex`."""
+
     @property
     def number(self) -> int:
         return self.header.number

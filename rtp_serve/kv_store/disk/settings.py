@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from rtp_serve.errors import ConfigError
 from rtp_serve.kv_store.disk.pages import PAGE_BYTES
+from rtp_serve.kv_store.disk.record import record_bytes
 
 DIRECTORY_BYTES = 64 << 10
 """Of the cap, for the directory itself and its lock."""
@@ -13,9 +14,10 @@ METADATA_BYTES = 16 << 10
 
 _MIN_BYTES = 1 << 20
 _MIN_SEGMENTS = 8
-_SEGMENTS = 32
-_SMALL_SEGMENT_BYTES = 16 << 20
-"""Where a 32nd of the cap is less, an eighth may be, so that large blocks find room."""
+_SEGMENTS = 128
+_MIN_BLOCKS = 4
+"""Where a 128th of the cap has no room for so many, up to an eighth of the cap may be one segment.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,10 @@ class DiskSettings:
     """Hard cap of what the directory takes on the disk, everything included."""
 
     segment_bytes: int = 256 << 20
-    """What is reserved, and given back, at once. Smaller where the cap holds fewer than 32."""
+    """What is reserved, and given back, at once. Smaller where the cap holds fewer than 128."""
+
+    block_bytes: int = 4 << 20
+    """Of a payload, for which segments are to have room."""
 
     min_free_bytes: int = 1 << 30
     """No segment is added that would leave less than this free on the filesystem."""
@@ -45,5 +50,6 @@ class DiskSettings:
         """Of a new segment."""
         room = self.max_bytes - DIRECTORY_BYTES
         # One segment's worth is always kept free, so many small ones waste less.
-        share = max(room // _SEGMENTS, min(room // _MIN_SEGMENTS, _SMALL_SEGMENT_BYTES))
+        blocks_bytes = _MIN_BLOCKS * record_bytes(self.block_bytes)
+        share = max(room // _SEGMENTS, min(room // _MIN_SEGMENTS, blocks_bytes))
         return min(self.segment_bytes, share - METADATA_BYTES) // PAGE_BYTES * PAGE_BYTES

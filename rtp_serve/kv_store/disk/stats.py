@@ -17,7 +17,7 @@ class DiskCounts:
 
     evictions: int = 0
     rewritten: int = 0
-    """Kept when their segment went: they had been used."""
+    """Kept when their segment went."""
 
     mismatches: int = 0
     lost_segments: int = 0

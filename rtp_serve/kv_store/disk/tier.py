@@ -1,15 +1,17 @@
 """The disk tier: blocks in append-only segments under a hard cap, found again after a restart.
 
-    put ──► open segment ──full──► sealed segments ──oldest──► given back
-                ▲                                     │
-                └──── its blocks that were used ──────┘
+    put ──► open segment ──full──► sealed segments ──emptiest──► given back
+                ▲                                       │
+                └──────── its blocks that are kept ─────┘
 
 One process owns the directory: it puts, finds, gives back. Readers in any process take a location
 from it and read by themselves (`reader.py`); what they say is wrong is looked at by `quarantine`.
 Whatever the disk refuses is a miss or a block that is not kept, a count and one line in the log.
 
 There is always room for one more segment, so that what is kept of a segment is written before it
-goes. A segment is cut to nothing before it is unlinked: readers may have it open, and its space
+goes. Which blocks are kept does not depend on where they lie (`index.py`): the least recently used
+are let go until one segment has at most half of a segment's bytes to keep, and that one goes. So
+what is written twice is never more than what is written once. A segment is cut to nothing before it is unlinked: readers may have it open, and its space
 would stay taken as long as they do.
 """
 
@@ -26,7 +28,6 @@ from rtp_serve.clock import Clock
 from rtp_serve.errors import DiskUnavailable
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_store.disk.directory import DiskDirectory
-from rtp_serve.kv_store.disk.eviction import survivors
 from rtp_serve.kv_store.disk.file_io import FileIO
 from rtp_serve.kv_store.disk.health import Health, TierState
 from rtp_serve.kv_store.disk.index import DiskIndex
@@ -69,24 +70,20 @@ class DiskTier:
 
     # Finding
 
-    def lookup(self, chain: Sequence[BlockHash]) -> list[DiskLocation]:
-        """The blocks that are there of a chain, from its beginning. A `DiskReader` has their bytes,
-        or says that they are not there any more."""
+    def lookup(self, chain: Sequence[BlockHash], start: int = 0) -> list[DiskLocation]:
+        """The blocks that are there of a chain, from its `start`th on; those before it another tier
+        gave, and their use counts here too. A `DiskReader` has their bytes, or says that they are
+        not there any more."""
         if self._is_closed:
             return []
-        found = self._index.find_prefix(chain)
+        found = self._index.find_prefix(chain, start)
         self._counts.hits += len(found)
-        self._counts.misses += len(chain) - len(found)
+        self._counts.misses += len(chain) - start - len(found)
         return found
 
     def has(self, key: BlockHash) -> bool:
         """Whether a block can be found; nobody has used it."""
         return key in self._index
-
-    def note_use(self, chain: Sequence[BlockHash]) -> None:
-        """Blocks that another tier gave are of use here too, where they are."""
-        for key in chain:
-            self._index.use(key)
 
     def quarantine(self, location: DiskLocation) -> bool:
         """A reader did not find there what the location says: whether that is so.
@@ -242,7 +239,7 @@ class DiskTier:
     def _commit(self) -> None:
         """What was appended can be found. Raises OSError."""
         committed = [] if self._writer is None else self._writer.commit()
-        for record in committed:
+        for record in reversed(committed):  # a block looks newer than those after it
             self._index.add(record)
             self._counts.written_bytes += record.location.record_bytes
         self._counts.stored += len(committed)
@@ -262,14 +259,14 @@ class DiskTier:
         self._finish()
 
     def _create(self) -> SegmentWriter:
-        """A new segment. Others may have filled the disk: then it takes the oldest one's place.
+        """A new segment. Others may have filled the disk: then it takes the emptiest one's place.
 
         Raises OSError, also if there is no room.
         """
         for number in self._space.segments - self._index.segments.keys():
             self._remove_file(number)
         if not self._has_room() and self._index.segments:
-            self._give_back(self._oldest())
+            self._give_back(self._emptiest())
         if not self._has_room():
             raise OSError(errno.ENOSPC, f"no room for a segment in {self._directory.path}")
         number, file_bytes = self._next_number, self._settings.file_bytes
@@ -296,15 +293,17 @@ class DiskTier:
     # Giving back
 
     def _keep_spare(self, writer: SegmentWriter) -> None:
-        """Give segments back until one more fits; of the used blocks, half of what there is room
-        for is written again. Raises OSError."""
+        """Give segments back until one more fits; what is kept of them, in all at most half of what
+        there is room for, is written again. Raises OSError."""
+        for_new_bytes = writer.room // 2
         while not self._space.fits(self._settings.file_bytes):
-            oldest = self._oldest()
-            if oldest is writer.segment:
+            if len(self._index.segments) == 1:
                 raise OSError(errno.ENOSPC, "segments that were given back are still there")
-            kept = survivors(oldest.records.values(), self._index.uses, writer.room // 2)
-            self._rewrite(kept, writer)
-            self._give_back(oldest)
+            max_bytes = writer.room - for_new_bytes
+            while (emptiest := self._emptiest()).kept_bytes > max_bytes:
+                self._index.let_go_oldest()
+            self._rewrite(self._index.kept(emptiest, max_bytes), writer)
+            self._give_back(emptiest)
 
     def _rewrite(self, records: Sequence[Record], writer: SegmentWriter) -> None:
         """Raises OSError."""
@@ -323,6 +322,12 @@ class DiskTier:
         payload = allocate(rounded_up(num_bytes))[:num_bytes]
         (outcome,) = self._reader.read([record.location], [payload])
         return payload, outcome
+
+    def _emptiest(self) -> Segment:
+        """Of the sealed ones, of which there is one: that with the least to keep."""
+        open_one = self._writer.segment if self._writer is not None else None
+        sealed = (each for each in self._index.segments.values() if each is not open_one)
+        return min(sealed, key=lambda each: each.kept_bytes)
 
     def _oldest(self) -> Segment:
         """Of at least one."""
