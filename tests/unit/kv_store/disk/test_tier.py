@@ -6,7 +6,9 @@ import pytest
 
 from rtp_serve.errors import DiskUnavailable
 from rtp_serve.kv_store.disk.health import TierState
+from rtp_serve.kv_store.disk.pages import PAGE_BYTES
 from rtp_serve.kv_store.disk.reader import ReadOutcome
+from rtp_serve.kv_store.disk.settings import DiskSettings
 from tests.unit.kv_store.blocks import make_chain
 from tests.unit.kv_store.disk.tiers import (
     MAX_BYTES,
@@ -100,14 +102,61 @@ def test_blocks_that_are_used_outlive_those_that_are_not(tmp_path: Path) -> None
         tier.check_invariants()
 
 
-def test_a_used_segment_goes_with_at_most_half_of_a_segment_kept(tmp_path: Path) -> None:
-    chains = [make_chain(PER_SEGMENT, str(i)) for i in range(40)]
+def test_a_chain_in_use_that_lies_in_many_segments_stays_whole(tmp_path: Path) -> None:
+    used = make_chain(20, "used")
     with make_tier(tmp_path) as tier:
-        for chain in chains:
-            put(tier, chain)
-            assert len(tier.lookup(chain)) == PER_SEGMENT
+        for i in range(60):
+            length = min(i + 1, len(used))
+            tier.lookup(used)
+            assert all(put(tier, used[:length]))
+            put(tier, make_chain(PER_SEGMENT, str(i)))
+            assert readable(tier, tmp_path, used) == length, i
             tier.check_invariants()
-        assert 0 < tier.stats().counts.rewritten < 40 * PER_SEGMENT
+
+
+def test_blocks_that_another_tier_gave_are_in_use(tmp_path: Path) -> None:
+    used = make_chain(3, "used")
+    with make_tier(tmp_path) as tier:
+        put(tier, used)
+        for i in range(40):
+            assert tier.lookup(used, len(used)) == []
+            put(tier, make_chain(PER_SEGMENT, str(i)))
+        assert (tier.stats().counts.hits, tier.stats().counts.misses) == (0, 0)
+        assert readable(tier, tmp_path, used) == len(used)
+
+
+def test_of_what_is_let_go_the_ends_of_chains_go_first(tmp_path: Path) -> None:
+    old = make_chain(3 * PER_SEGMENT, "old")
+    with make_tier(tmp_path) as tier:
+        put(tier, old)
+        lengths = []
+        for i in range(40):
+            put(tier, make_chain(2, str(i)))
+            lengths.append(sum(key in tier._index._kept for key in old))
+            assert all(key in tier._index._kept for key in old[: lengths[-1]])
+        assert lengths[0] == len(old)
+        assert len(set(lengths)) > 2
+        assert lengths[-1] < len(old)
+
+
+def test_no_more_is_written_again_than_is_written_once(tmp_path: Path) -> None:
+    chains = [make_chain(PER_SEGMENT, str(i)) for i in range(150)]
+    with make_tier(tmp_path) as tier:
+        for i, chain in enumerate(chains):
+            put(tier, chain)
+            for each in chains[i % 7 : i : 7]:
+                tier.lookup(each)
+        tier.check_invariants()
+        counts = tier.stats().counts
+        assert 0 < counts.rewritten <= counts.stored
+
+
+def test_a_segment_has_room_for_some_blocks_of_the_size_that_was_told() -> None:
+    cap, block = 64 << 20, 1 << 20
+    small = DiskSettings(cap, block_bytes=PAGE_BYTES).file_bytes
+    assert cap // 200 < small < cap // 100
+    assert 3 * block < DiskSettings(cap, block_bytes=block).file_bytes < 5 * block
+    assert DiskSettings(cap, block_bytes=cap).file_bytes < cap // 7
 
 
 def test_a_smaller_cap_is_kept_after_a_restart(tmp_path: Path) -> None:
