@@ -14,8 +14,8 @@ from rtp_serve.clock import WallClock
 from rtp_serve.config.engine import WeightStoreConfig
 from rtp_serve.config.model import read_model_config
 from rtp_serve.loader.store.store import Wanted
+from rtp_serve.loader.weights import LoadedWeights
 from rtp_serve.models.registry import MODELS
-from rtp_serve.models.weights import Weights
 from rtp_serve.worker.loading import open_store
 
 _PAGE_BYTES = 4096
@@ -38,7 +38,7 @@ def mapped_store(directory: Path, stored: Stored) -> object:
     store = open_store(WeightStoreConfig(directory=str(directory)), WallClock())
     assert store is not None, "it is enabled"
     wanted = Wanted(stored.directory, config.architecture, specs, torch.bfloat16)
-    weights = store.get(wanted, partial(_packed, stored))
+    weights = store.get(wanted, partial(_packed, stored)).weights
     for spec in specs:
         _touch(weights.matrix(spec.path).data if spec.is_matrix else weights.vector(spec.path))
     store.guard.wait()
@@ -54,10 +54,10 @@ def mapped_load_file(stored: Stored) -> object:
     return tensors
 
 
-def _packed(stored: Stored) -> Weights:
-    weights = ours(stored)
-    assert isinstance(weights, Weights)
-    return weights
+def _packed(stored: Stored) -> LoadedWeights:
+    loaded = ours(stored)
+    assert isinstance(loaded, LoadedWeights)
+    return loaded
 
 
 def _touch(tensor: torch.Tensor) -> None:

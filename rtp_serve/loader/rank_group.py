@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from rtp_serve.errors import CheckpointError
+from rtp_serve.loader.identity import ContentDigest
 from rtp_serve.loader.read_plan import Read
 from rtp_serve.loader.reader import Deliver
 
@@ -42,6 +43,8 @@ class RankGroup:
         self._wanted: dict[int, RowsByName] = {}
         self._deliver: dict[int, Deliver] = {}
         self._error: tuple[int, BaseException] | None = None
+        self.digest = ContentDigest()
+        """Of what all ranks have read."""
 
     def member(self, rank: int) -> "Member":
         assert 0 <= rank < self._world_size, f"rank {rank} of {self._world_size}"

@@ -20,6 +20,7 @@ from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.model import ModelConfig
 from rtp_serve.loader.checkpoint import Checkpoint, listed
 from rtp_serve.loader.collector import Collector, Place
+from rtp_serve.loader.identity import ContentDigest
 from rtp_serve.loader.load_figures import LoadFigures, LoadTimer
 from rtp_serve.loader.local_files import LocalFiles, ReadInto
 from rtp_serve.loader.rank_group import Member, RowsByName, hull
@@ -63,6 +64,16 @@ class LoadSettings:
 DEFAULT_SETTINGS = LoadSettings()
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedWeights:
+    """Weights, and which they are."""
+
+    weights: Weights
+
+    identity: str
+    """`ContentDigest.identity` of the tensors that they were made of."""
+
+
 def load_weights(
     checkpoint: Checkpoint,
     specs: Sequence[WeightSpec],
@@ -70,7 +81,7 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device | None = None,
     settings: LoadSettings = DEFAULT_SETTINGS,
-) -> Weights:
+) -> LoadedWeights:
     """Everything in `specs`, as `dtype`. Raises CheckpointError, for what a header can tell before
     reading any tensor.
 
@@ -82,20 +93,26 @@ def load_weights(
         checkpoint.check(wanted)
         _warn_of_surplus(checkpoint, settings.of_others.union(t.name for t in wanted), config)
         collectors = [Collector(spec, dtype, device) for spec in specs]
-        figures = _fill(collectors, checkpoint, settings)
+        digest = ContentDigest() if settings.member is None else settings.member.group.digest
+        figures = _fill(collectors, checkpoint, digest, settings)
     _log.info("%s: loaded %s", checkpoint.directory, figures)
     if settings.report is not None:
         settings.report(figures)
-    return Weights(
+    weights = Weights(
         {each.spec.path: each.matrix() for each in collectors if each.spec.is_matrix},
         {each.spec.path: each.vector() for each in collectors if not each.spec.is_matrix},
     )
+    return LoadedWeights(weights, digest.identity())
 
 
 def _fill(
-    collectors: Sequence[Collector], checkpoint: Checkpoint, settings: LoadSettings
+    collectors: Sequence[Collector],
+    checkpoint: Checkpoint,
+    digest: ContentDigest,
+    settings: LoadSettings,
 ) -> LoadFigures:
-    """Bring every collector what it misses: alone, or with the other ranks of a group."""
+    """Bring every collector what it misses: alone, or with the other ranks of a group. The digest
+    has seen all of it then."""
     places: dict[str, list[Place]] = {}
     for collector in collectors:
         for name, place in collector.places():
@@ -104,10 +121,11 @@ def _fill(
     deliver = partial(_deliver, places)
     member = settings.member
     if member is None:
-        return _run(_plan(checkpoint, rows_by_name, settings), deliver, settings)
+        reads = _plan(checkpoint, rows_by_name, settings)
+        return _run(reads, _digested(digest, deliver), settings)
     all_rows = member.group.join(member.rank, rows_by_name, deliver)
     own = member.group.own(member.rank, _plan(checkpoint, all_rows, settings))
-    figures = _run(own, member.group.deliver, settings)
+    figures = _run(own, _digested(digest, member.group.deliver), settings)
     member.group.meet()
     return figures
 
@@ -117,6 +135,16 @@ def _plan(
 ) -> tuple[Read, ...]:
     rows = (TensorRows(checkpoint.tensor(name), *rows) for name, rows in rows_by_name.items())
     return plan_reads(rows, settings.sizes)
+
+
+def _digested(digest: ContentDigest, deliver: Deliver) -> Deliver:
+    """The bytes go by way of the digest, while they are in the processor's cache."""
+
+    def deliver_digested(read: Read, data: memoryview) -> None:
+        digest.add(read, data)
+        deliver(read, data)
+
+    return deliver_digested
 
 
 @torch.inference_mode()  # a thread's own: the caller's tensors may be of that mode

@@ -12,17 +12,16 @@ from rtp_serve.config.engine import EngineConfig, WeightStoreConfig
 from rtp_serve.config.model import ModelConfig, read_model_config
 from rtp_serve.errors import CheckpointError
 from rtp_serve.loader.checkpoint import Checkpoint
-from rtp_serve.loader.identity import checkpoint_identity
 from rtp_serve.loader.load_figures import LoadFigures
+from rtp_serve.loader.stamp import checkpoint_stamp
 from rtp_serve.loader.store.directory import StoreDirectory, default_root
 from rtp_serve.loader.store.guard import WeightGuard
 from rtp_serve.loader.store.store import Wanted, WeightStore
-from rtp_serve.loader.weights import DEFAULT_SETTINGS, LoadSettings, load_weights
+from rtp_serve.loader.weights import DEFAULT_SETTINGS, LoadedWeights, LoadSettings, load_weights
 from rtp_serve.models.model import Model
 from rtp_serve.models.rank import Rank
 from rtp_serve.models.registry import MODELS
 from rtp_serve.models.shards import shard_specs
-from rtp_serve.models.weights import Weights
 from rtp_serve.worker.capacity import Capacity, compute_dtype, plan_capacity
 from rtp_serve.worker.threads import use_compute_threads
 
@@ -35,8 +34,8 @@ class ModelPlan:
     config: ModelConfig
     capacity: Capacity
 
-    identity: str | None
-    """`checkpoint_identity` of the files as they are now."""
+    stamp: str | None
+    """`checkpoint_stamp` of the files as they are now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +44,18 @@ class LoadedModel:
 
     model: Model
 
+    identity: str
+    """Of the tensors that it is made of, see `loader.identity`."""
+
     guard: WeightGuard
     """To be asked whether the weights still are what was loaded."""
 
 
 def plan_model(directory: Path, config: EngineConfig, rank: int = 0) -> ModelPlan:
     """Raises CheckpointError or ConfigError."""
-    identity = checkpoint_identity(directory)
+    stamp = checkpoint_stamp(directory)
     model_config = read_model_config(directory)
-    return ModelPlan(directory, model_config, plan_capacity(model_config, config, rank), identity)
+    return ModelPlan(directory, model_config, plan_capacity(model_config, config, rank), stamp)
 
 
 def load_planned(
@@ -70,11 +72,11 @@ def load_planned(
     store = open_store(config.weight_store, clock or WallClock())
     settings = LoadSettings(report=report)
     max_len = plan.capacity.max_model_len
-    model = load_model(plan.directory, plan.config, dtype, max_len, store, settings, rank)
-    if checkpoint_identity(plan.directory) != plan.identity:
+    loaded = load_model(plan.directory, plan.config, dtype, max_len, store, settings, rank)
+    if checkpoint_stamp(plan.directory) != plan.stamp:
         raise CheckpointError(f"{plan.directory}: its files have changed while they were read")
     _return_free_memory()
-    return LoadedModel(model, store.guard if store else WeightGuard())
+    return loaded
 
 
 def load_model(
@@ -85,7 +87,7 @@ def load_model(
     store: WeightStore | None = None,
     settings: LoadSettings = DEFAULT_SETTINGS,
     rank: Rank | None = None,
-) -> Model:
+) -> LoadedModel:
     """The checkpoint's model alone, computing in `dtype` at positions below `max_positions`; a
     rank's part of it, where there are several.
 
@@ -98,14 +100,15 @@ def load_model(
         settings = replace(settings, of_others=names)
         specs = shard_specs(specs, config, rank.part)
 
-    def read() -> Weights:
+    def read() -> LoadedWeights:
         return load_weights(Checkpoint(directory), specs, config, dtype, settings=settings)
 
     if store is None:
-        weights = read()
+        loaded = read()
     else:
-        weights = store.get(Wanted(directory, config.architecture, specs, dtype), read)
-    return factory(config, weights, max_positions, rank)
+        loaded = store.get(Wanted(directory, config.architecture, specs, dtype), read)
+    model = factory(config, loaded.weights, max_positions, rank)
+    return LoadedModel(model, loaded.identity, store.guard if store else WeightGuard())
 
 
 def open_store(config: WeightStoreConfig, clock: Clock) -> WeightStore | None:

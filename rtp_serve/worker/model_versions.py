@@ -25,6 +25,8 @@ from rtp_serve.parallel.collectives import Alone, Collectives
 from rtp_serve.parallel.partition import partition
 from rtp_serve.worker.loading import LoadedModel, ModelPlan, load_planned, plan_model
 
+_Before = tuple[ModelVersion | None, ModelPlan | None, ModelSource]
+
 
 class ModelVersions:
     """Loads the first version and those that follow it; for one thread at a time."""
@@ -47,8 +49,9 @@ class ModelVersions:
         self._first: ModelPlan | None = None
         self._tokenizer: str | None = None
         self._last: ModelVersion | None = None
+        self._last_plan: ModelPlan | None = None
         # what comes back if the last one is taken back
-        self._before: tuple[ModelVersion | None, ModelSource] = None, self._source
+        self._before: _Before = None, None, self._source
 
     @property
     def first(self) -> ModelPlan:
@@ -59,8 +62,9 @@ class ModelVersions:
     def load(self, source: ModelSource | None = None) -> tuple[ModelVersion, LoadedModel | None]:
         """The version that is at `source` now, and its model; None where that is the last version.
 
-        A `source` of None is the last one's. Raises ConfigError, ModelNotFound, CheckpointError or
-        ReloadRefused; the last version is still the last one then.
+        Files that nobody touched are not read again. A copy is; with the same weights it is the
+        same version. A `source` of None is the last one's. Raises ConfigError, ModelNotFound,
+        CheckpointError or ReloadRefused; the last version is still the last one then.
         """
         source = source or self._source
         # A link may be set to another checkpoint while this one is read.
@@ -70,26 +74,40 @@ class ModelVersions:
         tokenizer = _tokenizer_digest(directory)
         if self._first is not None:
             self._check_kind(self._first, plan, tokenizer)
-        version = self._version(plan)
-        is_same = self._last is not None and version.namespace == self._last.namespace
-        if self._last is not None and is_same and self._collectives.world_size == 1:
+        is_alone = self._collectives.world_size == 1
+        if self._last is not None and is_alone and self._is_untouched(plan):
             self._source = source
             return self._last, None
         part = partition(plan.config, self._config.parallel)[rank]
         loaded = load_planned(
             plan, self._config, self._clock, self._report, Rank(part, self._collectives)
         )
+        namespace = _namespace(plan, loaded.identity, self._config.parallel)
+        before = self._last, self._last_plan, self._source
+        self._last_plan, self._source = plan, source
+        if self._last is not None and is_alone and namespace == self._last.namespace:
+            return self._last, None
         if self._first is None:
             self._first, self._tokenizer = plan, tokenizer
-        self._before = self._last, self._source
-        self._last, self._source = version, source
-        return version, loaded
+        self._before = before
+        self._last = self._version(plan, namespace)
+        return self._last, loaded
+
+    def _is_untouched(self, plan: ModelPlan) -> bool:
+        """Whether the last version was made of just these files and settings."""
+        last = self._last_plan
+        assert last is not None, "nothing is loaded yet"
+        return (last.stamp, last.config, last.capacity.spec) == (
+            plan.stamp,
+            plan.config,
+            plan.capacity.spec,
+        )
 
     def take_back(self, number: int) -> bool:
         """Forget the last version if it has this number; whether it had. Not the first one."""
         if self._last is None or self._last.number != number:
             return False
-        self._last, self._source = self._before
+        self._last, self._last_plan, self._source = self._before
         return True
 
     def _report(self, figures: LoadFigures) -> None:
@@ -99,8 +117,7 @@ class ModelVersions:
         for phase, seconds in figures.phases.items():
             self._sink.add(metrics.WEIGHT_LOAD_SECONDS, seconds, {"phase": phase})
 
-    def _version(self, plan: ModelPlan) -> ModelVersion:
-        namespace = _namespace(plan, self._config.parallel)
+    def _version(self, plan: ModelPlan, namespace: bytes) -> ModelVersion:
         model = ServedModel(
             name=self._config.model_name,
             max_model_len=(self._first or plan).capacity.max_model_len,
@@ -136,10 +153,12 @@ def fingerprint(namespace: bytes) -> str:
     return f"fp_{namespace.hex()[:16]}"
 
 
-def _namespace(plan: ModelPlan, parallel: ParallelConfig) -> bytes:
-    """What a block's content depends on beside its tokens: weights, KV format and arithmetic."""
+def _namespace(plan: ModelPlan, weights: str, parallel: ParallelConfig) -> bytes:
+    """What a block's content depends on beside its tokens: weights, by their identity, what the
+    model does with them, KV format and arithmetic. The same on every node. A rank's weights are its
+    part of the model; the leader makes one namespace of all ranks'."""
     identity = {
-        "checkpoint": plan.identity,
+        "weights": weights,
         "model": asdict(plan.config),
         "kv": asdict(plan.capacity.spec),
         "numerics": numerics_plan(plan.capacity.spec.format),

@@ -66,7 +66,7 @@ def load(directory: Path, **config: Any) -> SharedModel:
         "test", capacity.max_model_len, model_config.vocab_size, model_config.eos_token_ids
     )
     return SharedModel(
-        load_model(directory, model_config, dtype, capacity.max_model_len),
+        load_model(directory, model_config, dtype, capacity.max_model_len).model,
         KVCacheTensors(capacity.spec, capacity.num_blocks),
         served,
         capacity.num_blocks,
@@ -87,7 +87,7 @@ def make_engine(
     cache = KVCacheManager(BlockPool(num_blocks or loaded.num_blocks), 16, enable_prefix_caching)
     max_len = loaded.served.max_model_len
     worker = Worker(loaded.cache, config.max_num_seqs, max_len)
-    worker.add(0, LoadedModel(loaded.model, WeightGuard()))
+    worker.add(0, LoadedModel(loaded.model, "shared", WeightGuard()))
     return EngineCore(
         ModelVersion(0, loaded.served, b"test"),
         Scheduler(config, cache, max_len),

@@ -156,6 +156,8 @@ def test_a_damaged_checkpoint_changes_nothing(first: Path):
         core.load(ModelSource(model="nothing/has/this/name"))
     assert [*run_to_end(core, wanted).values()] == [[tokens] for tokens in expected]
     (first / "kept").replace(weights)
+    assert core.load() is core.version
+    write(first, seed=2)
     assert core.load() is not core.version
 
 

@@ -22,7 +22,7 @@ CONFIG = tiny_config()
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> Model:
-    return load_model(directory, read_model_config(directory), dtype, max_positions=64)
+    return load_model(directory, read_model_config(directory), dtype, max_positions=64).model
 
 
 def logits(model: Model, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -25,7 +25,9 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model(directory: Path) -> Model:
-    return load_model(directory, read_model_config(directory), torch.float32, max_positions=128)
+    return load_model(
+        directory, read_model_config(directory), torch.float32, max_positions=128
+    ).model
 
 
 def run(model: Model, inputs: ModelInputs) -> torch.Tensor:
@@ -83,7 +85,7 @@ def test_taps_are_the_hidden_states_of_transformers(model: Model, directory: Pat
 def test_equal_position_rows_are_plain_positions(directory: Path):
     config = read_model_config(directory)
     sections = replace(config, rope=replace(config.rope, mrope_sections=(4, 2, 2)))
-    model = load_model(directory, sections, torch.float32, max_positions=128)
+    model = load_model(directory, sections, torch.float32, max_positions=128).model
     positions = np.tile(np.arange(len(PROMPT)), (3, 1))
     assert torch.equal(
         run(model, whole_prompt(PROMPT, positions=positions)), run(model, whole_prompt(PROMPT))

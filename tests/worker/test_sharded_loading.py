@@ -17,7 +17,7 @@ from rtp_serve.loader.checkpoint import Checkpoint
 from rtp_serve.loader.local_files import LocalFiles
 from rtp_serve.loader.rank_group import RankGroup
 from rtp_serve.loader.read_plan import ALIGNMENT, DEFAULT_SIZES, ReadSizes
-from rtp_serve.loader.weights import LoadSettings, load_weights
+from rtp_serve.loader.weights import LoadedWeights, LoadSettings, load_weights
 from rtp_serve.models.shards import shard_specs, take_columns, take_rows
 from rtp_serve.models.weights import TensorSpec, Weights, WeightSpec
 from rtp_serve.parallel.partition import partition
@@ -61,7 +61,7 @@ def load_all(
     group = RankGroup(world_size)
     config = read_model_config(directory)
 
-    def load(rank: int) -> Weights:
+    def load(rank: int) -> LoadedWeights:
         member = group.member(rank) if together else None
         settings = LoadSettings(sizes, num_threads=2, read_into=files, member=member)
         specs = shards_of(directory, rank, world_size)
@@ -106,8 +106,17 @@ def test_a_rank_gets_its_rows_and_columns(
     tensors = by_library(directory)
     with CountingFiles() as files:
         loaded = load_all(directory, world_size, files, together=together)
-    for rank, weights in enumerate(loaded):
-        assert_shard(weights, shards_of(directory, rank, world_size), tensors)
+    for rank, each in enumerate(loaded):
+        assert_shard(each.weights, shards_of(directory, rank, world_size), tensors)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_together_find_the_identity_that_one_finds_alone(tmp_path: Path, world_size: int):
+    directory = write_checkpoint(tmp_path, num_shards=3)
+    with CountingFiles() as files:
+        (alone,) = load_all(directory, 1, files, together=False)
+        ranks = load_all(directory, world_size, files, together=True)
+    assert {each.identity for each in ranks} == {alone.identity}
 
 
 def test_together_every_byte_is_read_once(tmp_path: Path):

@@ -36,7 +36,7 @@ MASK = np.array([0b1, 0b11, 0b111, 0b1011])
 
 def make_model(tmp_path: Path, config: dict[str, Any], dtype: torch.dtype) -> Decoder:
     directory = write_checkpoint(tmp_path, config)
-    model = load_model(directory, read_model_config(directory), dtype, max_positions=512)
+    model = load_model(directory, read_model_config(directory), dtype, max_positions=512).model
     assert isinstance(model, Decoder)
     return model
 
@@ -117,7 +117,7 @@ def test_windows_and_trees_have_the_same_bits(change: dict[str, Any], tmp_path: 
 def test_three_rows_of_positions_have_the_same_bits(tmp_path: Path):
     directory = write_checkpoint(tmp_path, CONFIGS["llama"])
     config = replace(read_model_config(directory), rope=RopeConfig(mrope_sections=(4, 2, 2)))
-    model = load_model(directory, config, torch.bfloat16, max_positions=512)
+    model = load_model(directory, config, torch.bfloat16, max_positions=512).model
     assert isinstance(model, Decoder)
     positions = np.stack([np.arange(60), np.arange(60) * 3, np.arange(60)[::-1]])
     inputs = whole_prompt(make_prompt(60), positions=np.ascontiguousarray(positions))

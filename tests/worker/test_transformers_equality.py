@@ -50,7 +50,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(name: str, tmp_path:
     directory = write_checkpoint(tmp_path, CONFIGS[name])
     prompt = make_prompt(LENGTH)
     config = read_model_config(directory)
-    model = load_model(directory, config, torch.float32, max_positions=256)
+    model = load_model(directory, config, torch.float32, max_positions=256).model
     sequence = DrivenSequence(1, prompt, num_output=64)
     Driver(make_runner(directory), chunk=23).run(sequence)
     with reference_model(directory) as reference:
@@ -77,7 +77,7 @@ def test_both_spellings_of_rope_give_the_same_model(tmp_path: Path):
     (directory / "config.json").write_text(json.dumps(current), encoding="utf-8")
     assert read_model_config(directory) == first
     with reference_model(directory) as reference:
-        model = load_model(directory, first, torch.float32, max_positions=256)
+        model = load_model(directory, first, torch.float32, max_positions=256).model
         prompt = make_prompt(LENGTH)
         logits = all_logits(model, model.forward(whole_prompt(prompt), make_cache(first)).last)
         assert (logits - reference(torch.tensor([prompt])).logits[0]).abs().max() <= 1e-3
@@ -88,7 +88,7 @@ def test_bfloat16_stays_near_transformers_in_bfloat16(tmp_path: Path):
         tmp_path, tiny_config(torch_dtype="bfloat16"), dtype=torch.bfloat16
     )
     config = read_model_config(directory)
-    model = load_model(directory, config, torch.bfloat16, max_positions=256)
+    model = load_model(directory, config, torch.bfloat16, max_positions=256).model
     prompt = make_prompt(LENGTH)
     with torch.inference_mode():
         reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()

@@ -45,7 +45,7 @@ def load(
 ) -> Weights:
     config = read_model_config(directory)
     specs = specs_of(directory) if specs is None else specs
-    return load_weights(Checkpoint(directory), specs, config, dtype, settings=settings)
+    return load_weights(Checkpoint(directory), specs, config, dtype, settings=settings).weights
 
 
 def by_library(directory: Path) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from rtp_serve.loader.store.directory import StoreDirectory
 from rtp_serve.loader.store.format import read_header
 from rtp_serve.loader.store.payload import FileIO
 from rtp_serve.loader.store.store import Wanted, WeightStore
-from rtp_serve.loader.weights import load_weights
+from rtp_serve.loader.weights import LoadedWeights, load_weights
 from rtp_serve.models.registry import MODELS
 from rtp_serve.models.weights import Weights
 from rtp_serve.ops.dispatch import Backend, backend
@@ -58,7 +59,7 @@ class Node:
         specs = MODELS.load(config.architecture).weight_specs(config)
         return Wanted(self.checkpoint, config.architecture, specs, dtype)
 
-    def read(self, dtype: torch.dtype = torch.bfloat16) -> Weights:
+    def read(self, dtype: torch.dtype = torch.bfloat16) -> LoadedWeights:
         self.num_reads += 1
         config = read_model_config(self.checkpoint)
         return load_weights(Checkpoint(self.checkpoint), self.wanted().specs, config, dtype)
@@ -68,20 +69,22 @@ class Node:
     ) -> Weights:
         """What a replica does; it is given time to finish its work on the store."""
         store = store or self.store()
-        weights = store.get(self.wanted(dtype), lambda: self.read(dtype))
+        loaded = store.get(self.wanted(dtype), lambda: self.read(dtype))
         store.guard.wait()
-        return weights
+        return loaded.weights
 
     def file(self) -> Path:
         (path,) = self.root.glob("*.weights")
         return path
 
     def suffixes(self) -> list[str]:
-        return sorted(path.suffix for path in self.root.iterdir() if path.suffix != ".lock")
+        """Of all but locks and notes."""
+        kinds = {path: path.suffix for path in self.root.iterdir()}
+        return sorted(kind for kind in kinds.values() if kind not in (".lock", ".source"))
 
 
-def make_node(tmp_path: Path, architecture: str = "Qwen2ForCausalLM") -> Node:
-    checkpoint = write_checkpoint(tmp_path / "model", tiny_config(architecture))
+def make_node(tmp_path: Path, architecture: str = "Qwen2ForCausalLM", seed: int = 0) -> Node:
+    checkpoint = write_checkpoint(tmp_path / "model", tiny_config(architecture), seed=seed)
     return Node(checkpoint, tmp_path / "store")
 
 
@@ -111,7 +114,7 @@ def test_written_and_mapped_weights_equal_the_loaded_ones(
     tmp_path: Path, architecture: str, dtype: torch.dtype
 ):
     node = make_node(tmp_path, architecture)
-    loaded = node.read(dtype)
+    loaded = node.read(dtype).weights
     assert_equal(node.start(dtype=dtype), loaded, node)
     assert_equal(node.start(dtype=dtype), loaded, node)
     assert node.num_reads == 2  # by this test, and by the first replica
@@ -131,7 +134,7 @@ def test_types_have_files_of_their_own(node: Node):
 
 
 def test_a_mapping_outlives_its_file(node: Node):
-    loaded = node.read()
+    loaded = node.read().weights
     weights = node.start()
     node.file().unlink()
     assert_equal(weights, loaded, node)
@@ -146,16 +149,72 @@ def test_a_checkpoint_that_changed_is_read_again(node: Node):
     weights = node.start()
     assert node.num_reads == 2
     assert node.suffixes().count(".weights") == 2
-    assert_equal(weights, node.read(), node)
+    assert_equal(weights, node.read().weights, node)
+
+
+def copy_of(node: Node, tmp_path: Path) -> Node:
+    """Another checkpoint with the same content, over the same store."""
+    return Node(Path(shutil.copytree(node.checkpoint, tmp_path / "copy")), node.root)
+
+
+def test_a_copy_is_read_once_and_has_the_file_that_is_there(node: Node, tmp_path: Path):
+    loaded = node.start()
+    made = node.file().stat()
+    copy = copy_of(node, tmp_path)
+    assert_equal(copy.start(), loaded, node)
+    assert str(node.file()) in Path("/proc/self/maps").read_text()
+    copy.start()
+    assert copy.num_reads == 1
+    assert copy.file().stat().st_mtime_ns == made.st_mtime_ns
+
+
+def test_copies_that_start_together_write_one_file(node: Node, tmp_path: Path):
+    copy = copy_of(node, tmp_path)
+    replicas = [run_replica(each, 1000) for each in (node, copy)]
+    assert [int(replica.communicate()[0]) for replica in replicas] == [1, 1]
+    assert node.suffixes() == [".verified", ".weights"]
+    node.start()
+    copy.start()
+    assert node.num_reads == copy.num_reads == 0
+
+
+def test_what_is_mapped_has_the_identity_of_what_was_read(node: Node):
+    read = node.read()
+    written, mapped = (node.store().get(node.wanted(), node.read) for _ in range(2))
+    assert written.identity == mapped.identity == read.identity
+
+
+@pytest.mark.parametrize("note", ["", "../../etc/passwd", "0123"], ids=["empty", "path", "gone"])
+def test_a_note_that_leads_nowhere_costs_reading(node: Node, note: str):
+    loaded = node.start()
+    (source,) = node.root.glob("*.source")
+    source.write_text(note)
+    assert_equal(node.start(), loaded, node)
+    assert node.num_reads == 2
+    node.start()
+    assert node.num_reads == 2
+
+
+def test_a_note_to_a_file_of_another_type_costs_reading(
+    node: Node, caplog: pytest.LogCaptureFixture
+):
+    node.start(dtype=torch.float32)
+    (other,) = node.root.glob("*.source")
+    node.start()
+    (source,) = set(node.root.glob("*.source")) - {other}
+    source.write_text(other.read_text())
+    assert_equal(node.start(), node.read().weights, node)
+    assert "noted for other weights" in caplog.text
+    assert node.suffixes() == [".verified", ".verified", ".weights", ".weights"]
 
 
 def test_a_checkpoint_that_changes_while_it_is_read_is_not_kept(
     node: Node, caplog: pytest.LogCaptureFixture
 ):
-    def read() -> Weights:
-        weights = node.read()
+    def read() -> LoadedWeights:
+        loaded = node.read()
         flip(node.checkpoint / "model.safetensors", 2000)
-        return weights
+        return loaded
 
     node.store().get(node.wanted(), read)
     assert node.suffixes() == []
@@ -175,7 +234,7 @@ def relabel(path: Path) -> None:
     source = read_header(descriptor).key.checkpoint
     os.close(descriptor)
     other = path.parent / "other"
-    clone = make_node(other)
+    clone = make_node(other, seed=1)
     clone.start()
     assert clone.file().read_bytes().find(source.encode()) == -1
     clone.file().replace(path)
@@ -201,7 +260,7 @@ def test_a_file_damaged_before_it_is_mapped_is_moved_aside_and_made_again(
     store.guard.check()
     assert node.num_reads == 2
     assert [suffix for suffix in node.suffixes() if suffix] == [".corrupt", ".verified", ".weights"]
-    assert_equal(weights, node.read(), node)
+    assert_equal(weights, node.read().weights, node)
     assert len(caplog.records) == 1
     assert re.search(r"weight store: .*; loading the checkpoint", caplog.text)
 
@@ -250,7 +309,7 @@ def test_a_running_replica_with_a_damaged_file_stops_and_the_next_reads_the_chec
     weights = node.start(replacement)
     replacement.guard.check()
     assert node.num_reads == 2
-    assert_equal(weights, node.read(), node)
+    assert_equal(weights, node.read().weights, node)
 
 
 def test_a_write_to_the_file_is_noticed_in_the_same_boot(node: Node):
@@ -285,7 +344,7 @@ def test_a_file_that_cannot_be_written_costs_one_warning(
     store = node.store(io)
     weights = node.start(store)
     store.guard.check()
-    assert_equal(weights, node.read(), node)
+    assert_equal(weights, node.read().weights, node)
     assert node.suffixes() == []
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert re.search(said, caplog.text)
@@ -312,7 +371,7 @@ def test_a_file_that_cannot_be_finished_costs_one_warning(
     store = node.store(FileIO(sync=sync_once))
     weights = node.start(store)
     store.guard.check()
-    assert_equal(weights, node.read(), node)
+    assert_equal(weights, node.read().weights, node)
     assert node.suffixes() == []
     assert "weight store: not written: " in caplog.text
     assert len(caplog.records) == 1
@@ -322,7 +381,7 @@ def test_a_store_that_cannot_be_a_directory_costs_one_warning(
     node: Node, caplog: pytest.LogCaptureFixture
 ):
     node.root.write_text("a file")
-    assert_equal(node.start(), node.read(), node)
+    assert_equal(node.start(), node.read().weights, node)
     assert len(caplog.records) == 1
     assert "weight store: not used: " in caplog.text
 
@@ -341,11 +400,9 @@ def test_the_longest_unused_file_makes_room(node: Node, tmp_path: Path):
     def start(other: Node, now_s: float, max_bytes: int = LARGE) -> str:
         store = WeightStore(StoreDirectory(node.root, "boot"), max_bytes, VirtualClock(now_s))
         other.start(store)
-        key = other.wanted().key()
-        assert key is not None
-        return key.name
+        return other.wanted().key(other.read().identity).name
 
-    others = [make_node(tmp_path / str(index)) for index in range(3)]
+    others = [make_node(tmp_path / str(index), seed=index) for index in range(3)]
     first = start(others[0], 100)
     size = node.file().stat().st_size
     second = start(others[1], 200)
@@ -395,7 +452,7 @@ def test_a_crash_while_writing_leaves_a_draft_that_nobody_takes(node: Node, num_
     assert node.suffixes() == [".draft"]
     weights = node.start()
     assert node.suffixes() == [".verified", ".weights"]
-    assert_equal(weights, node.read(), node)
+    assert_equal(weights, node.read().weights, node)
 
 
 def test_replicas_that_start_together_read_the_checkpoint_once(node: Node):
@@ -412,9 +469,9 @@ def test_a_store_that_cannot_be_written_is_checked_before_it_is_used(
     damage_payload(node)
     as_for_another_user(monkeypatch)
     store = node.store(boot_id="next")
-    weights = store.get(node.wanted(), node.read)
+    weights = store.get(node.wanted(), node.read).weights
     assert node.num_reads == 2
-    assert_equal(weights, node.read(), node)
+    assert_equal(weights, node.read().weights, node)
 
 
 def as_for_another_user(monkeypatch: pytest.MonkeyPatch) -> None:

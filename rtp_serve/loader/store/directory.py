@@ -4,6 +4,7 @@
     NAME.verified     which boot has checked the payload of NAME.weights
     NAME.corrupt      what was NAME.weights and turned out to be damaged
     .NAME.draft       what a maker is writing; meaningless once the maker is gone
+    NAME.source       names the finished file that was made of the checkpoint known as NAME
     NAME.lock         held by the maker; never removed, or two makers could each hold "the" lock;
                       its modification time is the last use of NAME.weights
 
@@ -12,6 +13,7 @@ A mapped file may be unlinked or renamed: whoever has it mapped keeps it.
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,9 +21,12 @@ from pathlib import Path
 
 from rtp_serve.loader.cache import cache_root, locked
 
-_FINISHED, _VERIFIED, _CORRUPT, _DRAFT, _LOCK = (
-    ".weights", ".verified", ".corrupt", ".draft", ".lock"
+_FINISHED, _VERIFIED, _CORRUPT, _DRAFT, _SOURCE, _LOCK = (
+    ".weights", ".verified", ".corrupt", ".draft", ".source", ".lock"
 )  # fmt: skip
+_NAME = re.compile("[0-9a-f]{1,64}")
+"""What `StoreKey.name` gives; a note of anything else is none."""
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -120,14 +125,31 @@ class StoreDirectory:
                 path.rename(self.root / f"{name}{_CORRUPT}")
                 self._marker(name).unlink(missing_ok=True)
 
+    def note_source(self, source: str, name: str) -> None:
+        """The checkpoint `source` has the weights of this finished file. The caller holds the lock
+        of `source`."""
+        draft = self.draft(source)
+        draft.write_text(name, encoding="ascii")
+        draft.rename(self._source(source))
+
+    def made_of(self, source: str) -> str | None:
+        """The name of the file that was made of the checkpoint `source`, which may be gone; None
+        if nobody knows."""
+        return _noted_name(self._source(source))
+
     def remove_leftovers(self) -> list[Path]:
-        """Remove damaged files, drafts whose maker is gone and marks of files that are gone."""
+        """Remove damaged files, drafts whose maker is gone, marks and notes of files that are
+        gone."""
         leftovers = list(self.root.glob(f"*{_CORRUPT}"))
         leftovers += [
             path
             for path in self.root.glob(f"*{_VERIFIED}")
             if not self.finished(path.name.removesuffix(_VERIFIED)).exists()
         ]
+        for path in self.root.glob(f"*{_SOURCE}"):
+            name = _noted_name(path)
+            if name is None or not self.finished(name).exists():
+                leftovers.append(path)
         for path in leftovers:
             path.unlink(missing_ok=True)
         for path in self.root.glob(f".*{_DRAFT}"):
@@ -154,6 +176,9 @@ class StoreDirectory:
     def _marker(self, name: str) -> Path:
         return self.root / f"{name}{_VERIFIED}"
 
+    def _source(self, name: str) -> Path:
+        return self.root / f"{name}{_SOURCE}"
+
     def _lock(self, name: str) -> Path:
         return self.root / f"{name}{_LOCK}"
 
@@ -165,3 +190,11 @@ class StoreDirectory:
             return self._lock(name).stat().st_mtime
         except FileNotFoundError:  # brought here from elsewhere
             return written_s
+
+
+def _noted_name(path: Path) -> str | None:
+    try:
+        name = path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return name if _NAME.fullmatch(name) else None

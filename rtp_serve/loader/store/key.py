@@ -11,7 +11,7 @@ class StoreKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Equal keys are equal bits of every final tensor."""
 
     checkpoint: str
-    """`checkpoint_identity` of the files."""
+    """`ContentDigest.identity` of its tensors."""
 
     architecture: str
     specs: str

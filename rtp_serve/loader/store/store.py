@@ -1,7 +1,10 @@
 """The weight store: final weights made once a node, mapped by every replica.
 
-`get` maps the file of a key; without one it makes the weights, writes the file and maps that. A
-store that cannot be read or written costs a warning, never a start.
+    checkpoint's stamp ──► NAME.source ──► the file's name, which its content gave
+
+`get` maps the file that was made of a checkpoint; without one it makes the weights. Then their
+identity is known too: if a copy of the checkpoint has a file, that is mapped, and else one is
+written and mapped. A store that cannot be read or written costs a warning, never a start.
 """
 
 import fcntl
@@ -17,14 +20,15 @@ import torch
 from rtp_serve.clock import Clock
 from rtp_serve.errors import CorruptWeights
 from rtp_serve.loader.cache import locked
-from rtp_serve.loader.identity import checkpoint_identity
+from rtp_serve.loader.stamp import checkpoint_stamp
 from rtp_serve.loader.store.directory import StoreDirectory
 from rtp_serve.loader.store.format import Header, lay_out, read_header
 from rtp_serve.loader.store.guard import WeightGuard
 from rtp_serve.loader.store.key import StoreKey
 from rtp_serve.loader.store.payload import FileIO, check_payload, seal, write_payload
 from rtp_serve.loader.store.tensors import buffers, map_weights, planned_tensors, specs_digest
-from rtp_serve.models.weights import Weights, WeightSpec
+from rtp_serve.loader.weights import LoadedWeights
+from rtp_serve.models.weights import WeightSpec
 from rtp_serve.ops.dispatch import Backend, backend
 from rtp_serve.ops.gemm import PACKED_LAYOUT_VERSION
 
@@ -40,11 +44,14 @@ class Wanted:
     specs: Sequence[WeightSpec]
     dtype: torch.dtype
 
-    def key(self) -> StoreKey | None:
-        """None for a checkpoint without identity, or where weights are not packed."""
-        identity = checkpoint_identity(self.checkpoint)
-        if identity is None or backend() is Backend.REFERENCE:
+    def stamp(self) -> str | None:
+        """None for a checkpoint without stamp, or where weights are not packed."""
+        if backend() is Backend.REFERENCE:
             return None
+        return checkpoint_stamp(self.checkpoint)
+
+    def key(self, identity: str) -> StoreKey:
+        """Of the file, if the checkpoint has this identity."""
         return StoreKey(
             checkpoint=identity,
             architecture=self.architecture,
@@ -52,6 +59,10 @@ class Wanted:
             dtype=str(self.dtype).removeprefix("torch."),
             layout=PACKED_LAYOUT_VERSION,
         )
+
+    def source(self, stamp: str) -> str:
+        """The name under which the store knows the checkpoint with this stamp."""
+        return self.key(stamp).name
 
 
 class WeightStore:
@@ -67,35 +78,46 @@ class WeightStore:
         self.guard = WeightGuard()
         """Knows of the weights that `get` gave."""
 
-    def get(self, wanted: Wanted, make: Callable[[], Weights]) -> Weights:
+    def get(self, wanted: Wanted, make: Callable[[], LoadedWeights]) -> LoadedWeights:
         """The weights, mapped if there is or can be a file of them, else as `make` gives them.
 
         Replicas that start together wait for the first of them and map what it has written.
         """
-        key = wanted.key()
-        if key is None:
+        stamp = wanted.stamp()
+        if stamp is None:
             return make()
-        weights = self._mapped(key, wanted)
-        if weights is not None:
-            return weights
+        source = wanted.source(stamp)
+        found = self._made_of(source, wanted)
+        if found is not None:
+            return found
         with ExitStack() as held:
-            try:
-                held.enter_context(self._directory.maker_lock(key.name))
-            except OSError as error:
-                _log.warning("weight store: not used: %s", error)
+            if not self._is_maker(source, held):
                 return make()
-            weights = self._mapped(key, wanted)
-            if weights is not None:
-                return weights
-            weights = make()
-            if wanted.key() != key:
+            found = self._made_of(source, wanted)
+            if found is not None:
+                return found
+            made = make()
+            if wanted.stamp() != stamp:
                 _log.warning("weight store: %s changed while it was read", wanted.checkpoint)
-                return weights
-            return self._kept(key, wanted, weights, held)
+                return made
+            return self._kept(source, wanted, made, held)
 
-    def _mapped(self, key: StoreKey, wanted: Wanted) -> Weights | None:
+    def _is_maker(self, name: str, held: ExitStack) -> bool:
+        """Wait for the lock; False, and a warning, where there can be none."""
+        try:
+            held.enter_context(self._directory.maker_lock(name))
+        except OSError as error:
+            _log.warning("weight store: not used: %s", error)
+            return False
+        return True
+
+    def _made_of(self, source: str, wanted: Wanted) -> LoadedWeights | None:
+        name = self._directory.made_of(source)
+        return None if name is None else self._mapped(name, wanted)
+
+    def _mapped(self, name: str, wanted: Wanted) -> LoadedWeights | None:
         """The finished file's weights. A damaged file is moved aside."""
-        path = self._directory.finished(key.name)
+        path = self._directory.finished(name)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # not there; or not for us, and then writing it tells why
@@ -104,21 +126,25 @@ class WeightStore:
             opened.callback(os.close, descriptor)
             try:
                 header = read_header(descriptor)
-                if header.key != key:
+                identity = header.key.checkpoint
+                if header.key.name != name:
                     raise CorruptWeights("it holds other weights than its name says")
+                if header.key != wanted.key(identity):
+                    _log.warning("weight store: %s: noted for other weights", path)
+                    return None
                 weights = map_weights(descriptor, header, wanted.specs)
-                self._verify_later(key.name, descriptor, header, opened)
+                self._verify_later(name, descriptor, header, opened)
             except CorruptWeights as error:
                 _log.warning("weight store: %s: %s; loading the checkpoint", path, error)
-                self._quarantine(key.name, descriptor)
+                self._quarantine(name, descriptor)
                 return None
             except OSError as error:
                 _log.warning("weight store: not used: %s: %s", path, error)
                 return None
         _log.info("weight store: mapped %s", path)
         with suppress(OSError):  # the order of eviction is all that it costs
-            self._directory.touch(key.name, self._clock.wall())
-        return weights
+            self._directory.touch(name, self._clock.wall())
+        return LoadedWeights(weights, identity)
 
     def _verify_later(self, name: str, descriptor: int, header: Header, opened: ExitStack) -> None:
         """Check the payload once a boot, beside the work that it is for.
@@ -164,8 +190,27 @@ class WeightStore:
         except OSError as error:
             _log.warning("weight store: cannot move a damaged file aside: %s", error)
 
-    def _kept(self, key: StoreKey, wanted: Wanted, weights: Weights, held: ExitStack) -> Weights:
+    def _kept(
+        self, source: str, wanted: Wanted, made: LoadedWeights, held: ExitStack
+    ) -> LoadedWeights:
+        """The weights in the pages of their file, which a copy of the checkpoint may have left."""
+        name = wanted.key(made.identity).name
+        if not self._is_maker(name, held):
+            return made
+        found = self._mapped(name, wanted)
+        if found is None:
+            return self._written(source, wanted, made, held)
+        try:
+            self._directory.note_source(source, name)
+        except OSError as error:
+            _log.warning("weight store: a start will read the checkpoint again: %s", error)
+        return found
+
+    def _written(
+        self, source: str, wanted: Wanted, made: LoadedWeights, held: ExitStack
+    ) -> LoadedWeights:
         """The weights in a file's pages; as they are, after one warning, where that fails."""
+        key = wanted.key(made.identity)
         tensors = planned_tensors(wanted.specs, wanted.dtype)
         header = lay_out(key, str(wanted.checkpoint.absolute()), tensors)
         if header.total_bytes > self._max_bytes:
@@ -175,21 +220,21 @@ class WeightStore:
                 header.total_bytes,
                 self._max_bytes,
             )
-            return weights
+            return made
         try:
             self._directory.make_room(header.total_bytes, self._max_bytes)
             descriptor = self._directory.create_draft(key.name)
             held.callback(os.close, descriptor)
-            write_payload(descriptor, header, buffers(weights, header.tensors), self._io)
+            write_payload(descriptor, header, buffers(made.weights, header.tensors), self._io)
             mapped = map_weights(descriptor, header, wanted.specs)
         except OSError as error:
             self._not_written(key.name, error)
-            return weights
-        self._seal_later(key.name, descriptor, header, held)
-        return mapped
+            return made
+        self._seal_later(source, descriptor, header, held)
+        return LoadedWeights(mapped, made.identity)
 
-    def _seal_later(self, name: str, descriptor: int, header: Header, held: ExitStack) -> None:
-        """Finish the file beside the first steps; the maker's lock is held until it is there.
+    def _seal_later(self, source: str, descriptor: int, header: Header, held: ExitStack) -> None:
+        """Finish the file beside the first steps; the maker's locks are held until it is there.
 
         The payload is on disk: should this fail, there is no file, but the weights are good.
         """
@@ -197,14 +242,16 @@ class WeightStore:
 
         def finish() -> None:
             with taken:
-                self._finish(name, descriptor, header)
+                self._finish(source, descriptor, header)
 
         self.guard.start(finish, is_awaited=True)
 
-    def _finish(self, name: str, descriptor: int, header: Header) -> None:
+    def _finish(self, source: str, descriptor: int, header: Header) -> None:
+        name = header.key.name
         try:
             seal(descriptor, header, self._io)
             self._directory.publish(name)
+            self._directory.note_source(source, name)
             self._directory.touch(name, self._clock.wall())
             self._directory.mark_verified(name, os.fstat(descriptor))
         except OSError as error:

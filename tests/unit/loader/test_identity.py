@@ -1,81 +1,75 @@
-import json
-import os
-import struct
+"""Which weights: equal bytes have equal identities, however they come; others never do."""
+
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from rtp_serve.loader.identity import checkpoint_identity
+from rtp_serve.loader.identity import ContentDigest
+from rtp_serve.loader.read_plan import ALIGNMENT, ReadSizes, TensorRows, plan_reads
+from rtp_serve.loader.safetensors_header import StoredTensor
+
+SIZES = ReadSizes(read_bytes=ALIGNMENT, gap_bytes=64)
+TENSORS = (
+    StoredTensor("a", Path("/here/x"), "F32", (600, 4), 100, 9600),
+    StoredTensor("b", Path("/here/x"), "F32", (5,), 9700, 20),
+    StoredTensor("c", Path("/here/y"), "BF16", (4, 4), 60, 32),
+)
+FILES = {name: random.Random(name).randbytes(3 * ALIGNMENT) for name in ("x", "y")}
+"""The second tensor ends in the third page; pages end with what is no tensor's."""
 
 
-def write_shard(path: Path, name: str = "w", data: bytes = b"1234") -> Path:
-    shape = [len(data) // 2]
-    header = {name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, len(data)]}}
-    encoded = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
-    return path
+def identity(
+    tensors: tuple[StoredTensor, ...] = TENSORS,
+    files: dict[str, bytes] = FILES,
+    seed: int | None = None,
+) -> str:
+    """With the reads in an order drawn from the seed."""
+    reads = list(plan_reads(map(TensorRows.all_of, tensors), SIZES))
+    assert len(reads) > 3
+    if seed is not None:
+        random.Random(seed).shuffle(reads)
+    digest = ContentDigest()
+    for read in reads:
+        data = files[read.file.name][read.offset :][: read.num_bytes]
+        digest.add(read, memoryview(bytearray(data)))
+    return digest.identity()
 
 
-def rewrite_in_place(path: Path) -> None:
-    """As a careful program would that wants to go unnoticed: size and times stay."""
-    before = path.stat()
-    with path.open("r+b") as file:
-        file.seek(-4, os.SEEK_END)
-        file.write(b"4321")
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+def test_reads_may_come_in_any_order():
+    assert {identity(seed=seed) for seed in range(20)} == {identity()}
 
 
-def test_an_untouched_checkpoint_keeps_its_identity(tmp_path: Path):
-    write_shard(tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text("{}")
-    before = checkpoint_identity(tmp_path)
-    assert before is not None
-    (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "config.json").write_text('{"not": "weights"}')
-    assert checkpoint_identity(tmp_path) == before
+def test_the_place_of_the_files_has_no_say():
+    moved = tuple(replace(each, file=Path("/there") / each.file.name) for each in TENSORS)
+    assert identity(moved) == identity()
+
+
+@pytest.mark.parametrize("position", [100, 4096, 9699, 9700, 9719])
+def test_every_byte_of_a_tensor_counts(position: int):
+    content = bytearray(FILES["x"])
+    content[position] ^= 1
+    assert identity(files=FILES | {"x": bytes(content)}) != identity()
+
+
+@pytest.mark.parametrize("position", [0, 99, 9720, 12287])
+def test_what_is_around_the_tensors_does_not(position: int):
+    content = bytearray(FILES["x"])
+    content[position] ^= 1
+    assert identity(files=FILES | {"x": bytes(content)}) == identity()
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        rewrite_in_place,
-        lambda path: write_shard(path, data=b"12345678"),
-        lambda path: write_shard(path, name="v"),
-        lambda path: path.rename(path.with_name("other.safetensors")),
-        lambda path: write_shard(path.with_name("more.safetensors")),
-        lambda path: path.with_name("model.safetensors.index.json").write_text("{}"),
-        lambda path: write_shard(path.with_name("new")).replace(path),
+        lambda each: replace(each, name="d") if each.name == "c" else each,
+        lambda each: replace(each, shape=(2, 8)) if each.name == "c" else each,
+        lambda each: replace(each, dtype="F16") if each.name == "c" else each,
+        lambda each: replace(each, name={"a": "a", "b": "c", "c": "b"}[each.name]),
     ],
-    ids=["in place", "longer", "header", "renamed", "one more", "index", "replaced"],
+    ids=["name", "shape", "type", "exchanged"],
 )
-def test_every_change_of_the_weight_files_changes_the_identity(
-    tmp_path: Path, change: Callable[[Path], object]
-):
-    path = write_shard(tmp_path / "model.safetensors")
-    before = checkpoint_identity(tmp_path)
-    change(path)
-    assert checkpoint_identity(tmp_path) != before
-
-
-def test_a_link_to_the_same_files_is_the_same_checkpoint(tmp_path: Path):
-    """As in the Hugging Face cache, where a snapshot is links to blobs."""
-    (tmp_path / "first").mkdir()
-    path = write_shard(tmp_path / "first" / "model.safetensors")
-    (tmp_path / "second").mkdir()
-    (tmp_path / "second" / "model.safetensors").symlink_to(path)
-    identity = checkpoint_identity(tmp_path / "first")
-    assert identity == checkpoint_identity(tmp_path / "second")
-
-
-def test_what_is_no_checkpoint_has_no_identity(tmp_path: Path):
-    assert checkpoint_identity(tmp_path) is None
-    assert checkpoint_identity(tmp_path / "missing") is None
-    (tmp_path / "model.safetensors").mkdir()
-    assert checkpoint_identity(tmp_path) is None
-
-
-@pytest.mark.parametrize("content", [b"", b"1234", b"\xff" * 8, b"\xff" * 40])
-def test_a_broken_header_has_an_identity_too(tmp_path: Path, content: bytes):
-    (tmp_path / "model.safetensors").write_bytes(content)
-    assert checkpoint_identity(tmp_path) is not None
+def test_names_shapes_and_types_count(change: Callable[[StoredTensor], StoredTensor]):
+    assert identity(tuple(map(change, TENSORS))) != identity()
