@@ -1,5 +1,6 @@
 """Arenas as files in shared memory: made, joined, owned, and removed when nobody has them.
 
+    PREFIX-NAME.pins    goes with the arena, see `pin_file`
     PREFIX-NAME.arena   flock, shared        every member, for as long as it lives
                         flock, exclusive     who removes it
                         lock of byte 0       the one process that owns the index
@@ -36,6 +37,7 @@ from rtp_serve.kv_store.arena_geometry import (
     num_slabs_in,
 )
 from rtp_serve.kv_store.available_memory import available_bytes
+from rtp_serve.kv_store.pin_file import remove_pins
 
 SHARED_MEMORY = Path("/dev/shm")
 MIN_ARENA_BYTES = 64 << 20
@@ -241,6 +243,7 @@ def _remove_if_unheld(descriptor: int, path: Path) -> bool:
     except BlockingIOError:
         return False
     if _is_at(descriptor, path):
+        remove_pins(path)
         path.unlink()
     return True
 

@@ -198,6 +198,10 @@ class BlockIndex:
         """Take an owner's pins back; those it has not are passed over."""
         self._ledger.unpinned(key for key in keys if self._ledger.pins.drop(owner, key))
 
+    def pins(self) -> list[tuple[str, BlockHash, float | None]]:
+        """See `PinTable.all`; `pin` takes them back."""
+        return self._ledger.pins.all()
+
     def drop_oldest(self, num_blocks: int) -> int:
         """Evict up to `num_blocks` blocks, whosever they are; how many could go."""
         for num_dropped in range(num_blocks):

@@ -29,6 +29,7 @@ from rtp_serve.kv_store.index import BlockIndex, IndexLimits
 from rtp_serve.kv_store.lease import Lease, Location
 from rtp_serve.kv_store.member import is_dead, member_name
 from rtp_serve.kv_store.pace import Pace
+from rtp_serve.kv_store.pin_file import Pin, PinFile
 from rtp_serve.kv_store.reservation import Refusal, Reservation, StoreRequest
 
 _SPILL_BLOCKS = 8
@@ -53,9 +54,11 @@ class NodeStore:
         disk: DiskTier | None = None,
         limits: IndexLimits | None = None,
         quotas: Mapping[str, int] | None = None,
+        pin_file: PinFile | None = None,
     ) -> None:
         """Takes over what the arena has, and starts a thread. `epoch` is what
-        `ArenaMember.own` gave; `quotas` are slabs by tenant."""
+        `ArenaMember.own` gave; `quotas` are slabs by tenant. Without a `pin_file` pins end with
+        this process."""
         self._arena = arena
         self._clock = clock
         self._disk = disk
@@ -69,6 +72,8 @@ class NodeStore:
             limits,
             quotas,
         )
+        self._pin_file = pin_file
+        self._take_over_pins()
         self._to_spill: deque[tuple[StoreRequest, Lease]] = deque()
         self._max_to_spill = max(1, arena.geometry.num_slabs // 2)
         self._owner = member_name()
@@ -143,7 +148,12 @@ class NodeStore:
 
     def pin(self, chain: Sequence[BlockHash], owner: str, expires_s: float | None) -> int:
         with self._changed:
-            return self._index.pin(chain, owner, expires_s)
+            if self._is_closed:  # the arena may be another's by now
+                return 0
+            num_pinned = self._index.pin(chain, owner, expires_s)
+            if self._pin_file is not None and num_pinned:
+                self._pin_file.write([Pin(*each) for each in self._index.pins()])
+            return num_pinned
 
     def trim(self, num_bytes: int) -> int:
         with self._changed:
@@ -182,6 +192,13 @@ class NodeStore:
         """For tests and idle debug runs."""
         with self._changed:
             self._index.check_invariants()
+
+    def _take_over_pins(self) -> None:
+        """Of blocks that are still there. What has run out is no pin any more."""
+        now_s = self._clock.monotonic()
+        for pin in self._pin_file.read() if self._pin_file is not None else ():
+            if pin.expires_s is None or pin.expires_s > now_s:
+                self._index.pin([pin.block], pin.owner, pin.expires_s)
 
     def _spill_later(self, reservation: Reservation) -> None:
         if len(self._to_spill) >= self._max_to_spill:

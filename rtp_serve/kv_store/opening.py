@@ -20,6 +20,7 @@ from rtp_serve.kv_store.disk.settings import DiskSettings
 from rtp_serve.kv_store.disk.tier import DiskTier
 from rtp_serve.kv_store.eviction.registry import make_policy
 from rtp_serve.kv_store.node_store import NodeStore
+from rtp_serve.kv_store.pin_file import PinFile
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +95,8 @@ def open_node_store(
     policy = make_policy(config.host.policy, geometry.num_slabs)
     shares = config.host.quotas.items()
     quotas = {tenant: int(share * geometry.num_slabs) for tenant, share in shares}
-    return NodeStore(member.arena, epoch, policy, clock, disk, quotas=quotas)
+    pin_file = PinFile(member.path)
+    return NodeStore(member.arena, epoch, policy, clock, disk, quotas=quotas, pin_file=pin_file)
 
 
 def disk_directory(config: DiskTierConfig, cache_root: Path, digest: bytes) -> Path | None:

@@ -45,6 +45,10 @@ class PinTable:
         """The block is gone, whoever pinned it."""
         self._drop([pin for pin in self._expiries if pin[1] == key])
 
+    def all(self) -> list[tuple[str, BlockHash, float | None]]:
+        """Owner, key and expiry of each, in the order in which they were set."""
+        return [(owner, key, expires_s) for (owner, key), expires_s in self._expiries.items()]
+
     def owners(self) -> set[str]:
         return {owner for owner, _ in self._expiries}
 

@@ -1,7 +1,8 @@
 """What the slabs' headers tell to an index that starts anew.
 
-Of its predecessor nothing else is left: no lease, no pin, no reservation. Blocks are found again if
-their chain is whole. A slab that was reserved may still be written, so it is kept back.
+Of its predecessor no lease is left and no reservation; pins are elsewhere, see `pin_file`. Blocks
+are found again if their chain is whole. A slab that was reserved may still be written, so it is
+kept back.
 """
 
 from collections import defaultdict

@@ -63,7 +63,7 @@ def check_that_caches_can_be_told_trimmed_and_pinned(app: RunningApp, prompt: st
     (store,) = stats["stores"]
     assert store["is_answering"]
     assert {each["store"] for each in stats["replicas"]} == {store["store"]}
-    (pinned,) = ask(app, "POST", "pin", prompt=prompt, ttl_s=60)["stores"]
+    (pinned,) = ask(app, "POST", "pin", prompt=prompt, ttl_s=3600)["stores"]
     assert pinned["store"] == store["store"]
     assert pinned["num_blocks"] > 10
     num_before = num_ready(app)
@@ -95,6 +95,12 @@ def num_ready(app: RunningApp) -> int:
     """Blocks in the one store's arena."""
     (store,) = ask(app, "GET", "stats")["stores"]
     return int(store["host"]["slabs_by_state"].get("ready", 0))
+
+
+def pins(app: RunningApp) -> int:
+    """In the one store; 0 while it does not answer."""
+    (store,) = ask(app, "GET", "stats")["stores"]
+    return int(store["host"]["num_pins"])
 
 
 @pytest.fixture(autouse=True)
@@ -149,11 +155,14 @@ def test_replicas_share_outlive_the_store_and_find_the_disk_again(
         until(is_shared)
         assert num_full > 200
         check_that_caches_can_be_told_trimmed_and_pinned(app, prompt)
+        num_pins = pins(app)
+        assert num_pins > 10
         os.kill(store_pid(), signal.SIGKILL)
         for index in range(10):
             text, _ = complete(app, f"{index} {PROMPT}")
             assert text
             assert complete(app, prompt)[0] == expected
+        until(lambda: pins(app) == num_pins)
     with served(session, tiny_model, tmp_path) as app:
         assert complete(app, prompt) == (expected, num_full), "a restart forgot what was stored"
 

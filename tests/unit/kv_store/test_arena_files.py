@@ -15,6 +15,7 @@ import pytest
 from rtp_serve.errors import ArenaMismatch, ArenaUnavailable
 from rtp_serve.kv_store.arena_files import MIN_ARENA_BYTES, ArenaFiles, ArenaMember, SharedMemoryIO
 from rtp_serve.kv_store.available_memory import available_bytes
+from rtp_serve.kv_store.pin_file import Pin, PinFile
 from tests.unit.kv_store.arenas import LAYOUT, make_reservation, place_of, put, read
 
 ROOT = Path(__file__).parents[3]
@@ -122,11 +123,13 @@ def test_arenas_that_nobody_holds_are_removed_and_others_are_not(tmp_path: Path)
     other = tmp_path / "rtp_serve-other"
     other.write_text("not an arena")
     process, _ = join_elsewhere(tmp_path)
+    for member in (held, left):
+        PinFile(member.path).write([Pin("application", bytes(32), None)])
     left.leave()
     assert ArenaFiles(tmp_path).remove_unheld() == [left.path]
     kill(process)
     assert ArenaFiles(tmp_path).remove_unheld() == [tmp_path / "rtp_serve-n.arena"]
-    assert files(tmp_path) == [held.path.name, other.name]
+    assert files(tmp_path) == [held.path.name, "rtp_serve-held.pins", other.name]
     held.leave()
     held.leave()
 

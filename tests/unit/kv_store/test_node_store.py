@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rtp_serve.clock import WallClock
+from rtp_serve.clock import VirtualClock, WallClock
 from rtp_serve.kv_store.arena import Arena
 from rtp_serve.kv_store.disk.reader import DiskReader, ReadOutcome
 from rtp_serve.kv_store.disk.settings import DiskSettings
@@ -15,6 +15,7 @@ from rtp_serve.kv_store.eviction.lru import LRU
 from rtp_serve.kv_store.index_stats import SlabState
 from rtp_serve.kv_store.member import member_name
 from rtp_serve.kv_store.node_store import NodeStore
+from rtp_serve.kv_store.pin_file import PinFile
 from rtp_serve.kv_store.reservation import Reservation, StoreRequest
 from tests.unit.kv_store.arenas import content, make_arena, make_key
 from tests.unit.kv_store.blocks import TAG
@@ -144,3 +145,60 @@ def test_a_tenant_keeps_its_share():
                 ]
             )
         assert len(store.find(CHAIN[:3], OWNER)) == 3
+
+
+def virtual_clock() -> VirtualClock:
+    """Of the present, as reservations are made by it."""
+    return VirtualClock(WallClock().monotonic())
+
+
+def reopen(arena: Arena, pin_file: PinFile, clock: VirtualClock, epoch: int) -> NodeStore:
+    return NodeStore(arena, epoch, LRU(16), clock, pin_file=pin_file)
+
+
+def test_pins_outlive_the_store_and_not_their_time(tmp_path: Path):
+    arena, clock, pins = make_arena(16), virtual_clock(), PinFile(tmp_path / "x.arena")
+    with reopen(arena, pins, clock, 1) as first:
+        store_chain(first, arena)
+        assert first.pin(CHAIN[:2], "application", clock.monotonic() + 60) == 2
+        assert first.pin(CHAIN[:3], OWNER, None) == 3
+    with reopen(arena, pins, clock, 2) as second:
+        assert second.stats().host.num_pins == 5
+        second.check_invariants()
+        assert second.trim(1 << 30) == arena.geometry.slab_bytes
+        assert second.pin(CHAIN[:2], "application", clock.monotonic() + 90) == 2
+    clock.advance(70.0)
+    with reopen(arena, pins, clock, 3) as third:
+        assert third.stats().host.num_pins == 5, "a new time counts"
+    clock.advance(70.0)
+    with reopen(arena, pins, clock, 4) as fourth:
+        assert fourth.stats().host.num_pins == 3
+
+
+def test_pins_of_blocks_that_are_gone_are_forgotten(tmp_path: Path):
+    clock, pins = virtual_clock(), PinFile(tmp_path / "x.arena")
+    arena = make_arena(16)
+    with reopen(arena, pins, clock, 1) as store:
+        store_chain(store, arena)
+        store.pin(CHAIN, "application", None)
+    with reopen(make_arena(16), pins, clock, 1) as store:
+        assert store.stats().host.num_pins == 0
+
+
+def test_a_pin_file_that_cannot_be_read_is_no_pins(tmp_path: Path):
+    (tmp_path / "damaged.pins").write_bytes(b"\x93\x01")
+    (tmp_path / "directory.pins").mkdir()
+    (tmp_path / "link.pins").symlink_to("/etc/passwd")
+    for name in ("damaged", "directory", "link", "missing"):
+        assert PinFile(tmp_path / f"{name}.arena").read() == []
+
+
+def test_a_pin_file_that_cannot_be_written_costs_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    arena, clock = make_arena(16), virtual_clock()
+    with reopen(arena, PinFile(tmp_path / "gone" / "x.arena"), clock, 1) as store:
+        store_chain(store, arena)
+        assert store.pin(CHAIN, "application", None) == 4
+        assert store.stats().host.num_pins == 4
+    assert "pins will not outlive the store" in caplog.text
