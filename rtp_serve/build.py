@@ -1,5 +1,6 @@
 """The composition root: the one place where the two planes join."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,12 @@ from rtp_serve.config.kv_store import KVStoreConfig
 from rtp_serve.engine.async_engine import AsyncEngine
 from rtp_serve.engine.core import EngineCore
 from rtp_serve.engine.executor import Executor
+from rtp_serve.engine.prefix_keeper import PrefixToKeep
+from rtp_serve.engine.request import cache_salt
 from rtp_serve.engine.scheduler import Scheduler
 from rtp_serve.engine.tiering import Tiering
 from rtp_serve.engine.version import ModelVersion
+from rtp_serve.errors import CheckpointError, InvalidRequest, ModelNotFound
 from rtp_serve.kv_cache.block_pool import BlockPool
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
@@ -19,8 +23,12 @@ from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.kv_store.lower_tiers import LowerTiers, StoreAccess
 from rtp_serve.kv_store.opening import OpenedStore, open_local
 from rtp_serve.loader.cache import cache_root
+from rtp_serve.loader.hub import resolve
 from rtp_serve.observability.metrics import MetricsSink, PrometheusSink, TeeSink
 from rtp_serve.parallel.collectives import Alone
+from rtp_serve.text.chat_template import ChatTemplate
+from rtp_serve.text.pinned_prefix import prefix_tokens
+from rtp_serve.text.tokenizer import Tokenizer
 from rtp_serve.worker.executor import InProcessExecutor
 from rtp_serve.worker.rank_worker import RankWorker
 from rtp_serve.worker.ranks.joining import lead
@@ -29,6 +37,8 @@ from rtp_serve.worker.ranks.plan import RankStarter
 
 OpenStore = Callable[[KVStoreConfig, KVCacheSpec, TileOrder, Clock, Path], OpenedStore | None]
 """Joins the node's KV store; None if there can be none."""
+
+_log = logging.getLogger(__name__)
 
 _MIN_STORING = 128
 """Blocks that may wait to be stored, at least: some steps' worth."""
@@ -110,4 +120,34 @@ def build_engine(
     """An engine on a thread of its own. `sink` hears every measurement beside `metrics_text()`."""
     own = PrometheusSink()
     core = build_core(config, clock, TeeSink(own, sink) if sink else own, open_store, starter)
-    return AsyncEngine(core, config.scheduler.max_queued, own.render)
+    engine = AsyncEngine(core, config.scheduler.max_queued, own.render)
+    if config.kv_store.pinned:
+        engine.keep(_prefixes_to_keep(config))
+    return engine
+
+
+def _prefixes_to_keep(config: EngineConfig) -> list[PrefixToKeep]:
+    """Those that can be told; of the others a line in the log says why."""
+    try:
+        directory = resolve(config.model, config.revision, files="tokenizer")
+        tokenizer = Tokenizer.from_directory(directory)
+        template = ChatTemplate.from_directory(directory)
+    except (CheckpointError, ModelNotFound) as error:
+        _log.warning("kv_store.pinned: nothing is kept: %s", error.message)
+        return []
+    found = []
+    for each in config.kv_store.pinned:
+        try:
+            token_ids = prefix_tokens(each, tokenizer, template)
+        except InvalidRequest as error:
+            _log.warning("kv_store.pinned: %r is not kept: %s", each.name, error.message)
+            continue
+        if len(token_ids) < config.cache.block_size:
+            _log.warning(
+                "kv_store.pinned: %r is not kept: it has %d tokens, fewer than a block of %d",
+                each.name, len(token_ids), config.cache.block_size,
+            )  # fmt: skip
+            continue
+        salt = cache_salt(each.tenant, each.cache_salt)
+        found.append(PrefixToKeep(each.name, token_ids, salt))
+    return found

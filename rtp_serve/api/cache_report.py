@@ -22,6 +22,9 @@ class ReplicaReport(TypedDict):
     tiers: dict[str, dict[str, float]]
     """What went between the device and each of them, see TierCounts."""
 
+    pinned: list[dict[str, Any]]
+    """What the configuration wants kept, see KeptPrefix."""
+
 
 class StoreReport(TypedDict):
     store: str
@@ -65,6 +68,7 @@ def _replica(answer: CacheStats) -> ReplicaReport:
             tier.value: asdict(counts)
             for tier, counts in (tiers.counts if tiers is not None else {}).items()
         },
+        "pinned": [asdict(each) for each in (tiers.pinned if tiers is not None else ())],
     }
 
 

@@ -8,7 +8,7 @@ from rtp_serve.api.responses import Envelope
 from rtp_serve.clock import Clock
 from rtp_serve.config.api import LimitsConfig
 from rtp_serve.engine.client import EngineClient, ServedModel
-from rtp_serve.engine.request import Request
+from rtp_serve.engine.request import Request, cache_salt
 from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.errors import ModelNotFound
 from rtp_serve.text.chat_template import ChatTemplate
@@ -71,9 +71,3 @@ class ServingContext:
     def _seed(self, asked_for: int | None) -> int:
         seed = self.rng.getrandbits(64) if asked_for is None else asked_for
         return seed % (1 << 64)
-
-
-def cache_salt(tenant: str, salt: str) -> str:
-    """The engine's, for a client's. No two pairs give the same one, because the names of tenants
-    have no slash."""
-    return f"{tenant}/{salt}" if salt else tenant

@@ -83,6 +83,12 @@ def _replicas(report: Report) -> str:
             f"{device['num_blocks']:>8}{moved[0]:>11}{moved[1]:>11}{moved[2]:>12}{moved[3]:>8}"
             f"{moved[4]:>10}"
         )
+    lines += [
+        f"{each['replica']:24}keeps {kept['num_pinned']} tokens of {kept['num_tokens']} of prefix "
+        f"{kept['name']}"
+        for each in report["replicas"]
+        for kept in each["pinned"]
+    ]
     if not report["stores"]:
         lines.append("\nno tiers below the device (engine.kv_store.host.enable)")
     return "\n".join(lines)

@@ -54,6 +54,41 @@ class RemoteTierConfig(Config):
     """Ask them for what this node has not."""
 
 
+class PinnedMessage(Config):
+    """Of a chat's beginning."""
+
+    role: str
+    """As in requests: "system", for one."""
+
+    content: str
+    """Its text."""
+
+
+class PinnedPrefix(Config):
+    """A beginning that many prompts have, kept in every node's arena."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """What figures and warnings call it."""
+
+    prompt: str | None = None
+    """A text; or give `messages`."""
+
+    messages: tuple[PinnedMessage, ...] = ()
+    """A chat's first messages, rendered without the start of an answer."""
+
+    tenant: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
+    """Whose requests begin so: the name of their API key, where there are keys."""
+
+    cache_salt: str = Field(default="", max_length=256)
+    """That of the requests that begin so."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "PinnedPrefix":
+        if (not self.prompt) == (not self.messages):
+            raise ValueError(f"pinned prefix {self.name!r}: give either prompt or messages")
+        return self
+
+
 class KVStoreConfig(Config):
     """Tiers below the device; disk and remote need the host tier."""
 
@@ -66,6 +101,9 @@ class KVStoreConfig(Config):
     remote: RemoteTierConfig = RemoteTierConfig()
     """Other nodes."""
 
+    pinned: tuple[PinnedPrefix, ...] = ()
+    """Beginnings of prompts that are computed at the start, and kept as long as there is room."""
+
     application: str = Field(default="rtp-serve", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """Engines of a node with the same name share their blocks."""
 
@@ -75,4 +113,9 @@ class KVStoreConfig(Config):
             raise ValueError("disk.enable needs host.enable: blocks come to the disk from there")
         if self.remote.enable and not self.host.enable:
             raise ValueError("remote.enable needs host.enable: it is other nodes' host tiers")
+        if self.pinned and not self.host.enable:
+            raise ValueError("pinned needs host.enable: prefixes are kept in the host tier")
+        names = [each.name for each in self.pinned]
+        if len(set(names)) != len(names):
+            raise ValueError(f"pinned: names must differ, got {names}")
         return self

@@ -9,11 +9,13 @@ The model's kernels release the GIL, so event loops on other threads live throug
 """
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 from rtp_serve.config.engine import ModelSource
@@ -21,7 +23,9 @@ from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.cache_control import CacheControl
 from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.engine.core import EngineCore, EngineStats
+from rtp_serve.engine.prefix_keeper import PrefixKeeper, PrefixToKeep
 from rtp_serve.engine.request import FinishReason, Request, SequenceDelta
+from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.errors import (
     CheckpointError,
     ConfigError,
@@ -68,8 +72,31 @@ class AsyncEngine:
         # Ids whose abort is in the inbox: deltas of theirs are of the request that was aborted,
         # even if the id is in use again.
         self._aborting: set[str] = set()
+        self._keeper: PrefixKeeper | None = None
+        self._keeping: threading.Thread | None = None
+        self._num_computed = itertools.count()
         self._thread = threading.Thread(target=self._run, name="rtp-serve-engine", daemon=True)
         self._thread.start()
+
+    def keep(self, prefixes: Sequence[PrefixToKeep]) -> None:
+        """Keep these in the node's arena from now on, beside the requests. Once an engine."""
+        assert self._keeper is None, "the engine keeps prefixes already"
+        self._keeper = keeper = PrefixKeeper(prefixes, self._caches, self._compute)
+        self._keeping = threading.Thread(target=keeper.run, name="kv-pinned", daemon=True)
+        self._keeping.start()
+
+    def _compute(self, token_ids: Sequence[int], cache_salt: str) -> None:
+        """See `prefix_keeper.Compute`."""
+        stream = _Computing()
+        sampling = SamplingParams(max_tokens=1, temperature=0.0)
+        request_id = f"pinned-{next(self._num_computed)}"
+        self.submit(
+            Request(request_id, tuple(token_ids), sampling, seed=0, cache_salt=cache_salt), stream
+        )
+        stream.wait()
+        with self._changed:
+            self._inbox.append(lambda: self._core.store_cached(token_ids, cache_salt))
+            self._changed.notify_all()
 
     @property
     def stats(self) -> EngineStats:
@@ -138,7 +165,10 @@ class AsyncEngine:
 
     async def cache_stats(self) -> list[CacheStats]:
         self.raise_if_dead()
-        return [await asyncio.to_thread(self._caches.stats)]
+        stats = await asyncio.to_thread(self._caches.stats)
+        if self._keeper is not None and stats.tiers is not None:
+            stats = replace(stats, tiers=replace(stats.tiers, pinned=self._keeper.kept))
+        return [stats]
 
     async def trim_cache(self, num_bytes: int) -> list[Trimmed]:
         self.raise_if_dead()
@@ -184,10 +214,14 @@ class AsyncEngine:
 
     def shutdown(self) -> None:
         """Finish the step under way, abort everything and stop the thread."""
+        if self._keeper is not None:
+            self._keeper.close()
         with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
         self._thread.join()
+        if self._keeping is not None:
+            self._keeping.join()
 
     @property
     def _is_over(self) -> bool:
@@ -268,6 +302,27 @@ class AsyncEngine:
 
 def _abortion(request_id: str, index: int, message: str) -> SequenceDelta:
     return SequenceDelta(request_id, index, finish_reason=FinishReason.ABORT, error=message)
+
+
+class _Computing:
+    """A sink for somebody who waits in another thread, and wants no token."""
+
+    def __init__(self) -> None:
+        self._is_over = threading.Event()
+        self._error: str | None = None
+
+    def deliver(self, deltas: list[SequenceDelta]) -> None:
+        for delta in deltas:
+            if delta.finish_reason is FinishReason.ERROR:
+                self._error = delta.error
+            if delta.finish_reason is not None:
+                self._is_over.set()
+
+    def wait(self) -> None:
+        """Raises EngineDead."""
+        self._is_over.wait()
+        if self._error is not None:
+            raise EngineDead(self._error)
 
 
 class _LoopStream:

@@ -35,6 +35,9 @@ class TiersStats:
     stats: StoreStats
     """Of the store, for all of its engines."""
 
+    pinned: tuple["KeptPrefix", ...] = ()
+    """What the configuration wants kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
@@ -46,6 +49,18 @@ class CacheStats:
     device: DeviceStats
     tiers: TiersStats | None
     """None where there are no tiers below the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPrefix:
+    """A prefix that the configuration names."""
+
+    name: str
+    num_tokens: int
+    """In its full blocks."""
+
+    num_pinned: int
+    """Of those, in pinned blocks of the arena when it was last looked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,16 @@ class CacheControl:
     def __init__(self, core: EngineCore) -> None:
         self._core = core
 
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self._core.block_size
+
+    @property
+    def version(self) -> int:
+        """Of the model that new requests run on."""
+        return self._core.version.number
+
     def stats(self) -> CacheStats:
         """The present, and counts. A store that does not answer has none."""
         stats = self._core.stats

@@ -4,6 +4,7 @@ It knows no text, no sockets and no threads; `AsyncEngine` puts it on a thread, 
 """
 
 import logging
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from rtp_serve.clock import Clock
@@ -18,6 +19,7 @@ from rtp_serve.engine.sequence import Sequence
 from rtp_serve.engine.tiering import Tiering
 from rtp_serve.engine.version import ModelVersion
 from rtp_serve.errors import ContextLengthExceeded, InvalidRequest
+from rtp_serve.kv_cache.block import chain_hashes, root_hash
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.kv_store.lower_tiers import LowerTiers
 from rtp_serve.observability.metrics import MetricsSink
@@ -191,6 +193,13 @@ class EngineCore:
                 self._scheduler.abort(seq)
                 self._forget(seq)
         self._recorder.state(self._scheduler, self._cache.usage)
+
+    def store_cached(self, token_ids: Items[int], cache_salt: str) -> None:
+        """Give the tiers again what the device has of a prefix."""
+        if self._tiering is not None:
+            namespace = self._version.namespace
+            chain = chain_hashes(root_hash(namespace, cache_salt), token_ids, self.block_size)
+            self._tiering.store_cached(chain, namespace, cache_salt)
 
     def step(self) -> list[SequenceDelta]:
         """Run one step. Without work it does nothing."""

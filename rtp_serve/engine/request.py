@@ -36,6 +36,12 @@ class Request:
     """Requests share prefix-cache blocks only under an equal salt (the tenant, with keys)."""
 
 
+def cache_salt(tenant: str, salt: str) -> str:
+    """The engine's, for a client's. No two pairs give the same one, because the names of tenants
+    have no slash."""
+    return f"{tenant}/{salt}" if salt else tenant
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """Log-probabilities at one position."""

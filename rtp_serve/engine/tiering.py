@@ -141,6 +141,17 @@ class Tiering:
             ]
             self._store(requests, [each.block_id for each in fresh])
 
+    def store_cached(self, chain: Items[BlockHash], namespace: bytes, salt: str) -> None:
+        """Store what the device has of a chain, from its beginning, in case the tiers have lost it;
+        what they have they refuse. Between steps."""
+        block_ids = self._cache.pool.lookup(chain)
+        parents = [None, *chain]
+        requests = [
+            _request(key, parent, namespace, salt)
+            for key, parent, _ in zip(chain, parents, block_ids, strict=False)
+        ]
+        self._store(requests, block_ids)
+
     def close(self) -> None:
         """End the jobs."""
         self._tiers.close()

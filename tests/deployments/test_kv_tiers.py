@@ -167,6 +167,14 @@ def test_replicas_share_outlive_the_store_and_find_the_disk_again(
         assert complete(app, prompt) == (expected, num_full), "a restart forgot what was stored"
 
 
+def is_kept_on_both_nodes(app: RunningApp) -> bool:
+    """What the configuration wants kept."""
+    stats = ask(app, "GET", "stats")
+    kept = [each["pinned"][0] for each in stats["replicas"] if each["pinned"]]
+    is_whole = all(each["num_pinned"] == each["num_tokens"] > 200 for each in kept)
+    return len(kept) == 2 and is_whole and all(s["host"]["num_pins"] for s in stats["stores"])
+
+
 def test_what_another_node_has_is_fetched_and_kept(
     session: RaySession, tiny_model: Path, tmp_path: Path
 ):
@@ -175,10 +183,12 @@ def test_what_another_node_has_is_fetched_and_kept(
     values["engine"]["kv_store"]["application"] = f"tiers-nodes-{os.getpid()}"
     values["engine"]["kv_store"]["remote"] = {"enable": True}
     values["engine"]["kv_store"]["disk"] = {}
+    values["engine"]["kv_store"]["pinned"] = [{"name": "bot", "prompt": f"You are a fox. {PROMPT}"}]
     del values["replica"]["resources"]
     values["replica"]["num_cpus"] = 7  # of a node's 8
     application = build_application(AppConfig.model_validate(values))
     with running(session, "nodes", application) as app:
+        until(lambda: is_kept_on_both_nodes(app))
         tries = count()
 
         def is_shared() -> bool:

@@ -1,12 +1,20 @@
 """Real models over real tiers: the same tokens as without, from wherever the prefix came."""
 
+import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from rtp_serve import LLM, SamplingParams
+from rtp_serve.build import build_engine
+from rtp_serve.config.engine import EngineConfig
 from rtp_serve.errors import ConfigError
+from rtp_serve.loader.hub import resolve
+from rtp_serve.text.chat_template import ChatTemplate
+from rtp_serve.text.tokenizer import Tokenizer
+from tests.factories import make_request
 
 SAMPLING = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
 PROMPTS = [[100 + 7 * i + j % 50 for j in range(330)] for i in range(3)]
@@ -47,3 +55,55 @@ def test_tokens_are_those_of_an_engine_without_tiers(tmp_path: Path, disk: bool)
 def test_the_disk_needs_the_host():
     with pytest.raises(ConfigError, match=r"disk\.enable needs host\.enable"):
         LLM(kv_store={"disk": {"enable": True}})
+
+
+SYSTEM = "You are a patient assistant who answers in one sentence, and never guesses a number. " * 4
+CHAT = [{"role": "system", "content": SYSTEM}]
+
+
+def pinned_settings(tmp_path: Path, *pinned: dict[str, object]) -> EngineConfig:
+    store = tiers(tmp_path, disk=False) | {"pinned": pinned}
+    return EngineConfig.model_validate({"cache": {"num_blocks": 64}, "kv_store": store})
+
+
+def test_prefixes_of_the_configuration_are_computed_at_the_start_and_kept(tmp_path: Path):
+    engine = build_engine(
+        pinned_settings(
+            tmp_path,
+            {"name": "bot", "messages": CHAT, "tenant": "alice"},
+            {"name": "text", "prompt": SYSTEM},
+        )
+    )
+    template = ChatTemplate.from_directory(resolve("smollm2-135m-instruct"))
+    tokenizer = Tokenizer.from_directory(resolve("smollm2-135m-instruct"))
+    chat = template.render([*CHAT, {"role": "user", "content": "Hello!"}])
+
+    async def scenario() -> None:
+        while True:
+            (stats,) = await engine.cache_stats()
+            assert stats.tiers is not None
+            if all(each.num_pinned == each.num_tokens for each in stats.tiers.pinned):
+                break
+            await asyncio.to_thread(threading.Event().wait, 0.02)
+        assert [each.name for each in stats.tiers.pinned] == ["bot", "text"]
+        kept = stats.tiers.pinned[0].num_tokens
+        assert kept > 48
+        request = make_request(
+            "r", tokenizer.encode(chat, False), salt="alice", max_tokens=2, ignore_eos=True
+        )
+        deltas = [each async for each in engine.generate(request)]
+        assert deltas[0].num_cached_tokens >= kept
+
+    try:
+        asyncio.run(asyncio.wait_for(scenario(), 100))
+    finally:
+        engine.shutdown()
+
+
+def test_what_cannot_be_a_prefix_is_a_warning_and_no_failed_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """A text of less than a block."""
+    settings = pinned_settings(tmp_path, {"name": "short", "prompt": "You are"})
+    build_engine(settings).shutdown()
+    assert "'short' is not kept: it has 2 tokens" in caplog.text

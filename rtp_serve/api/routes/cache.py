@@ -10,12 +10,13 @@ from starlette.responses import Response
 from rtp_serve.api.body import read_json
 from rtp_serve.api.cache_report import report
 from rtp_serve.api.checks import check_source
-from rtp_serve.api.context import ServingContext, cache_salt
+from rtp_serve.api.context import ServingContext
 from rtp_serve.api.json_response import json_response
 from rtp_serve.api.openai_types import PinRequest, TrimRequest
 from rtp_serve.api.parsing import parse
 from rtp_serve.api.prompts import PromptEncoder, check_chars, check_prompt
 from rtp_serve.config.api import AuthConfig
+from rtp_serve.engine.request import cache_salt
 from rtp_serve.errors import InvalidRequest
 
 
