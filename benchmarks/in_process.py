@@ -48,5 +48,11 @@ class InProcessEngine:
                 times.setdefault(delta.request_id, []).extend([now_s] * len(delta.token_ids))
         return list(times.values())
 
+    @property
+    def num_storing(self) -> int:
+        """Blocks that are on their way to the host tier."""
+        tiers = self._core.tiers
+        return tiers.num_storing if tiers is not None else 0
+
     def close(self) -> None:
         self._core.shutdown()

@@ -9,8 +9,9 @@ documents_ttft_p95_ratio     questions on long documents, those after a document
 host_restore_over_recompute  TTFT of a prefix in the arena / of one in no cache, both less the TTFT
                              of the same prompt when the device has it
 disk_restore_over_recompute  the same from the disk, with nothing of it in the page cache
-decode_slowdown_while_storing  median decode step of a batch while blocks of new prompts are stored,
-                             over the same steps without tiers, minus 1
+decode_slowdown_while_storing  median decode step of a batch while blocks of prompts that were just
+                             computed, and its own, are stored, over the same steps of the same
+                             engine while storing is held up, minus 1; see `storing`
 duel_minus_best              with --traces, see `kv_eviction`
 
 The host tier has the size of the device's cache, the disk tier four times that. Both engines have
@@ -24,7 +25,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -47,8 +47,9 @@ from benchmarks.prompts import PromptSource
 from benchmarks.quiet import quiet
 from benchmarks.report import Report, say
 from benchmarks.samples import short
+from benchmarks.storing import DecodeBesideStoring, DecodeSizes
 from benchmarks.tier_replay import Replay, Replayed
-from benchmarks.tier_transfers import DecodeSizes, Restores, decode_beside_storing, slowdown
+from benchmarks.tier_transfers import Restores
 from benchmarks.tiered_engine import Shares, TieredEngine, device_only, tiered
 from rtp_serve.config.engine import EngineConfig
 from rtp_serve.config.model import read_model_config
@@ -72,8 +73,8 @@ _ROOMY = Shares(host=4, disk=8)
 _NUM_PREFIXES = 3
 """Whose restores are measured; two of them are more than the device's cache."""
 
-_NEW_PROMPTS = 12
-_STEPS_BETWEEN = 8
+_PAIRS = 6
+"""Of runs that decode; half of them begin with the one beside storing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class Sizes:
     questions: int
     prefix_tokens: int
     batch: int
+    decode_steps: int
 
     @property
     def device_tokens(self) -> int:
@@ -122,19 +124,24 @@ class Sizes:
         return DecodeSizes(
             batch=self.batch,
             prompt_tokens=64,
-            new_prompts=_NEW_PROMPTS,
             new_prompt_tokens=256,
-            steps_between=_STEPS_BETWEEN,
-            spare_steps=max(100, (self.device_tokens - 256) // self.batch - 300),
+            steps=self.decode_steps,
         )
 
     def check(self) -> None:
-        """Raises ConfigError if a prefix would not leave the device for two others."""
+        """Raises ConfigError if a prefix would not leave the device for two others, or blocks of a
+        batch that decodes could not all wait to be stored."""
         num_blocks = self.prefix_tokens // BLOCK_SIZE
         if not num_blocks + 1 < self.num_blocks <= 2 * num_blocks:
             raise ConfigError(
                 f"--prefix-tokens {self.prefix_tokens}: one prefix and a block must fit into "
                 f"--num-blocks {self.num_blocks}, and two must not"
+            )
+        if self.decode.num_tokens > self.device_tokens // 2:
+            raise ConfigError(
+                f"--batch {self.batch} and --decode-steps {self.decode_steps}: "
+                f"{self.decode.num_tokens} tokens must fit into half of "
+                f"--num-blocks {self.num_blocks}"
             )
 
 
@@ -192,21 +199,22 @@ class TierBenchmark:
             restores.fill()
             yield restores
 
-    def decode(self, engine: TieredEngine, number: int) -> dict[str, float]:
-        """Both engines once, the other one first every time."""
-        seed = next(self._seeds)
-        engines = {"plain": self._plain, "tiered": engine}
-        steps = {
-            name: decode_beside_storing(
-                engines[name], self._sizes.decode, PromptSource(self._vocab_size, seed)
-            )
-            for name in (sorted(engines) if number % 2 else sorted(engines, reverse=True))
-        }
+    def decode(self, engine: TieredEngine) -> dict[str, float]:
+        """Medians over pairs of runs; blocks are those of all runs together."""
+        beside = DecodeBesideStoring(engine, self._sizes.decode)
+        source = PromptSource(self._vocab_size, next(self._seeds))
+        pairs = [beside.pair(source, is_storing_first=i % 2 == 0) for i in range(_PAIRS)]
+        num_host, num_disk = (
+            sum(getattr(pair.storing, name) for pair in pairs) for name in ("num_host", "num_disk")
+        )
         return {
-            "decode_slowdown_while_storing": slowdown(steps["plain"], steps["tiered"]),
-            "steps_while_storing": float(sum(step.is_storing for step in steps["tiered"])),
-            "plain_step_ms": median(step.seconds for step in steps["plain"]) * 1e3,
-            "tiered_step_ms": median(step.seconds for step in steps["tiered"]) * 1e3,
+            "decode_slowdown_while_storing": median(pair.slowdown() for pair in pairs),
+            "steps_while_storing": float(sum(sum(pair.storing.is_storing) for pair in pairs)),
+            "blocks_to_host_while_storing": float(num_host),
+            "blocks_to_disk_while_storing": float(num_disk),
+            "mib_while_storing": (num_host + num_disk) * engine.slab_bytes / (1 << 20),
+            "held_step_ms": median(median(pair.held.seconds) for pair in pairs) * 1e3,
+            "storing_step_ms": median(median(pair.storing.seconds) for pair in pairs) * 1e3,
         }
 
     @contextmanager
@@ -260,6 +268,7 @@ def main(  # noqa: PLR0913  # a command's options
     questions: Annotated[int, typer.Option(help="On documents.", min=9)] = 64,
     prefix_tokens: Annotated[int, typer.Option(help="That are restored.", min=16)] = 2048,
     batch: Annotated[int, typer.Option(help="Of sequences that decode.", min=1)] = 8,
+    decode_steps: Annotated[int, typer.Option(help="Beside storing, and without.", min=2)] = 24,
     parent: Annotated[Path, typer.Option(help="Where the disk tier is made.")] = Path("build"),
     traces: Annotated[Path | None, typer.Option(help="Directory with block traces.")] = None,
     threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
@@ -269,7 +278,8 @@ def main(  # noqa: PLR0913  # a command's options
     output: Annotated[Path | None, typer.Option(help="Append raw runs as JSON lines.")] = None,
 ) -> None:
     """Chats, documents, single restores and decoding, with tiers and without."""
-    sizes, report = Sizes(num_blocks, turns, questions, prefix_tokens, batch), Report(output)
+    sizes = Sizes(num_blocks, turns, questions, prefix_tokens, batch, decode_steps)
+    report = Report(output)
     sizes.check()
     parent.mkdir(parents=True, exist_ok=True)
     config = EngineConfig.model_validate(
@@ -285,7 +295,7 @@ def main(  # noqa: PLR0913  # a command's options
         with benchmark.restores() as restores:
             collection.repeat(repetitions, lambda _: restores.repetition())
         with benchmark.tiered() as engine:
-            collection.repeat(repetitions, partial(benchmark.decode, engine))
+            collection.repeat(repetitions, lambda _: benchmark.decode(engine))
     collection.add_to_report()
     report.show(as_json=as_json)
 

@@ -2,12 +2,14 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from benchmarks.conversations import BLOCK_SIZE
+from benchmarks.held_store import HeldStore
 from benchmarks.in_process import InProcessEngine
 from rtp_serve.clock import Clock
 from rtp_serve.config.engine import EngineConfig
@@ -15,7 +17,7 @@ from rtp_serve.config.kv_store import KVStoreConfig
 from rtp_serve.errors import RtpServeError
 from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
 from rtp_serve.kv_store.arena_files import MIN_ARENA_BYTES
-from rtp_serve.kv_store.client import StoreStats
+from rtp_serve.kv_store.client import StoreClient, StoreStats
 from rtp_serve.kv_store.opening import OpenedStore, open_local
 
 _LOOK_S = 0.02
@@ -95,6 +97,33 @@ class TieredEngine:
         """The store's; None without one."""
         return self._store.client.stats() if self._store is not None else None
 
+    @property
+    def slab_bytes(self) -> int:
+        """Of a block in the arena."""
+        stats = self.stats()
+        assert stats is not None, "an engine without tiers has no arena"
+        return stats.slab_bytes
+
+    def num_stored(self) -> tuple[int, int]:
+        """Blocks that came to the arena and to the disk, since the start."""
+        stats = self.stats()
+        assert stats is not None, "an engine without tiers stores nothing"
+        return stats.host.counts.stored, stats.disk.counts.stored if stats.disk else 0
+
+    def is_storing(self) -> bool:
+        """Whether blocks are on their way to the arena or the disk."""
+        stats = self.stats()
+        return self.engine.num_storing > 0 or (stats is not None and stats.num_to_spill > 0)
+
+    @contextmanager
+    def held(self) -> Iterator[Callable[[], None]]:
+        """Until the end, or the call of what it gives, nothing is stored; what is computed waits
+        for it."""
+        assert self._store is not None, "an engine without tiers stores nothing"
+        store = cast(HeldStore, self._store.client)
+        with store.held():
+            yield store.let_go
+
     def settle(self) -> None:
         """Until nothing is on its way to the tiers."""
         for _ in self.engine.steps([], 1):
@@ -139,9 +168,11 @@ def tiered(config: EngineConfig, shares: Shares, directory: Path) -> Iterator[Ti
             }
         )
         store_here = open_local(sized, spec, order, clock, directory)
-        if store_here is not None:
-            opened.append(store_here)
-        return store_here
+        if store_here is None:
+            return None
+        held = cast(StoreClient, HeldStore(store_here.client))
+        opened.append(replace(store_here, client=held))
+        return opened[0]
 
     store = {"host": {"enable": True}, "application": f"benchmark-{os.getpid()}"}
     values = config.model_dump() | {"kv_store": store}

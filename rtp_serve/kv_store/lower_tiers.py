@@ -146,6 +146,11 @@ class LowerTiers:
     def store_name(self) -> str:
         return self._access.name
 
+    @property
+    def num_storing(self) -> int:
+        """Blocks that are on their way to the arena, or wait for it."""
+        return self._num_storing
+
     def store_stats(self) -> StoreStats:
         """Of the node's store. This one, `trim` and `pin` wait for it, in any thread."""
         return self._access.client.stats()

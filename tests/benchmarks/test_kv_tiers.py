@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.block_traces import trace_of
 from benchmarks.kv_tiers import FIGURES, Sizes
+from benchmarks.storing import Pair, Run
 from benchmarks.tier_replay import Answered, Replayed, check_equal
-from benchmarks.tier_transfers import Step, slowdown
 from benchmarks.tiered_engine import Answer
 from rtp_serve.errors import ConfigError, RtpServeError
 from tests.checkpoints import tiny_config, write_checkpoint
@@ -69,19 +69,28 @@ def test_engines_that_differ_are_an_error():
 
 
 def test_only_steps_while_blocks_are_stored_count():
-    plain = [Step(seconds, False) for seconds in (1.0, 2.0, 3.0, 9.0)]
-    tiered = [Step(1.1, True), Step(2.2, True), Step(3.3, True), Step(1.0, False)]
-    assert slowdown(plain, tiered) == pytest.approx(0.1)
-    with pytest.raises(RtpServeError, match="nothing was stored"):
-        slowdown(plain, plain)
+    held = Run((1.0, 2.0, 3.0, 9.0), (False,) * 4, 0, 0)
+    storing = Run((1.1, 2.2, 3.3, 1.0), (True, True, True, False), num_host=2, num_disk=0)
+    assert Pair(storing, held).slowdown() == pytest.approx(0.1)
+    with pytest.raises(AssertionError, match="nothing was stored"):
+        Pair(held, held).slowdown()
+    with pytest.raises(AssertionError, match="2 blocks were stored"):
+        Pair(storing, storing).slowdown()
 
 
 @pytest.mark.parametrize("num_blocks", [33, 65])
 def test_a_prefix_must_leave_the_device_for_two_others(num_blocks: int):
-    sizes = Sizes(num_blocks, turns=9, questions=9, prefix_tokens=512, batch=1)
+    sizes = Sizes(num_blocks, turns=9, questions=9, prefix_tokens=512, batch=1, decode_steps=24)
     with pytest.raises(ConfigError, match="must fit"):
         sizes.check()
     replace(sizes, num_blocks=64).check()
+
+
+def test_what_a_batch_computes_must_fit_into_half_of_the_device():
+    sizes = Sizes(64, turns=9, questions=9, prefix_tokens=640, batch=2, decode_steps=24)
+    sizes.check()
+    with pytest.raises(ConfigError, match="--batch 3"):
+        replace(sizes, batch=3).check()
 
 
 def test_it_prints_what_it_promises_and_leaves_nothing(tmp_path: Path):
@@ -90,6 +99,7 @@ def test_it_prints_what_it_promises_and_leaves_nothing(tmp_path: Path):
     model = write_checkpoint(tmp_path / "model", config, dtype=torch.bfloat16)
     options = f"--model {model} --repetitions 1 --drawings 1 --num-blocks 64 --turns 60 --seed 3"
     options += " --questions 20 --prefix-tokens 640 --batch 1 --patience 0 --threads 1"
+    options += " --decode-steps 150"
     options += f" --parent {tmp_path}/disk --output {tmp_path}/runs"
     arenas = set(Path("/dev/shm").glob("*.arena"))
     done = subprocess.run(
@@ -99,12 +109,14 @@ def test_it_prints_what_it_promises_and_leaves_nothing(tmp_path: Path):
         cwd=ROOT,
         env=os.environ | {"RTP_SERVE_CACHE": str(tmp_path / "cache")},
         check=True,
-        timeout=120,
+        timeout=160,
     )
     (line,) = done.stdout.splitlines()
     figures = json.loads(line)["figures"]
     assert set(FIGURES) <= figures.keys()
     assert 0 < figures["hit_fraction_of_infinite"] <= 1
+    assert figures["blocks_to_host_while_storing"] > 0
+    assert figures["steps_while_storing"] > 0
     assert figures["documents_hit_fraction"] > figures["documents_hit_fraction_device_only"]
     assert list((tmp_path / "disk").iterdir()) == []
     assert set(Path("/dev/shm").glob("*benchmark-*.arena")) <= arenas
