@@ -7,8 +7,9 @@ same work, spread, costs each step its share of it.
 import time
 from collections.abc import Callable
 
-_PAUSE = 40.0
-"""Times the processor time of a piece: the work has a fortieth of a core."""
+_PAUSE = 80.0
+"""Times the processor time of a piece: the work has an eightieth of a core. A step waits for its
+slowest core, and two threads work beside it, one to the arena and one to the disk."""
 
 
 class Pace:
