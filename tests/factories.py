@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rtp_serve.clock import VirtualClock, WallClock
+from rtp_serve.clock import Clock, VirtualClock, WallClock
 from rtp_serve.config.engine import ModelSource, SchedulerConfig
 from rtp_serve.engine.client import ServedModel
 from rtp_serve.engine.core import EngineCore
@@ -179,6 +179,7 @@ def make_core(
     clock: VirtualClock | None = None,
     sink: MetricsSink | None = None,
     access: StoreAccess | None = None,
+    tiers_clock: Clock | None = None,
     **scheduler: Any,
 ) -> EngineCore:
     """With `access` there are tiers below the worker's memory; the core is to be shut down then."""
@@ -188,7 +189,8 @@ def make_core(
     worker = worker or MemoryWorker(num_blocks)
     tiering = None
     if access is not None:
-        tiers = LowerTiers(access, worker.block, WallClock(), max_storing=num_blocks // 2)
+        tiers_clock = tiers_clock or WallClock()
+        tiers = LowerTiers(access, worker.block, tiers_clock, max_storing=num_blocks // 2)
         tiering = Tiering(cache, tiers)
     return EngineCore(
         make_version(0, max_model_len),

@@ -134,7 +134,8 @@ class Scheduler:
         while i < len(self._running):
             seq = self._running[i]
             num_later = len(self._running) - i - 1
-            num_tokens = min(seq.num_tokens - seq.num_computed_tokens, plan.budget - num_later)
+            num_behind = seq.num_computable_tokens - seq.num_computed_tokens
+            num_tokens = min(num_behind, plan.budget - num_later)
             assert num_tokens >= 1, f"{seq} got {num_tokens} tokens of budget {plan.budget}"
             block_ids = self._cache.extend(seq, num_tokens)
             if block_ids is None:
@@ -146,15 +147,33 @@ class Scheduler:
         return num_preempted
 
     def _preempt_last(self) -> None:
-        seq = self._running.pop()
-        self._cache.free(seq)
-        seq.num_computed_tokens = 0
+        seq = self._running[-1]
+        self._leave_tail(seq)
+        self._suspend(seq)
         seq.prompt_logprobs.clear()
         seq.status = SequenceStatus.PREEMPTED
         seq.was_restored = False
         self._waiting.push_front(seq)
-        self._forgotten.append(seq.seq_id)
         self.counters.num_preemptions += 1
+
+    def _suspend(self, seq: Sequence) -> None:
+        """Take a running sequence's blocks back; it will start anew from what is cached then."""
+        self._running.remove(seq)
+        self._cache.free(seq)
+        seq.num_computed_tokens = 0
+        self._forgotten.append(seq.seq_id)
+
+    def _leave_tail(self, seq: Sequence) -> None:
+        """It will not wait for blocks that are restored while it computes those before them."""
+        if seq.num_head_tokens:
+            assert self._tiering is not None, f"{seq} is restored from nowhere"
+            self._tiering.abort(seq)
+
+    def _end_head(self, seq: Sequence) -> None:
+        """It has computed what it was to compute before those that are restored."""
+        assert self._tiering is not None, f"{seq} is restored from nowhere"
+        self._tiering.hold_head(seq)
+        self._suspend(seq)
 
     def _schedule_waiting(self, plan: _StepPlan) -> None:
         while len(self._waiting) and plan.budget > 0:
@@ -169,7 +188,9 @@ class Scheduler:
                     return
             cached_ids = self._lookup(seq)
             num_cached = len(cached_ids) * self._cache.block_size
-            num_tokens = min(seq.num_tokens - num_cached, plan.budget)
+            if num_cached >= seq.num_head_tokens:  # somebody else has computed them
+                self._leave_tail(seq)
+            num_tokens = min(seq.num_computable_tokens - num_cached, plan.budget)
             if not self._cache.start(seq, cached_ids, num_tokens):
                 return
             self._waiting.pop()
@@ -241,6 +262,9 @@ class Scheduler:
             if seq.finish_reason is None:
                 deltas.append(self._append(seq, token_id, entry))
         self._running = [seq for seq in self._running if seq.finish_reason is None]
+        for seq in seqs:
+            if seq.finish_reason is None and seq.num_computed_tokens == seq.num_head_tokens:
+                self._end_head(seq)
         return deltas
 
     def _append(self, seq: Sequence, token_id: int, entry: TokenLogprobs | None) -> SequenceDelta:
@@ -284,6 +308,7 @@ class Scheduler:
         return None
 
     def _finish(self, seq: Sequence, reason: FinishReason) -> None:
+        self._leave_tail(seq)
         self._cache.free(seq)
         seq.status = SequenceStatus.FINISHED
         seq.finish_reason = reason

@@ -56,6 +56,9 @@ class Sequence:
     was_restored: bool = False
     """The tiers were asked for what the device lacks, since it last waited."""
 
+    num_head_tokens: int = 0
+    """It computes so many and then waits for the restore of those after them; 0 without one."""
+
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)
     num_registered_blocks: int = 0
@@ -76,6 +79,11 @@ class Sequence:
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def num_computable_tokens(self) -> int:
+        """Up to where it may run now."""
+        return self.num_head_tokens or self.num_tokens
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -1,6 +1,8 @@
 """Moves blocks between the device's cache and the tiers below it, between steps.
 
     waiting sequence ──► restore ──► its blocks are cached on the device ──► waiting again, in front
+                            └──► from a slow disk: it computes the head meanwhile, up to the tail
+                                 that is restored, and then waits for it, or the tail for it
     step's full blocks ──► store
 
 A restore fills the device's prefix cache and nothing else: its sequence then finds there what it
@@ -49,8 +51,15 @@ class _Restoring:
     status: SequenceStatus
     """The sequence's, before."""
 
-    cached_ids: list[int]
-    """The device's blocks before the job's, held so that those of the job have a parent."""
+    block_ids: list[int]
+    """Of the chain, held: what the device had, so that the job's have a parent, and then the job's.
+    While blocks before them are computed (`Restore.num_left`), those that are filled meanwhile."""
+
+    is_begun: bool = False
+    """The sequence may compute what the job left; the job has no part in it any more."""
+
+    is_ended: bool = False
+    """The job has, and the sequence has yet to compute what it left."""
 
 
 class Tiering:
@@ -76,7 +85,10 @@ class Tiering:
     @property
     def num_restoring(self) -> int:
         """Sequences that wait for a restore."""
-        return sum(each.seq is not None for each in self._restoring.values())
+        return sum(
+            each.seq is not None and each.seq.status is SequenceStatus.RESTORING
+            for each in self._restoring.values()
+        )
 
     def begin_restore(self, seq: Sequence) -> RestoreStart:
         """Ask the tiers, once, for what the device lacks of a waiting sequence and has room for."""
@@ -99,26 +111,52 @@ class Tiering:
         block_ids = tuple(pool.allocate(num_wanted))
         requests = tuple(_request_of(seq, index) for index in range(first + num_wanted))
         job = Restore(requests, first, block_ids, self._token_s * self._cache.block_size)
-        self._restoring[id(job)] = _Restoring(job, seq, seq.status, cached_ids)
+        self._restoring[id(job)] = _Restoring(job, seq, seq.status, [*cached_ids, *block_ids])
         seq.status = SequenceStatus.RESTORING
         seq.was_restored = True
         self._tiers.restore(job)
         return RestoreStart.BEGUN
 
     def abort(self, seq: Sequence) -> None:
-        """The sequence goes; its restore ends by itself."""
-        for restoring in self._restoring.values():
+        """The sequence goes, or does not wait for it any more; its restore ends by itself."""
+        seq.num_head_tokens = 0
+        for restoring in list(self._restoring.values()):
             if restoring.seq is seq:
                 restoring.seq = None
+                if restoring.is_ended:
+                    self._drop(restoring)
+
+    def hold_head(self, seq: Sequence) -> None:
+        """A sequence has computed what its restore left; from now on it waits for it."""
+        (restoring,) = [each for each in self._restoring.values() if each.seq is seq]
+        assert len(seq.block_ids) == restoring.job.tail, f"{seq} is not where its restore begins"
+        self._cache.pool.hold(seq.block_ids)
+        restoring.block_ids = [*seq.block_ids, *restoring.block_ids]
+        restoring.status = SequenceStatus.PREEMPTED
+        seq.status = SequenceStatus.RESTORING
+        seq.num_head_tokens = 0
 
     def take_finished(self) -> list[Sequence]:
-        """Sequences whose restore has ended, in the order in which they came."""
-        ready = []
+        """Sequences that may run: their restore has ended, or leaves them something to compute, in
+        the order in which they came."""
+        ready: list[Sequence] = []
+        for restoring in [each for each in self._restoring.values() if each.is_ended]:
+            assert restoring.seq is not None, "blocks are held for nobody"
+            match restoring.seq.status:
+                case SequenceStatus.RESTORING:
+                    ready += self._end_restore(restoring)
+                case SequenceStatus.WAITING | SequenceStatus.PREEMPTED:
+                    # There was no room to begin, and these blocks may be what others lack.
+                    self.abort(restoring.seq)
         for job in self._tiers.take_finished():
             if isinstance(job, Store):
                 self._cache.pool.release(self._storing.pop(id(job)).block_ids)
+                continue
+            restoring = self._restoring[id(job)]
+            if job.num_left and not restoring.is_begun:
+                ready += self._begin_head(restoring)
             else:
-                ready += self._end_restore(self._restoring.pop(id(job)))
+                ready += self._finish(restoring)
         return ready
 
     def wait(self, timeout_s: float) -> None:
@@ -160,7 +198,7 @@ class Tiering:
         """Every block that jobs hold, and how often. For tests and idle debug runs."""
         held: Counter[int] = Counter()
         for each in self._restoring.values():
-            held.update((*each.job.block_ids, *each.cached_ids))
+            held.update(each.block_ids)
         for store in self._storing.values():
             held.update(store.block_ids)
         return held
@@ -179,17 +217,36 @@ class Tiering:
             for request in each.job.requests[each.job.num_cached :]
         )
 
+    def _begin_head(self, restoring: _Restoring) -> list[Sequence]:
+        """The job goes on with the chain's tail; what is before it the sequence may compute."""
+        job, seq = restoring.job, restoring.seq
+        self._register(restoring, job.num_cached + job.num_host)
+        self._cache.pool.release(restoring.block_ids[: job.tail])
+        restoring.block_ids = restoring.block_ids[job.tail :]
+        restoring.is_begun = True
+        if seq is None:
+            return []
+        seq.num_head_tokens = job.tail * self._cache.block_size
+        seq.status = restoring.status
+        return [seq]
+
+    def _finish(self, restoring: _Restoring) -> list[Sequence]:
+        """Its job has ended."""
+        seq = restoring.seq
+        if seq is not None and seq.status is not SequenceStatus.RESTORING:
+            restoring.is_ended = True
+            return []
+        if seq is None and restoring.job.num_left:
+            self._drop(restoring)
+            return []
+        return self._end_restore(restoring)
+
     def _end_restore(self, restoring: _Restoring) -> list[Sequence]:
-        job, seq, pool = restoring.job, restoring.seq, self._cache.pool
-        end = job.num_cached + job.num_filled
-        for request, block_id in zip(
-            job.requests[job.num_cached : end], job.block_ids, strict=False
-        ):
-            pool.register(block_id, request.key, request.parent)
-        block_ids = [*restoring.cached_ids, *job.block_ids]
-        not_in_arena = slice(job.num_in_arena, end)
-        self._store(job.requests[not_in_arena], block_ids[not_in_arena])
-        pool.release(block_ids)
+        job, seq = restoring.job, restoring.seq
+        self._register(restoring, job.end)
+        not_in_arena = slice(job.num_in_arena, job.end)
+        self._store(job.requests[not_in_arena], restoring.block_ids[not_in_arena])
+        self._drop(restoring)
         if seq is None:
             return []
         seq.status = restoring.status
@@ -197,7 +254,20 @@ class Tiering:
             seq.num_host_tokens = job.num_host * self._cache.block_size
             seq.num_disk_tokens = job.num_disk * self._cache.block_size
             seq.num_remote_tokens = job.num_remote * self._cache.block_size
+            if job.num_left:  # it has run before, and what was cached then is noted
+                seq.num_cached_tokens += seq.num_disk_tokens
         return [seq]
+
+    def _register(self, restoring: _Restoring, end: int) -> None:
+        """Let the job's blocks up to `end` of the chain be found."""
+        job = restoring.job
+        for index in range(job.num_cached, end):
+            request = job.requests[index]
+            self._cache.pool.register(restoring.block_ids[index], request.key, request.parent)
+
+    def _drop(self, restoring: _Restoring) -> None:
+        self._cache.pool.release(restoring.block_ids)
+        del self._restoring[id(restoring.job)]
 
     def _store(self, requests: Items[StoreRequest], block_ids: Items[int]) -> None:
         job = self._tiers.store(requests, block_ids)

@@ -67,6 +67,10 @@ class Restore:
     num_host: int = 0
     """Filled from the arena, the first ones."""
 
+    num_left: int = 0
+    """Those after them, left to be computed meanwhile: when the engine hears of it (see
+    `take_finished`), their device blocks are the job's no more."""
+
     num_disk: int = 0
     """Filled from the disk, those after them."""
 
@@ -76,6 +80,16 @@ class Restore:
     @property
     def num_filled(self) -> int:
         return self.num_host + self.num_disk + self.num_remote
+
+    @property
+    def tail(self) -> int:
+        """Where in the chain the blocks are that are filled while those before are computed."""
+        return self.num_cached + self.num_host + self.num_left
+
+    @property
+    def end(self) -> int:
+        """Up to where the device has the chain when all that was left is computed."""
+        return self.num_cached + self.num_left + self.num_filled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,7 +207,8 @@ class LowerTiers:
                 self._changed.notify_all()
 
     def take_finished(self) -> list[Restore | Store]:
-        """Jobs that have ended since the last call."""
+        """Jobs that have ended since the last call. A restore that leaves blocks to be computed is
+        there twice: before, when all up to those is filled, it goes on with what is after them."""
         if not self._finished:
             return []
         with self._changed:
@@ -202,7 +217,7 @@ class LowerTiers:
             return finished
 
     def wait(self, timeout_s: float) -> None:
-        """Until a job has ended."""
+        """Until a job has ended, or leaves blocks to be computed."""
         with self._changed:
             self._changed.wait_for(lambda: self._finished or self._is_closed, timeout_s)
 
@@ -258,8 +273,9 @@ class LowerTiers:
         if job.num_in_arena:
             self._access.client.release(found.lease.lease_id)
         if job.num_host == len(in_arena) and self._is_worth(Tier.DISK, job, len(on_disk)):
+            self._leave_head(job, len(on_disk))
             started_s = self._clock.monotonic()
-            self._from_disk(job, on_disk)
+            self._from_disk(job, on_disk[job.num_left :])
             self._note(Tier.DISK, job.num_disk, started_s)
         is_all_filled = job.num_filled == len(in_arena) + len(on_disk)
         num_missing = len(job.block_ids) - job.num_filled
@@ -276,6 +292,13 @@ class LowerTiers:
         recompute_s = job.recompute_s * num_blocks
         return num_blocks > 0 and self._rates[tier].is_worth(num_blocks, recompute_s)
 
+    def _leave_head(self, job: Restore, num_blocks: int) -> None:
+        """Of what the disk has: as many blocks as the engine computes while the others come."""
+        num_left = self._rates[Tier.DISK].num_to_compute(num_blocks, job.recompute_s)
+        if num_left:
+            job.num_left = num_left
+            self._finish(job)
+
     def _from_host(self, job: Restore, locations: Sequence[Location]) -> None:
         for location, block_id in zip(locations, job.block_ids, strict=False):
             if self._access.arena.read_into(location, self._device_block(block_id)) is None:
@@ -286,7 +309,7 @@ class LowerTiers:
 
     def _from_disk(self, job: Restore, locations: Sequence[DiskLocation]) -> None:
         assert self._reader is not None, "there is no disk to read from"
-        block_ids = job.block_ids[job.num_host : job.num_host + len(locations)]
+        block_ids = job.block_ids[job.tail - job.num_cached :][: len(locations)]
         outcomes = self._reader.read(locations, [self._device_block(i) for i in block_ids])
         for location, outcome in zip(locations, outcomes, strict=True):
             if outcome is not ReadOutcome.HIT:

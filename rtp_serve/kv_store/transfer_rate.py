@@ -5,6 +5,9 @@ _WEIGHT = 0.2
 
 _FORGET_AFTER = 64
 
+_MIN_HEAD_SHARE = 0.15
+"""Of a chain; what is saved is as large a share of the time that moving all of it takes."""
+
 
 class TransferRate:
     """Seconds for so many blocks, smoothed. What was never seen is taken to be free: it is tried.
@@ -27,6 +30,15 @@ class TransferRate:
         if self._num_declined >= _FORGET_AFTER:
             self._block_s, self._num_declined = None, 0
         return False
+
+    def num_to_compute(self, num_blocks: int, recompute_s: float) -> int:
+        """How many of so many blocks, the first ones, to compute while the others are moved, so
+        that both end together; `recompute_s` is one block's. 0 where that would save little, or is
+        not known."""
+        if self._block_s is None or not recompute_s:
+            return 0
+        share = self._block_s / (self._block_s + recompute_s)
+        return int(num_blocks * share) if share >= _MIN_HEAD_SHARE else 0
 
     def observe(self, num_blocks: int, elapsed_s: float) -> None:
         """So many blocks, at least one, took so long, asking for them included."""

@@ -11,6 +11,7 @@ from rtp_serve import LLM, SamplingParams
 from rtp_serve.build import build_engine
 from rtp_serve.config.engine import EngineConfig
 from rtp_serve.errors import ConfigError
+from rtp_serve.kv_store.transfer_rate import TransferRate
 from rtp_serve.loader.hub import resolve
 from rtp_serve.text.chat_template import ChatTemplate
 from rtp_serve.text.tokenizer import Tokenizer
@@ -50,6 +51,21 @@ def test_tokens_are_those_of_an_engine_without_tiers(tmp_path: Path, disk: bool)
         assert output.num_cached_tokens == 320, "a restart forgot what was on the disk"
         assert output.num_disk_tokens == 320
         llm.close()
+
+
+def test_tokens_are_the_same_where_a_prefix_is_half_computed_and_half_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    llm = LLM(cache={"num_blocks": 30}, kv_store=tiers(tmp_path, disk=True))
+    expected = answers(llm)
+    llm.close()
+    monkeypatch.setattr(TransferRate, "num_to_compute", lambda _, num_blocks, __: num_blocks // 2)
+    llm = LLM(cache={"num_blocks": 30}, kv_store=tiers(tmp_path, disk=True))
+    (output,) = llm.generate([PROMPTS[0]], SAMPLING)
+    assert output.completions[0].token_ids == expected[0]
+    assert output.num_cached_tokens == 160
+    assert output.num_disk_tokens == 160
+    llm.close()
 
 
 def test_the_disk_needs_the_host():

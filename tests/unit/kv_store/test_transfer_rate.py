@@ -40,3 +40,18 @@ def test_a_move_that_was_worth_it_keeps_what_is_known():
     for _ in range(300):
         assert not rate.is_worth(1, recompute_s=0.5)
         assert rate.is_worth(1, recompute_s=2.0)
+
+
+def test_as_much_is_computed_as_takes_what_moving_the_others_does():
+    rate = TransferRate()
+    assert rate.num_to_compute(100, recompute_s=1.0) == 0
+    rate.observe(10, 10.0)
+    assert rate.num_to_compute(100, recompute_s=0.0) == 0
+    assert rate.num_to_compute(100, recompute_s=1.0) == 50
+    assert rate.num_to_compute(100, recompute_s=4.0) == 20
+
+
+def test_nothing_is_computed_where_moving_all_is_hardly_slower():
+    rate = TransferRate()
+    rate.observe(10, 10.0)
+    assert rate.num_to_compute(100, recompute_s=6.0) == 0
