@@ -63,6 +63,24 @@ def decode_bytes(model: ModelConfig, context_tokens: float) -> DecodeBytes:
     return DecodeBytes(num_weights * itemsize, kv_elements * itemsize * context_tokens)
 
 
+def active_decode_bytes(
+    model: ModelConfig, active_experts: float, num_seqs: int, context_tokens: float
+) -> float:
+    """Of a step of `num_seqs` sequences of a model with experts in all layers, each of which needs
+    so many of them."""
+    moe = model.moe
+    assert moe is not None, f"{model.architecture} has no experts"
+    itemsize = {"bfloat16": 2, "float32": 4}[model.dtype]
+    hidden = model.hidden_size
+    attention = [shape for shape in layer_shapes(model) if shape.name in ("qkv", "o")]
+    weights = sum(shape.num_weights for shape in (*attention, head_shape(model)))
+    expert = 3 * hidden * moe.intermediate_size
+    weights += model.num_layers * moe.num_experts * hidden
+    kv_elements = 2 * model.num_layers * model.num_kv_heads * model.head_dim
+    experts = model.num_layers * active_experts * expert
+    return itemsize * (weights + experts + num_seqs * context_tokens * kv_elements)
+
+
 @dataclass(frozen=True, slots=True)
 class PrefillFlops:
     """What the prompt of one sequence must compute, products and sums counted apart."""

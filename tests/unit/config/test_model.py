@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from rtp_serve.config.model import ModelConfig, RopeConfig, parse_model_config, read_model_config
+from rtp_serve.config.model import (
+    ModelConfig,
+    MoEConfig,
+    RopeConfig,
+    parse_model_config,
+    read_model_config,
+)
 from rtp_serve.errors import CheckpointError
 
 LLAMA: dict[str, Any] = {
@@ -171,3 +177,88 @@ def test_the_generation_config_is_read_where_it_is(tmp_path: Path):
     assert read_model_config(tmp_path).eos_token_ids == (128001, 128008, 128009)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
     assert read_model_config(tmp_path).eos_token_ids == (5, 128001, 128008, 128009)
+
+
+QWEN3_30B_A3B: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "attention_bias": False,
+    "decoder_sparse_step": 1,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 151936,
+}
+QWEN15_MOE_A2_7B: dict[str, Any] = QWEN3_30B_A3B | {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "moe_intermediate_size": 1408,
+    "shared_expert_intermediate_size": 5632,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "norm_topk_prob": False,
+}
+
+
+def parse_moe(raw: dict[str, Any] = QWEN3_30B_A3B, **overrides: Any) -> ModelConfig:
+    values = {key: value for key, value in (raw | overrides).items() if value is not ...}
+    return parse_model_config(values, {})
+
+
+def test_a_published_mixture_of_experts_is_read_whole():
+    config = parse_moe()
+    assert config.moe == MoEConfig(128, 8, 768, norm_topk_prob=True)
+    assert config.qk_norm
+    assert not config.qkv_bias
+    assert all(map(config.is_sparse, range(48)))
+
+
+def test_a_shared_expert_comes_with_the_architecture():
+    config = parse_moe(QWEN15_MOE_A2_7B)
+    assert config.moe == MoEConfig(60, 4, 1408, shared_expert_intermediate_size=5632)
+    assert config.qkv_bias
+    assert not config.qk_norm
+    assert not parse_moe(QWEN15_MOE_A2_7B, qkv_bias=False).qkv_bias
+
+
+def test_both_spellings_of_the_number_of_experts_are_read():
+    assert parse_moe(num_experts=..., num_local_experts=128) == parse_moe()
+
+
+def test_some_layers_are_dense():
+    config = parse_moe(decoder_sparse_step=2, mlp_only_layers=[3])
+    assert [layer for layer in range(8) if config.is_sparse(layer)] == [1, 5, 7]
+    assert not any(map(parse().is_sparse, range(16)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"num_experts": ...}, "num_experts must be a positive integer, got None"),
+        ({"num_experts": 4096}, r"num_experts \(4096\) is above 1024"),
+        ({"num_experts_per_tok": 129}, r"num_experts_per_tok \(129\) is above 64"),
+        ({"num_experts": 4}, r"num_experts_per_tok \(8\) is above 4"),
+        ({"moe_intermediate_size": 776}, "moe_intermediate_size must be a multiple of 32"),
+        ({"hidden_size": 2064}, "hidden_size must be a multiple of 32"),
+        ({"mlp_only_layers": ["0"]}, "mlp_only_layers must list numbers of layers"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step must be a positive integer, got 0"),
+    ],
+    ids=str,
+)
+def test_experts_that_cannot_be_computed_are_refused_by_name(
+    overrides: dict[str, Any], expected: str
+):
+    with pytest.raises(CheckpointError, match=expected):
+        parse_moe(**overrides)
