@@ -3,7 +3,7 @@
 Both have the same random weights in bfloat16 and the same threads, in one process, and take turns:
 a repetition is some decode steps of each, between reads of memory.
 
-moe_x_transformers           our tokens per second over theirs, the medians of each repetition's steps
+moe_x_transformers           our tokens per second over theirs, by each repetition's median step
 moe_bandwidth_fraction       bytes that our step must read, experts without tokens left out, per
                              second, over the rate of plain reads beside it
 moe_tokens_per_s, transformers_tokens_per_s
@@ -16,7 +16,7 @@ transformers runs with the fastest of its implementations of experts on this mac
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +141,7 @@ class Transformers:
         return fastest
 
     @torch.inference_mode()
-    def steps(self, prompts: list[tuple[int, ...]]) -> Iterator[None]:
+    def steps(self, prompts: list[tuple[int, ...]]) -> Generator[None, None, None]:
         """The prompts' step, then one token of each at a time, without end."""
         tokens, cache = torch.tensor(prompts), None
         while True:

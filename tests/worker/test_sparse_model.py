@@ -74,7 +74,9 @@ def test_a_missing_expert_is_named(tmp_path: Path):
     tensors = random_tensors(CONFIG)
     del tensors["model.layers.2.mlp.experts.5.up_proj.weight"]
     write_checkpoint(tmp_path, CONFIG, tensors)
-    with pytest.raises(CheckpointError, match=r"missing model\.layers\.2\.mlp\.experts\.5\.up_proj"):
+    with pytest.raises(
+        CheckpointError, match=r"missing model\.layers\.2\.mlp\.experts\.5\.up_proj"
+    ):
         make_model(tmp_path)
 
 
