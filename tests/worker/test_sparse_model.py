@@ -22,7 +22,7 @@ LENGTH = 40
 
 
 def make_model(directory: Path, dtype: torch.dtype = torch.float32) -> Model:
-    return load_model(directory, read_model_config(directory), dtype, max_positions=128)
+    return load_model(directory, read_model_config(directory), dtype, max_positions=128).model
 
 
 def hidden(model: Model, tokens: list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -115,6 +115,6 @@ def test_other_routing_gives_another_model(tmp_path: Path):
     config = read_model_config(directory)
     assert config.moe is not None
     other = replace(config, moe=replace(config.moe, norm_topk_prob=False))
-    model = load_model(directory, other, torch.float32, max_positions=128)
+    model = load_model(directory, other, torch.float32, max_positions=128).model
     tokens = make_prompt(LENGTH)
     assert not torch.allclose(hidden(model, tokens), hidden(make_model(directory), tokens))

@@ -11,8 +11,8 @@ Whatever the disk refuses is a miss or a block that is not kept, a count and one
 There is always room for one more segment, so that what is kept of a segment is written before it
 goes. Which blocks are kept does not depend on where they lie (`index.py`): the least recently used
 are let go until one segment has at most half of a segment's bytes to keep, and that one goes. So
-what is written twice is never more than what is written once. A segment is cut to nothing before it is unlinked: readers may have it open, and its space
-would stay taken as long as they do.
+what is written twice is never more than what is written once. A segment is cut to nothing before it
+is unlinked: readers may have it open, and its space would stay taken as long as they do.
 """
 
 import errno

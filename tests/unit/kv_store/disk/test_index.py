@@ -88,4 +88,3 @@ def test_a_block_that_is_written_again_is_as_old_as_it_was() -> None:
 
 def test_no_more_is_kept_than_there_is_room_for() -> None:
     assert len(_kept(_index(), max_bytes=3 * RECORD_BYTES - 1)) == 2
-
