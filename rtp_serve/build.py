@@ -65,6 +65,7 @@ def build_core(
         BlockPool(capacity.num_blocks),
         config.cache.block_size,
         config.cache.enable_prefix_caching,
+        config.cache.enable_partial_hits,
     )
     tiering = _tiering(config.kv_store, cache, worker.tensors, clock, open_store or open_local)
     return EngineCore(

@@ -88,6 +88,8 @@ class MemoryWorker:
         for new in scheduled.new_seqs:
             assert new.seq_id not in self._seqs, f"sequence {new.seq_id} is here already"
             self._seqs[new.seq_id] = _WorkerSequence(new)
+        for source, target in scheduled.block_copies:
+            self._memory[target] = self._memory[source]
         self._write_all(scheduled)
         lengths = map(int.__add__, scheduled.num_computed_tokens, scheduled.num_scheduled_tokens)
         broken = {
@@ -175,6 +177,7 @@ def make_core(
     num_blocks: int = 64,
     max_model_len: int = 512,
     enable_prefix_caching: bool = True,
+    enable_partial_hits: bool = True,
     worker: MemoryWorker | None = None,
     clock: VirtualClock | None = None,
     sink: MetricsSink | None = None,
@@ -185,7 +188,7 @@ def make_core(
     """With `access` there are tiers below the worker's memory; the core is to be shut down then."""
     scheduler.setdefault("max_num_batched_tokens", 64)
     scheduler.setdefault("max_num_seqs", 8)
-    cache = KVCacheManager(BlockPool(num_blocks), 16, enable_prefix_caching)
+    cache = KVCacheManager(BlockPool(num_blocks), 16, enable_prefix_caching, enable_partial_hits)
     worker = worker or MemoryWorker(num_blocks)
     tiering = None
     if access is not None:

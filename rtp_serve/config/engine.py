@@ -25,7 +25,10 @@ class CacheConfig(Config):
     """Exact number of blocks (one of them is the null block); overrides `memory`."""
 
     enable_prefix_caching: bool = True
-    """Keep full blocks findable by content after their sequence is gone."""
+    """Keep blocks findable by content after their sequence is gone."""
+
+    enable_partial_hits: bool = True
+    """Reuse also what a block begins with, up to 15 tokens after the last full block found."""
 
 
 class SchedulerConfig(Config):

@@ -241,7 +241,7 @@ class EngineCore:
             return self._executor.submit(scheduled).result()
         except BaseException:
             # Blocks are findable from the moment they are scheduled: these may hold anything.
-            self._cache.forget_all()
+            self._scheduler.abandon(scheduled)
             raise
 
     def _record(self, deltas: list[SequenceDelta]) -> None:

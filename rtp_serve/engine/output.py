@@ -61,6 +61,9 @@ class SchedulerOutput:
     finished_seq_ids: tuple[int, ...] = ()
     """Forget these first: finished, aborted or preempted since the last step."""
 
+    block_copies: tuple[tuple[int, int], ...] = ()
+    """(source, target): blocks to be copied, in order, before anything of the step is computed."""
+
     @property
     def num_tokens(self) -> int:
         return sum(self.num_scheduled_tokens)

@@ -79,6 +79,7 @@ class EngineRecorder:
             self._sink.add(metrics.PREEMPTIONS, now.num_preemptions - before.num_preemptions)
             self._sink.add(metrics.PREFIX_QUERIES, now.prefix_queries - before.prefix_queries)
             self._sink.add(metrics.PREFIX_HITS, now.prefix_hits - before.prefix_hits)
+            self._sink.add(metrics.PARTIAL_HITS, now.partial_hits - before.partial_hits)
             self._counters = replace(now)
 
     def expert_loads(self, loads: Iterable[ExpertLoad]) -> None:

@@ -24,7 +24,7 @@ from rtp_serve.engine.queue import make_waiting_queue
 from rtp_serve.engine.request import FinishReason, SequenceDelta, TokenLogprobs
 from rtp_serve.engine.sequence import Sequence, SequenceStatus
 from rtp_serve.engine.tiering import RestoreStart, Tiering
-from rtp_serve.kv_cache.manager import KVCacheManager
+from rtp_serve.kv_cache.manager import NO_HIT, KVCacheManager, PrefixHit
 
 
 @dataclass(slots=True)
@@ -34,6 +34,8 @@ class SchedulerCounters:
     num_preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    partial_hits: int = 0
+    """Of those, tokens of blocks that gave only what they begin with."""
 
 
 @dataclass(slots=True)
@@ -119,6 +121,7 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """Choose the rows of the next step and give them their blocks."""
+        self._cache.begin_step()
         if self._config.policy == "priority":
             self._running.sort(key=lambda seq: seq.order)
         plan = _StepPlan(self._config.max_num_batched_tokens)
@@ -186,31 +189,40 @@ class Scheduler:
                     continue
                 case RestoreStart.LATER:
                     return
-            cached_ids = self._lookup(seq)
-            num_cached = len(cached_ids) * self._cache.block_size
-            if num_cached >= seq.num_head_tokens:  # somebody else has computed them
-                self._leave_tail(seq)
-            num_tokens = min(seq.num_computable_tokens - num_cached, plan.budget)
-            if not self._cache.start(seq, cached_ids, num_tokens):
+            hit = self._start(seq, plan.budget)
+            if hit is None:
                 return
             self._waiting.pop()
-            self._admit(seq, num_cached, len(cached_ids), plan, num_tokens)
+            self._admit(seq, hit, plan)
 
     def _begin_restore(self, seq: Sequence) -> RestoreStart:
         if self._tiering is None or _computes_all(seq):
             return RestoreStart.NOTHING
         return self._tiering.begin_restore(seq)
 
-    def _lookup(self, seq: Sequence) -> list[int]:
-        return [] if _computes_all(seq) else self._cache.lookup_prefix(seq)
+    def _start(self, seq: Sequence, budget: int) -> PrefixHit | None:
+        """Give a sequence its blocks: what it begins with, or None if there are too few.
 
-    def _admit(
-        self, seq: Sequence, num_cached: int, num_cached_blocks: int, plan: _StepPlan, count: int
-    ) -> None:
+        A donor that is copied takes a block more for this step, and is done without if that is
+        the one that lacks.
+        """
+        hit = NO_HIT if _computes_all(seq) else self._cache.lookup(seq)
+        if hit.num_tokens >= seq.num_head_tokens:  # somebody else has computed them
+            self._leave_tail(seq)
+        while not self._cache.start(seq, hit, _num_to_compute(seq, hit, budget)):
+            if hit.donor is None:
+                return None
+            hit = hit.without_donor()
+        return hit
+
+    def _admit(self, seq: Sequence, hit: PrefixHit, plan: _StepPlan) -> None:
         if seq.status is SequenceStatus.WAITING:
-            seq.num_cached_tokens = num_cached
+            seq.num_cached_tokens = hit.num_tokens
             self.counters.prefix_queries += seq.num_prompt_tokens
-            self.counters.prefix_hits += num_cached
+            self.counters.prefix_hits += hit.num_tokens
+            self.counters.partial_hits += hit.num_partial_tokens
+        num_tokens = _num_to_compute(seq, hit, plan.budget)
+        num_cached_blocks = len(hit.block_ids)
         seq.status = SequenceStatus.RUNNING
         self._running.append(seq)
         plan.new_seqs.append(
@@ -225,7 +237,7 @@ class Scheduler:
                 version=seq.version.number,
             )
         )
-        plan.add(seq, count, seq.block_ids[num_cached_blocks:])
+        plan.add(seq, num_tokens, seq.block_ids[num_cached_blocks:])
 
     def _close(self, plan: _StepPlan) -> SchedulerOutput:
         self._step += 1
@@ -245,11 +257,20 @@ class Scheduler:
             new_block_ids=tuple(plan.new_block_ids),
             new_seqs=tuple(plan.new_seqs),
             finished_seq_ids=forgotten,
+            block_copies=self._cache.take_copies(),
         )
+
+    def abandon(self, scheduled: SchedulerOutput) -> None:
+        """A step has failed: nothing that its sequences hold is to be trusted."""
+        for seq in self._seqs_by_step.pop(scheduled.step):
+            seq.num_computed_tokens = 0
+        self._cache.end_copies(scheduled.block_copies)
+        self._cache.forget_all()
 
     def update(self, scheduled: SchedulerOutput, output: ModelOutput) -> list[SequenceDelta]:
         """Take in what the model made of the step: a delta per sequence that got a token."""
         seqs = self._seqs_by_step.pop(scheduled.step)
+        self._cache.end_copies(scheduled.block_copies)
         for seq, num_tokens in zip(seqs, scheduled.num_scheduled_tokens, strict=True):
             seq.num_computed_tokens += num_tokens
         for seq_id, entries in output.prompt_logprobs:
@@ -309,7 +330,7 @@ class Scheduler:
 
     def _finish(self, seq: Sequence, reason: FinishReason) -> None:
         self._leave_tail(seq)
-        self._cache.free(seq)
+        self._cache.free(seq, is_sound=reason is not FinishReason.ERROR)
         seq.status = SequenceStatus.FINISHED
         seq.finish_reason = reason
 
@@ -331,6 +352,10 @@ class Scheduler:
 def _computes_all(seq: Sequence) -> bool:
     """The prompt's own log-probabilities are wanted, which no cache has."""
     return seq.request.sampling.prompt_logprobs is not None and seq.num_output_tokens == 0
+
+
+def _num_to_compute(seq: Sequence, hit: PrefixHit, budget: int) -> int:
+    return min(seq.num_computable_tokens - hit.num_tokens, budget)
 
 
 def _find(seqs: list[Sequence], seq_id: int) -> Sequence:

@@ -55,6 +55,9 @@ class _Restoring:
     """Of the chain, held: what the device had, so that the job's have a parent, and then the job's.
     While blocks before them are computed (`Restore.num_left`), those that are filled meanwhile."""
 
+    origin: Sequence
+    """Whose chain it is, even if it was aborted."""
+
     is_begun: bool = False
     """The sequence may compute what the job left; the job has no part in it any more."""
 
@@ -111,7 +114,9 @@ class Tiering:
         block_ids = tuple(pool.allocate(num_wanted))
         requests = tuple(_request_of(seq, index) for index in range(first + num_wanted))
         job = Restore(requests, first, block_ids, self._token_s * self._cache.block_size)
-        self._restoring[id(job)] = _Restoring(job, seq, seq.status, [*cached_ids, *block_ids])
+        self._restoring[id(job)] = _Restoring(
+            job, seq, seq.status, [*cached_ids, *block_ids], origin=seq
+        )
         seq.status = SequenceStatus.RESTORING
         seq.was_restored = True
         self._tiers.restore(job)
@@ -262,8 +267,7 @@ class Tiering:
         """Let the job's blocks up to `end` of the chain be found."""
         job = restoring.job
         for index in range(job.num_cached, end):
-            request = job.requests[index]
-            self._cache.pool.register(restoring.block_ids[index], request.key, request.parent)
+            self._cache.register_restored(restoring.origin, index, restoring.block_ids[index])
 
     def _drop(self, restoring: _Restoring) -> None:
         self._cache.pool.release(restoring.block_ids)

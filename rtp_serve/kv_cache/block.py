@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import NewType
+from typing import NamedTuple, NewType
 
 import numpy as np
 
@@ -10,6 +10,18 @@ BlockHash = NewType("BlockHash", bytes)
 """32 bytes. Positional by construction: it covers the hash of the block before it."""
 
 _DIGEST_SIZE = 32
+
+
+class BlockContent(NamedTuple):
+    """What a block has keys and values of: tokens after a chain."""
+
+    parent: BlockHash
+    """Hash of the block before it; of a first block, the root."""
+
+    token_ids: tuple[int, ...]
+    """From the block's beginning: `block_size` of them, or fewer of a partial block."""
+
+    is_first: bool
 
 
 def root_hash(namespace: bytes, salt: str) -> BlockHash:

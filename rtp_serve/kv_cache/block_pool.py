@@ -3,11 +3,16 @@
 A block is in exactly one state:
 
     held      ref_count > 0, not in the free list
-    cached    ref_count = 0, in the free list, and registered under a hash: a hit revives it
-    free      ref_count = 0, in the free list, without a hash
+    cached    ref_count = 0, in the free list, and can be found: a hit revives it
+    free      ref_count = 0, in the free list, and cannot
+
+A block can be found in two ways. A full one is registered under its hash, and a hit on it is of all
+its tokens. Any one whose content is known is a donor, of the tokens that it begins with: a full one,
+and the partial last one of a sequence. Those tokens never change while the block can be found, even
+if its holder goes on writing behind them.
 
 The free list is in eviction order. A sequence gives its blocks back last block first, so a chain is
-evicted from its leaf. A registered block's parent is registered too, always.
+evicted from its leaf. The parent of a block that can be found is registered, always.
 
 The pool knows neither sequences nor tensors. Block 0 is the null block and never leaves.
 """
@@ -16,7 +21,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.kv_cache.block import BlockContent, BlockHash
+from rtp_serve.kv_cache.donor_index import Donor, DonorIndex
 
 NULL_BLOCK = 0
 
@@ -28,11 +34,18 @@ class Block:
     block_id: int
     ref_count: int = 0
     hash: BlockHash | None = None
+    content: BlockContent | None = None
+    """What it can give as a donor; a full block's only from the step on that follows its own."""
+
     parent_id: int | None = None
-    """Registered blocks: the registered block before this one, None for a first block."""
+    """The registered block before this one, of a block that can be found; None of a first one."""
 
     child_ids: set[int] = field(default_factory=set)
-    """Registered blocks whose parent this one is."""
+    """Blocks that can be found and whose parent this one is."""
+
+    @property
+    def can_be_found(self) -> bool:
+        return self.hash is not None or self.content is not None
 
 
 class BlockPool:
@@ -43,6 +56,9 @@ class BlockPool:
         self._blocks = [Block(block_id) for block_id in range(num_blocks)]
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks))
         self._id_by_hash: dict[BlockHash, int] = {}
+        self._donors = DonorIndex()
+        # Registered in this step, which has not run.
+        self._unwritten: dict[int, BlockContent] = {}
 
     @property
     def num_usable(self) -> int:
@@ -68,6 +84,18 @@ class BlockPool:
                 break
             found.append(block_id)
         return found
+
+    def find_donor(self, parent: BlockHash, token_ids: tuple[int, ...]) -> Donor | None:
+        """The block after `parent`, which is registered or a root, that begins with most of these
+        tokens. Changes nothing; holds nothing."""
+        return self._donors.find(parent, token_ids)
+
+    def can_append(self, donor: Donor) -> bool:
+        """Whether nobody holds a donor and it has nothing behind the tokens that it gives."""
+        block = self._blocks[donor.block_id]
+        if block.ref_count or block.hash is not None or block.content is None:
+            return False
+        return len(block.content.token_ids) == donor.num_tokens
 
     def hold(self, block_ids: Sequence[int]) -> None:
         """Add a reference to each block."""
@@ -98,32 +126,76 @@ class BlockPool:
             block.ref_count -= 1
             if block.ref_count == 0:
                 self._free[block_id] = None
-                if block.hash is None:
+                if not block.can_be_found:
                     self._free.move_to_end(block_id, last=False)
 
-    def register(self, block_id: int, block_hash: BlockHash, parent_hash: BlockHash | None) -> bool:
-        """Make a held, full block findable; `parent_hash` is None for a first block.
+    def register(self, block_id: int, block_hash: BlockHash, content: BlockContent) -> bool:
+        """Make a held, full block findable by its hash, and by what it begins with after `settle`.
 
-        False, and nothing happens, if equal content is registered already, or if the parent is not.
+        False, and it is not, if equal content is registered already, or if the parent is not.
         """
         block = self._blocks[block_id]
         assert block.ref_count > 0, f"block {block_id} is registered but nobody holds it"
-        if block.hash is not None or block_hash in self._id_by_hash:
+        if block.hash is not None:
             return False
-        if parent_hash is not None:
-            parent_id = self._id_by_hash.get(parent_hash)
-            if parent_id is None:
-                return False
-            block.parent_id = parent_id
-            self._blocks[parent_id].child_ids.add(block_id)
+        if block_hash in self._id_by_hash:
+            self._unregister(block_id)
+            return False
+        if not self._link(block, content):
+            return False
         block.hash = block_hash
         self._id_by_hash[block_hash] = block_id
+        self._unwritten[block_id] = content
         return True
+
+    def register_partial(self, block_id: int, content: BlockContent) -> None:
+        """Make a held block findable by its first tokens, whose KV it has.
+
+        It is not, if another one begins with them too, or if the parent is not registered.
+        """
+        block = self._blocks[block_id]
+        assert block.ref_count > 0, f"block {block_id} is registered but nobody holds it"
+        if block.hash is not None:
+            return
+        donor = self._donors.find(content.parent, content.token_ids)
+        has_all = donor is not None and donor.num_tokens == len(content.token_ids)
+        if has_all and donor is not None and donor.block_id != block_id:
+            self._unregister(block_id)
+        elif self._link(block, content):
+            self._set_content(block, content)
+
+    def settle(self) -> None:
+        """The blocks registered so far have their KV before anything else that happens to them.
+
+        To be called before each step: what comes with a step is copied before it is computed.
+        """
+        for block_id, content in self._unwritten.items():
+            self._set_content(self._blocks[block_id], content)
+        self._unwritten.clear()
 
     def clear_cache(self) -> None:
         """Forget all content: no block is findable afterwards."""
-        for block_id in list(self._id_by_hash.values()):
-            self._unregister(block_id)
+        for block in self._blocks:
+            if block.can_be_found:
+                self._unregister(block.block_id)
+
+    def _link(self, block: Block, content: BlockContent) -> bool:
+        """Hang a block on its parent; False if that is not registered."""
+        if content.is_first:
+            return True
+        parent_id = self._id_by_hash.get(content.parent)
+        if parent_id is None:
+            return False
+        block.parent_id = parent_id
+        self._blocks[parent_id].child_ids.add(block.block_id)
+        return True
+
+    def _set_content(self, block: Block, content: BlockContent | None) -> None:
+        if block.content is not None:
+            self._donors.remove(block.block_id, block.content)
+        if content is not None:
+            self._donors.add(block.block_id, content)
+        block.content = content
 
     def _take_one(self) -> int:
         block_id = self._next_leaf()
@@ -133,7 +205,7 @@ class BlockPool:
         return block_id
 
     def _next_leaf(self) -> int:
-        """First block in eviction order that has no registered child.
+        """First block in eviction order that has no child.
 
         A parent can come up before its child when two sequences computed the same prefix at once
         and only one copy was registered. It is passed over: moved to the end of the order.
@@ -156,6 +228,8 @@ class BlockPool:
             doomed.extend(block.child_ids)
             if block.hash is not None:
                 del self._id_by_hash[block.hash]
+            self._unwritten.pop(block.block_id, None)
+            self._set_content(block, None)
             block.hash, block.parent_id = None, None
             block.child_ids.clear()
 
@@ -165,14 +239,19 @@ class BlockPool:
         assert set(self._free) == idle, f"free list {set(self._free)} is not {idle}"
         null = self._blocks[NULL_BLOCK]
         assert null.ref_count == 0, "the null block is held"
-        assert null.hash is None, "the null block is registered"
+        assert not null.can_be_found, "the null block can be found"
         registered = {b.hash: b.block_id for b in self._blocks if b.hash is not None}
         assert registered == self._id_by_hash, "hash map and blocks disagree"
+        contents = {b.block_id: b.content for b in self._blocks if b.content is not None}
+        self._donors.check_invariants(contents)
+        unknown = set(registered.values()) - set(contents) - set(self._unwritten)
+        assert not unknown, f"registered blocks {unknown} are no donors"
         for block in self._blocks:
             assert block.ref_count >= 0, f"block {block.block_id} has {block.ref_count} holders"
             children = {b.block_id for b in self._blocks if b.parent_id == block.block_id}
             assert children == block.child_ids, f"children of block {block.block_id} disagree"
             if block.parent_id is not None:
+                assert block.can_be_found, f"block {block.block_id} has a parent for nothing"
                 assert self._blocks[block.parent_id].hash is not None, "a parent was evicted first"
 
     def check_holders(self, holders: dict[int, int]) -> None:

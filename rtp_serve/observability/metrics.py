@@ -70,6 +70,9 @@ NUM_WAITING = _gauge("num_requests_waiting", "Sequences waiting to be scheduled.
 KV_USAGE = _gauge("kv_cache_usage_ratio", "Share of KV blocks held by sequences.")
 PREFIX_QUERIES = _counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
 PREFIX_HITS = _counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
+PARTIAL_HITS = _counter(
+    "prefix_cache_partial_hits", "Of those, tokens of blocks that gave only their beginning."
+)
 PREEMPTIONS = _counter("num_preemptions", "Sequences preempted.")
 PROMPT_TOKENS = _counter("prompt_tokens", "Prompt tokens of finished requests.")
 GENERATION_TOKENS = _counter("generation_tokens", "Tokens generated.")
@@ -101,7 +104,7 @@ TIER_MISMATCHES = _counter(
 
 ALL_METRICS = (
     TTFT, ITL, TPOT, E2E, QUEUE_TIME, NUM_RUNNING, NUM_WAITING, KV_USAGE, PREFIX_QUERIES,
-    PREFIX_HITS, PREEMPTIONS, PROMPT_TOKENS, GENERATION_TOKENS, REQUESTS_FINISHED,
+    PREFIX_HITS, PARTIAL_HITS, PREEMPTIONS, PROMPT_TOKENS, GENERATION_TOKENS, REQUESTS_FINISHED,
     WEIGHT_LOAD_BYTES, WEIGHT_LOAD_SECONDS, EXPERT_MEAN_TOKENS, EXPERT_MAX_TOKENS, TIER_RESTORED,
     TIER_RESTORE_SECONDS, TIER_STORED, TIER_NOT_STORED, TIER_MISMATCHES,
 )  # fmt: skip

@@ -45,6 +45,8 @@ class Worker:
 
         Raises CorruptWeights in place of a result that wrong weights may have made.
         """
+        for source, target in scheduled.block_copies:
+            self._cache.copy_block(source, target)
         versions = dict(self._versions)
         if len(versions) == 1:
             (version,) = versions.values()

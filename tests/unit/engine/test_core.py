@@ -91,13 +91,16 @@ def test_a_running_decode_gets_its_token_beside_an_older_prefill():
         assert {d.request_id for d in core.step()} == {"first"}
 
 
-def test_the_second_turn_of_a_chat_reuses_whole_blocks_only():
-    core = make_core()
+@pytest.mark.parametrize(("enable_partial_hits", "num_cached"), [(True, 47), (False, 32)])
+def test_a_prompt_that_is_cached_whole_has_a_token_computed(
+    enable_partial_hits: bool, num_cached: int
+):
+    core = make_core(enable_partial_hits=enable_partial_hits)
     prompt = make_prompt(48)
     run_to_end(core, [make_request("a", prompt, max_tokens=1)])
     core.add_request(make_request("b", prompt, max_tokens=1))
     (delta,) = core.step()
-    assert delta.num_cached_tokens == 32
+    assert delta.num_cached_tokens == num_cached
 
 
 def test_requests_of_one_step_share_their_prefix():

@@ -3,7 +3,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rtp_serve.kv_cache.block import BlockHash, chain_hash, root_hash
+from rtp_serve.kv_cache.block import BlockContent, BlockHash, chain_hash, root_hash
 from rtp_serve.kv_cache.block_pool import BlockPool
 
 
@@ -18,7 +18,13 @@ def make_chain(length: int, salt: str = "") -> list[BlockHash]:
 
 def register_chain(pool: BlockPool, block_ids: list[int], hashes: list[BlockHash]) -> None:
     for i, block_id in enumerate(block_ids):
-        pool.register(block_id, hashes[i], hashes[i - 1] if i else None)
+        pool.register(block_id, hashes[i], make_content(hashes, i))
+
+
+def make_content(hashes: list[BlockHash], index: int, salt: str = "") -> BlockContent:
+    """Of `make_chain`'s block `index`."""
+    parent = hashes[index - 1] if index else root_hash(b"test", salt)
+    return BlockContent(parent, (index,) * 4, index == 0)
 
 
 def test_blocks_are_handed_out_in_order_and_the_null_block_never():
