@@ -43,16 +43,18 @@ def test_the_next_turn_goes_on_in_the_last_block_of_the_one_before():
     assert core.counters.partial_hits == 45 - 32
 
 
-def test_branches_of_one_chat_that_start_together_copy_what_one_of_them_took():
+@pytest.mark.parametrize("num_new", [2, 20])
+def test_branches_of_one_chat_that_start_together_copy_what_one_of_them_took(num_new: int):
+    """Whether or not the block is full after that step."""
     worker = MemoryWorker(64)
     core = make_core(worker=worker, max_num_batched_tokens=512)
-    first = make_request("a", make_prompt(40), max_tokens=6, ignore_eos=True)
-    branches = [next_turn(first, "b" * i) for i in range(1, 5)]
+    first = make_request("a", make_prompt(34), max_tokens=6, ignore_eos=True)
+    branches = [next_turn(first, "b" * i, num_new, max_tokens=20) for i in range(1, 5)]
     run_to_end(core, [first])
     outputs = run_to_end(core, branches)
     assert outputs == {each.request_id: [predicted_tokens(each)] for each in branches}
     (step,) = [step for step in worker.steps if step.block_copies]
-    assert step.num_computed_tokens == (45,) * 4
+    assert step.num_computed_tokens == (39,) * 4
     assert len({source for source, _ in step.block_copies}) == 1
     assert len({target for _, target in step.block_copies}) == 3
 
@@ -60,14 +62,14 @@ def test_branches_of_one_chat_that_start_together_copy_what_one_of_them_took():
 def test_a_branch_that_comes_later_copies_from_the_one_that_writes_on():
     worker = MemoryWorker(64)
     core = make_core(worker=worker)
-    first = make_request("a", make_prompt(40), max_tokens=6, ignore_eos=True)
+    first = make_request("a", make_prompt(34), max_tokens=6, ignore_eos=True)
     run_to_end(core, [first])
     branches = [next_turn(first, name, num_new=1, max_tokens=30) for name in ("b", "bb")]
     core.add_request(branches[0])
     core.step()
     outputs = run_to_end(core, branches[1:])
     assert outputs["bb"] == [predicted_tokens(branches[1])]
-    assert [step.num_computed_tokens for step in worker.steps if step.block_copies] == [(47, 45)]
+    assert [step.num_computed_tokens for step in worker.steps if step.block_copies] == [(41, 39)]
 
 
 def test_a_full_block_gives_what_it_begins_with_and_stays_findable():
@@ -232,9 +234,9 @@ class ChatMachine(RuleBasedStateMachine):
 
     @rule(
         source=st.integers(0, 5),
-        kept=st.integers(0, 100),
-        num_new=st.integers(0, 20),
-        max_tokens=st.integers(1, 30),
+        kept=st.just(100) | st.integers(0, 100),
+        num_new=st.integers(1, 3) | st.integers(0, 20),
+        max_tokens=st.integers(1, 12),
         n=st.sampled_from([1, 1, 2]),
         salt=st.sampled_from(["", "", "x"]),
     )
@@ -255,7 +257,7 @@ class ChatMachine(RuleBasedStateMachine):
         self.requests[request.request_id] = request
         self.outputs[request.request_id] = [[] for _ in range(n)]
 
-    @rule(count=st.integers(1, 12))
+    @rule(count=st.integers(1, 20))
     def step(self, count: int) -> None:
         for _ in range(count):
             if not self.core.has_work:
