@@ -79,12 +79,14 @@ def make_engine(
     *,
     num_blocks: int | None = None,
     enable_prefix_caching: bool = False,
+    enable_partial_hits: bool = True,
     num_threads: int | None = None,
     **scheduler: Any,
 ) -> EngineCore:
     """A fresh control plane and runner. `num_blocks` may be less than the memory holds."""
     config = EngineConfig(scheduler=scheduler).scheduler
-    cache = KVCacheManager(BlockPool(num_blocks or loaded.num_blocks), 16, enable_prefix_caching)
+    pool = BlockPool(num_blocks or loaded.num_blocks)
+    cache = KVCacheManager(pool, 16, enable_prefix_caching, enable_partial_hits)
     max_len = loaded.served.max_model_len
     worker = Worker(loaded.cache, config.max_num_seqs, max_len)
     worker.add(0, LoadedModel(loaded.model, "shared", WeightGuard()))

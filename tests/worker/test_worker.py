@@ -97,3 +97,43 @@ def test_a_share_has_what_is_its_versions_and_joining_restores_the_order():
     assert joined.logprobs == (None, entry, None)
     assert joined.prompt_logprobs == ((2, (entry,)),)
     assert joined.errors == ((8, "bad"),)
+
+
+@pytest.mark.parametrize("num_kept", [1, 35, 36, 47])
+@pytest.mark.parametrize("num_versions", [1, 2])
+def test_a_sequence_that_begins_with_a_copied_block_comes_out_as_if_alone(
+    checkpoints: list[Path], num_versions: int, num_kept: int
+):
+    """Its block has what the other sequence wrote behind the common beginning, too."""
+    worker = make_worker(*checkpoints[:num_versions])
+    version = num_versions - 1
+    first = DrivenSequence(0, make_prompt(48, 0), num_output=1, version=version)
+    Driver(worker).run(first)
+    prompt = first.prompt[:num_kept] + make_prompt(9, 1)
+    copied = num_kept // 16
+    new = NewSequence(
+        1,
+        np.array(prompt, np.int32),
+        len(prompt),
+        tuple(range(1, copied + 1)),
+        SAMPLINGS[1],
+        5,
+        version=version,
+    )
+    output = worker.execute(
+        SchedulerOutput(
+            step=2,
+            seq_ids=(1,),
+            num_computed_tokens=(num_kept,),
+            num_scheduled_tokens=(9,),
+            is_sampled=(True,),
+            new_block_ids=((7, 8),),
+            new_seqs=(new,),
+            finished_seq_ids=(0,),
+            block_copies=((copied + 1, 9), (9, 7)),
+        )
+    )
+    alone = DrivenSequence(1, prompt, SAMPLINGS[1], 5, num_output=1)
+    Driver(make_runner(checkpoints[version])).run(alone)
+    assert output.token_ids.tolist() == alone.output
+    assert list(output.logprobs) == alone.logprobs

@@ -240,9 +240,7 @@ class ChatMachine(RuleBasedStateMachine):
         n=st.sampled_from([1, 1, 2]),
         salt=st.sampled_from(["", "", "x"]),
     )
-    def ask(
-        self, source: int, kept: int, num_new: int, max_tokens: int, n: int, salt: str
-    ) -> None:
+    def ask(self, source: int, kept: int, num_new: int, max_tokens: int, n: int, salt: str) -> None:
         self.num_added += 1
         history = self.histories[source % len(self.histories)][:kept]
         request = make_request(

@@ -11,7 +11,9 @@ CONTENTS = st.builds(BlockContent, st.sampled_from(PARENTS), TOKENS, st.just(Tru
 
 
 def num_common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    return max(n for n in range(6) if first[:n] == second[:n] and n <= min(map(len, (first, second))))
+    return max(
+        n for n in range(6) if first[:n] == second[:n] and n <= min(map(len, (first, second)))
+    )
 
 
 @given(st.lists(CONTENTS), st.sets(st.integers(0, 20)), st.sampled_from(PARENTS), TOKENS)
