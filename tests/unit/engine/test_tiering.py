@@ -158,6 +158,18 @@ def test_only_what_the_device_lacks_is_restored(node: Node):
         each.shutdown()
 
 
+def test_what_was_restored_gives_its_beginning_too(node: Node):
+    """The last two blocks come from the arena, and half of the last one is wanted next."""
+    core, other = tiered_core(node), tiered_core(node)
+    prompt = make_prompt(100)
+    run(core, make_request(prompt=prompt, max_tokens=1))
+    run(other, make_request("whole", prompt, max_tokens=1))
+    half = make_request("half", prompt[:88] + make_prompt(30, 1), max_tokens=20)
+    assert run(other, half) == (predicted_tokens(half), (88, 0, 0))
+    for each in (core, other):
+        each.shutdown()
+
+
 def test_as_much_is_restored_as_there_is_room_for(node: Node):
     long = make_request("long", make_prompt(200), max_tokens=2)
     other = tiered_core(node, num_blocks=40)

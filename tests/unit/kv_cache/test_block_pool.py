@@ -5,6 +5,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from rtp_serve.kv_cache.block import BlockContent, BlockHash, chain_hash, root_hash
 from rtp_serve.kv_cache.block_pool import BlockPool
+from rtp_serve.kv_cache.donor_index import Donor
 
 
 def make_chain(length: int, salt: str = "") -> list[BlockHash]:
@@ -21,10 +22,10 @@ def register_chain(pool: BlockPool, block_ids: list[int], hashes: list[BlockHash
         pool.register(block_id, hashes[i], make_content(hashes, i))
 
 
-def make_content(hashes: list[BlockHash], index: int, salt: str = "") -> BlockContent:
-    """Of `make_chain`'s block `index`."""
-    parent = hashes[index - 1] if index else root_hash(b"test", salt)
-    return BlockContent(parent, (index,) * 4, index == 0)
+def make_content(hashes: list[BlockHash], index: int, num_tokens: int = 4) -> BlockContent:
+    """Of `make_chain`'s block `index`, or its beginning."""
+    parent = hashes[index - 1] if index else root_hash(b"test", hashes[0].hex())
+    return BlockContent(parent, (index,) * num_tokens, index == 0)
 
 
 def test_blocks_are_handed_out_in_order_and_the_null_block_never():
@@ -132,6 +133,68 @@ def test_releasing_a_block_nobody_holds_is_caught():
         pool.release(block_ids)
 
 
+def test_a_partial_block_goes_before_its_parent_and_after_blocks_without_content():
+    pool = BlockPool(5)
+    hashes = make_chain(2)
+    block_ids = pool.allocate(3)
+    register_chain(pool, block_ids[:1], hashes)
+    pool.register_partial(block_ids[1], make_content(hashes, 1, 2))
+    pool.release(block_ids)
+    pool.check_invariants()
+    assert pool.num_cached == 1
+    assert pool.find_donor(hashes[0], (1, 1, 5)) == Donor(block_ids[1], 2)
+    assert set(pool.allocate(2)) == {block_ids[2], 4}
+    assert pool.allocate(1) == [block_ids[1]]
+    assert pool.find_donor(hashes[0], (1, 1, 5)) is None
+    assert pool.lookup(hashes) == block_ids[:1]
+    pool.check_invariants()
+
+
+def test_a_partial_block_without_its_parent_cannot_be_found():
+    pool = BlockPool(4)
+    hashes = make_chain(2)
+    block_ids = pool.allocate(3)
+    pool.register_partial(block_ids[1], make_content(hashes, 1, 2))
+    assert pool.find_donor(hashes[0], (1, 1)) is None
+    register_chain(pool, block_ids[:1], hashes)
+    pool.register_partial(block_ids[1], make_content(hashes, 1, 2))
+    pool.release(block_ids[:1])
+    assert pool.allocate(1) == block_ids[:1], "nothing else is free"
+    assert pool.find_donor(hashes[0], (1, 1)) is None
+    pool.check_invariants()
+
+
+def test_a_full_block_is_a_donor_from_the_next_step_on():
+    pool = BlockPool(4)
+    hashes = make_chain(1)
+    block_ids = pool.allocate(1)
+    register_chain(pool, block_ids, hashes)
+    parent = make_content(hashes, 0).parent
+    assert pool.find_donor(parent, (0, 0, 5)) is None
+    pool.settle()
+    donor = pool.find_donor(parent, (0, 0, 5))
+    assert donor == Donor(block_ids[0], 2)
+    pool.release(block_ids)
+    assert not pool.can_append(donor), "it has more than these two"
+
+
+def test_only_one_block_of_equal_beginning_is_kept():
+    pool = BlockPool(4)
+    hashes = make_chain(1)
+    first, second, third = pool.allocate(3)
+    pool.register_partial(first, make_content(hashes, 0, 3))
+    pool.register_partial(second, make_content(hashes, 0, 2))
+    pool.release([first])
+    pool.release([second])
+    pool.release([third])
+    assert pool.allocate(2) == [third, second], "the longer one has what the shorter one had"
+    donor = pool.find_donor(make_content(hashes, 0).parent, (0, 0, 0))
+    assert donor == Donor(first, 3)
+    assert pool.can_append(donor)
+    pool.hold([first])
+    assert not pool.can_append(donor), "somebody writes in it"
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Random sequences over a small alphabet of prompts, against a pool recomputed each time."""
 
@@ -158,10 +221,27 @@ class PoolMachine(RuleBasedStateMachine):
         register_chain(self.pool, block_ids, self.chains[chain])
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def finish(self, data: st.DataObject) -> None:
-        _, block_ids = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+    @rule(data=st.data(), num_tokens=st.integers(0, 3))
+    def finish(self, data: st.DataObject, num_tokens: int) -> None:
+        chain, block_ids = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        if num_tokens:
+            content = make_content(self.chains[chain], len(block_ids) - 1, num_tokens)
+            self.pool.register_partial(block_ids[-1], content)
         self.pool.release(block_ids)
+
+    @rule(chain=st.integers(0, 1), index=st.integers(0, 3), num_tokens=st.integers(1, 4))
+    def take_over(self, chain: int, index: int, num_tokens: int) -> None:
+        self.pool.settle()
+        hashes = self.chains[chain]
+        parents = self.pool.lookup(hashes[:index])
+        content = make_content(hashes, index, num_tokens)
+        donor = self.pool.find_donor(content.parent, content.token_ids)
+        if donor is not None:
+            assert len(parents) == index, "a donor can be found and its parent cannot"
+            if self.pool.can_append(donor):
+                block_ids = [*parents, donor.block_id]
+                self.pool.hold(block_ids)
+                self.held.append((chain, block_ids))
 
     @rule()
     def clear(self) -> None:
