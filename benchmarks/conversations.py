@@ -116,7 +116,7 @@ class Transcript:
 
 
 class InfiniteCache:
-    """What a prefix cache without limits has of a request, to whole blocks as the engine's."""
+    """What a prefix cache without limits has of a request, in whole blocks."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, tuple[int, ...]], int] = {}

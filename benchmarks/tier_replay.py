@@ -28,7 +28,7 @@ class Answered:
     """Of its thread."""
 
     num_infinite: int
-    """Tokens that a cache without limits would have had."""
+    """Tokens of whole blocks that a cache without limits would have had."""
 
     plain: Answer
     tiered: Answer
@@ -54,14 +54,14 @@ class Replayed:
 
     @property
     def hit_fraction(self) -> float:
-        """Tokens that the tiered engine did not compute / those that a cache without limits
-        would have had."""
-        return sum(turn.tiered.num_cached for turn in self.turns) / self._num_infinite
+        """Tokens of whole blocks that the tiered engine did not compute / those that a cache
+        without limits would have had."""
+        return sum(turn.tiered.num_whole for turn in self.turns) / self._num_infinite
 
     def figures(self, prefix: str = "") -> dict[str, float]:
         """What explains the two, too."""
         found = {
-            "hit_fraction_device_only": self._share("plain", "num_cached"),
+            "hit_fraction_device_only": self._share("plain", "num_whole"),
             "hit_fraction_from_host": self._share("tiered", "num_host"),
             "hit_fraction_from_disk": self._share("tiered", "num_disk"),
         }

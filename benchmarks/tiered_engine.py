@@ -44,9 +44,14 @@ class Answer:
     num_disk: int
     num_prompt: int
 
+    @property
+    def num_whole(self) -> int:
+        """Those in whole blocks. Tiers have no others, and prompts may begin alike by chance."""
+        return self.num_cached // BLOCK_SIZE * BLOCK_SIZE
+
     def is_cold(self) -> bool:
-        """All of the prompt was computed."""
-        return not self.num_cached
+        """All blocks of the prompt were computed."""
+        return not self.num_whole
 
     def is_from_device(self) -> bool:
         """Nothing came from below, and no full block was computed."""
@@ -54,15 +59,15 @@ class Answer:
 
     def is_from_host(self) -> bool:
         """All came from the arena."""
-        return self._has_all and self.num_host == self.num_cached
+        return self._has_all and self.num_host == self.num_whole
 
     def is_from_disk(self) -> bool:
         """All came from the disk."""
-        return self._has_all and self.num_disk == self.num_cached
+        return self._has_all and self.num_disk == self.num_whole
 
     @property
     def _has_all(self) -> bool:
-        return self.num_cached == (self.num_prompt - 1) // BLOCK_SIZE * BLOCK_SIZE
+        return self.num_whole == (self.num_prompt - 1) // BLOCK_SIZE * BLOCK_SIZE
 
 
 class TieredEngine:

@@ -6,10 +6,10 @@ A block is in exactly one state:
     cached    ref_count = 0, in the free list, and can be found: a hit revives it
     free      ref_count = 0, in the free list, and cannot
 
-A block can be found in two ways. A full one is registered under its hash, and a hit on it is of all
-its tokens. Any one whose content is known is a donor, of the tokens that it begins with: a full one,
-and the partial last one of a sequence. Those tokens never change while the block can be found, even
-if its holder goes on writing behind them.
+A block can be found in two ways. A full one is registered under its hash, and a hit on it is of
+all its tokens. Any one whose content is known is a donor, of the tokens that it begins with: a full
+one, and the partial last one of a sequence. Those tokens never change while the block can be found,
+even if its holder goes on writing behind them.
 
 The free list is in eviction order. A sequence gives its blocks back last block first, so a chain is
 evicted from its leaf. The parent of a block that can be found is registered, always.

@@ -38,7 +38,7 @@ class DonorIndex:
             del self._by_parent[content.parent]
 
     def find(self, parent: BlockHash, token_ids: tuple[int, ...]) -> Donor | None:
-        """The block after `parent` that shares most of the beginning of `token_ids`, if any does."""
+        """The block after `parent` that shares most of the beginning of `token_ids`, if any."""
         entries = self._by_parent.get(parent)
         if entries is None:
             return None

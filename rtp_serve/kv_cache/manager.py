@@ -4,8 +4,8 @@
     blocks held: everything up to the end of "this step", rounded up to whole blocks
 
 The cached prefix is full blocks, and then the beginning of a donor: another block after the same
-chain. If that has no more than is wanted and nobody holds it, the sequence takes it over and goes on
-writing in it; else the sequence has a block of its own, and the donor is copied there before the
+chain. If that has no more than is wanted and nobody holds it, the sequence takes it over and goes
+on writing in it; else the sequence has a block of its own, and the donor is copied there before the
 step runs.
 
 The manager knows token counts and hashes, neither scheduling policy nor tensors.
