@@ -86,7 +86,7 @@ def test_what_a_prefix_hit_gives_is_of_the_same_weights(first: Path, tmp_path: P
     core.switch(core.load(ModelSource(model=str(first))))
     hits = core.counters.prefix_hits
     assert run_to_end(core, prompts[2:]) == {"p2": [expected]}
-    assert core.counters.prefix_hits == hits + 48
+    assert core.counters.prefix_hits == hits + 56
 
 
 def test_a_link_can_be_set_to_another_checkpoint(first: Path, tmp_path: Path):
