@@ -15,6 +15,9 @@ constexpr int64_t kWeightRows = 64;
 constexpr int64_t kWeightRows = 8;
 #endif
 
+// Of a unit.
+constexpr int64_t kLeastStrips = 4;
+
 // Sums of a unit's columns over all rows stay in the second-level cache, more or less.
 constexpr int64_t kSumBytes = 2 << 20;
 
@@ -55,8 +58,11 @@ class Runs {
   int64_t count_ = 0, cost_ = 0, strips_ = 0, largest_ = 0;
 };
 
-RTP_INLINE const char* strip_at(const PackedMatrix& weight, int64_t bytes, int64_t index) {
-  return static_cast<const char*>(weight.data) + index * bytes;
+// Bytes from the end of a strip of packed weights to a strip of the same or of others.
+template <typename T>
+RTP_INLINE int64_t jump_to(const PackedMatrix& weight, int64_t strip, const T* end) {
+  const T* next = static_cast<const T*>(weight.data) + strip * strip_size<T>(weight.k);
+  return (next - end) * static_cast<int64_t>(sizeof(T));
 }
 
 // Rows on their way to a run's weights, and what comes of them.
@@ -107,7 +113,8 @@ struct Gates {
   const Runs& runs;
 
   void run(const Member& member) const {
-    const int64_t per_share = ceil_div(runs.strips(), member.size());
+    // Some strips one behind the other, or what is fetched ahead is another unit's.
+    const int64_t per_share = ceil_div(runs.strips(), kLeastStrips * member.size());
     const int units = static_cast<int>(least(per_share, kMaxUnits));
     member.each([&](int) { return units; }, Repeats::kYes,
                 [&](int share, int unit) {
@@ -151,7 +158,7 @@ struct Gates {
       const int64_t rows = least(place.block.capacity, each.rows - row);
       gather(each.pass->groups.rows + each.first + row, rows, place.block);
       for (int64_t strip = first; strip < last; ++strip) {
-        multiply(each, strip, each.first + row, rows, place);
+        multiply(each, strip, each.first + row, rows, place, strip + 1 == last);
       }
     }
   }
@@ -166,8 +173,8 @@ struct Gates {
   }
 
   // Hidden columns of `strip` for the pairs from `pair` on.
-  void multiply(const Run& each, int64_t strip, int64_t pair, int64_t rows,
-                const Place& place) const {
+  void multiply(const Run& each, int64_t strip, int64_t pair, int64_t rows, const Place& place,
+                bool is_last) const {
     const ExpertPass& pass = *each.pass;
     const int64_t strips = pass.stack.inner_size / kStripOutputs;
     const int64_t gate_strip = each.expert * 2 * strips + strip;
@@ -187,6 +194,10 @@ struct Gates {
     gate.out = place.gate_up;
     up.out = place.gate_up + kStripOutputs;
     if (rows <= kFewRows<T>) {
+      if (const Run* next = &each + 1; is_last && next != runs.end() && next->pass == each.pass) {
+        const int64_t next_strip = next->expert * 2 * strips;
+        gate.jump = jump_to<T>(pass.stack.gate_up, next_strip, gate.weight + gate.strip_elements);
+      }
       gate.distance = strips;
       gate.apart = kStripOutputs;
       multiply_whole<2>(gate, rows, place.block.sums);
@@ -277,6 +288,10 @@ struct Outputs {
         tile.distance = half;
         tile.apart = half * kStripOutputs;
         tile.outputs = (half + 1) * kStripOutputs;
+        if (const Run* next = &each + 1; i + 1 == half && next != runs.end()) {
+          tile.jump = jump_to<T>(next->pass->stack.down, next->expert * strips + begin,
+                                 tile.weight + tile.strip_elements);
+        }
         multiply_whole<2>(tile, rows, place.block.sums);
       } else {
         multiply_whole<1>(tile, rows, place.block.sums);

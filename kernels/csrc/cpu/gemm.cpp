@@ -84,6 +84,7 @@ struct Grid {
     tile.apart = distance * kStripOutputs;
     tile.strip_elements = strip_elements;
     tile.k = op.weight.k;
+    tile.jump = 0;
     tile.weight =
         static_cast<const T*>(op.weight.data) + index * strip_elements + output * kDepth<T>;
     tile.bias = op.bias ? op.bias + column : nullptr;

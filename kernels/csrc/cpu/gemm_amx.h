@@ -80,11 +80,14 @@ RTP_INLINE void multiply_part(const Tile<bf16>& tile, const bf16* x, int64_t beg
                               Beside&& beside) {
   const int64_t stream = tile.distance * tile.strip_elements;
   const bf16* weight = tile.weight + begin * kStripOutputs;
+  [[maybe_unused]] const char* end_of_strip =
+      reinterpret_cast<const char*>(tile.weight + tile.strip_elements);
   int64_t k = begin;
   for (; k + kTileDepth <= end; k += kTileDepth, weight += kTileDepth * kStripOutputs) {
     if constexpr (kRowTiles == 1) {
       constexpr int64_t kStepBytes = kTileDepth * kStripOutputs * sizeof(bf16);
       const char* ahead = reinterpret_cast<const char*>(weight) + kPrefetchBytes;
+      if (ahead >= end_of_strip) ahead += tile.jump;
       for (int64_t byte = 0; byte < kStepBytes; byte += 64) {
         __builtin_prefetch(ahead + byte);
         if constexpr (kStrips == 2) __builtin_prefetch(ahead + stream * sizeof(bf16) + byte);

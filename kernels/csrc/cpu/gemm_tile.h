@@ -46,6 +46,7 @@ struct Tile {
   int64_t apart;     // their outputs, in columns
   int64_t strip_elements;
   int64_t k;
+  int64_t jump;  // bytes from the end of the strip to what is read next: that is fetched meanwhile
   const char* ahead;  // weights to fetch meanwhile
   int64_t ahead_step;
   const float* bias;  // null: none
@@ -132,6 +133,8 @@ __attribute__((noinline)) void multiply(const Tile<T>& tile) {
   const int64_t stream = tile.distance * tile.strip_elements;
   const T* weight = tile.weight;
   const char* ahead = tile.ahead;
+  const char* const end = reinterpret_cast<const char*>(weight + tile.strip_elements);
+  int64_t jump = tile.jump;
   Sums<kRows, kStrips> sums;
 #pragma GCC unroll 16
   for (int row = 0; row < kRows; ++row) {
@@ -144,6 +147,10 @@ __attribute__((noinline)) void multiply(const Tile<T>& tile) {
       __builtin_prefetch(ahead + i / 2 * stream * static_cast<int64_t>(sizeof(T)) + i % 2 * 64);
     }
     ahead += tile.ahead_step;
+    if (ahead >= end) {
+      ahead += jump;
+      jump = 0;
+    }
     step<kRows, kStrips>(sums, x, k, weight, stream);
     weight += kStripOutputs * kDepth<T>;
   }
