@@ -60,7 +60,8 @@ MOE_1B: dict[str, Any] = {
 }
 """Of 1.07 billion weights, both spellings."""
 
-_IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
+# batched_mm copies an expert's weights for every pair: gigabytes a layer for the prompts.
+_IMPLEMENTATIONS = ("grouped_mm", "eager")
 _PROMPT_TOKENS = 32
 
 
