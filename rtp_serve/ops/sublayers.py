@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch import to_dlpack as dl  # type: ignore[attr-defined]
 
+from rtp_serve.native.ended import error_of
 from rtp_serve.ops.gemm import Norm, PackedWeight
 from rtp_serve.ops.metadata import AttentionMetadata
 from rtp_serve.ops.moe import ExpertWeights, Routing
 
 if TYPE_CHECKING:
     from rtp_kernels._C import Sublayer as Sublayer
+    from rtp_serve.native.rank_group import RankGroup
 else:
     Sublayer = Any
 
@@ -61,10 +63,14 @@ def attention_sublayer(
     o: PackedWeight,
     rope: Rope,
     head_norms: tuple[Norm, Norm] | None = None,
+    group: "RankGroup | None" = None,
 ) -> Sublayer | None:
     """residual += o(attend(rope(qkv(norm(residual))))), writing the layer's keys and values.
 
-    `head_norms` are of query and key heads, before they turn.
+    `head_norms` are of query and key heads, before they turn. Under a `group`, `heads` and weights
+    are a rank's part, and what is added is the sum of all ranks' products, in float32 and in rank
+    order, rounded with the residual: residual = round(residual + Σ o_r(…)). The bias of `o`, if
+    any, belongs to one rank. All sublayers of a run have the same group or none.
     """
     if qkv.kernel is None or o.kernel is None:
         return None
@@ -81,16 +87,20 @@ def attention_sublayer(
         (heads.num_heads, heads.num_kv_heads, heads.head_dim),
         heads.scale,
         layer,
+        None if group is None else group.kernel,
     )
     return sublayer
 
 
-def mlp_sublayer(norm: Norm, gate_up: PackedWeight, down: PackedWeight) -> Sublayer | None:
-    """residual += down(silu_and_mul(gate_up(norm(residual))))."""
+def mlp_sublayer(
+    norm: Norm, gate_up: PackedWeight, down: PackedWeight, group: "RankGroup | None" = None
+) -> Sublayer | None:
+    """residual += down(silu_and_mul(gate_up(norm(residual)))); `group` as for attention."""
     if gate_up.kernel is None or down.kernel is None:
         return None
     weights = gate_up.kernel, down.kernel
-    sublayer: Sublayer = _kernels().mlp_sublayer(norm.weight, norm.eps, *weights)
+    kernel = None if group is None else group.kernel
+    sublayer: Sublayer = _kernels().mlp_sublayer(norm.weight, norm.eps, *weights, kernel)
     return sublayer
 
 
@@ -136,20 +146,24 @@ def run_sublayers(
 
     positions [num_tokens], or [3, num_tokens] under M-RoPE; kv_cache [num_blocks, num_layers, 2,
     num_kv_heads, block_size, head_dim], of residual's dtype. Raises TypeError or ValueError before
-    anything is computed.
+    anything is computed; a RankError where a group's rank is lost or has ended it.
     """
-    _kernels().run_sublayers(
-        sublayers,
-        dl(residual),
-        positions,
-        dl(kv_cache),
-        metadata.slots,
-        metadata.block_tables,
-        metadata.query_start_loc,
-        metadata.seq_lens,
-        metadata.window,
-        metadata.ancestor_mask,
-    )
+    kernels = _kernels()
+    try:
+        kernels.run_sublayers(
+            sublayers,
+            dl(residual),
+            positions,
+            dl(kv_cache),
+            metadata.slots,
+            metadata.block_tables,
+            metadata.query_start_loc,
+            metadata.seq_lens,
+            metadata.window,
+            metadata.ancestor_mask,
+        )
+    except kernels.Ended as ended:
+        raise error_of(ended) from None
 
 
 @cache

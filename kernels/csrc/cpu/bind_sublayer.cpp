@@ -39,12 +39,20 @@ void check_projection(const char* op, const char* name, const Projection& projec
               std::to_string(weight.n) + ", " + std::to_string(weight.k) + "]");
 }
 
+// A row must fit in a slot.
+void check_group(const char* op, const RankGroup* group, int64_t hidden_size) {
+  const int64_t bytes = hidden_size * static_cast<int64_t>(sizeof(float));
+  require(!group || group->slot_bytes() >= bytes,
+          std::string(op) + ": the group's slots must have " + std::to_string(bytes) +
+              " bytes at least, for a row");
+}
+
 BoundSublayer attention_sublayer(const CpuArray& norm, float eps, const LinearWeight& qkv,
                                  const LinearWeight& o, const CpuArray& query_norm,
                                  const CpuArray& key_norm, const CpuArray& cos_sin_,
                                  const std::vector<int64_t>& sections,
                                  const std::tuple<int64_t, int64_t, int64_t>& heads, float scale,
-                                 int64_t layer) {
+                                 int64_t layer, RankGroup* group) {
   const char* name = "attention_sublayer";
   AttentionSublayer::Parts parts{};
   std::tie(parts.num_heads, parts.num_kv_heads, parts.head_dim) = heads;
@@ -68,11 +76,13 @@ BoundSublayer attention_sublayer(const CpuArray& norm, float eps, const LinearWe
   std::copy(sections.begin(), sections.end(), parts.sections);
   parts.layer = layer;
   parts.scale = scale;
-  return {std::make_unique<AttentionSublayer>(parts), {norm, query_norm, key_norm, cos_sin_}};
+  check_group(name, group, hidden_size);
+  return {std::make_unique<AttentionSublayer>(parts, group),
+          {norm, query_norm, key_norm, cos_sin_}};
 }
 
 BoundSublayer mlp_sublayer(const CpuArray& norm, float eps, const LinearWeight& gate_up,
-                           const LinearWeight& down) {
+                           const LinearWeight& down, RankGroup* group) {
   MlpSublayer::Parts parts{};
   parts.gate_up = gate_up.projection();
   parts.down = down.projection();
@@ -81,7 +91,8 @@ BoundSublayer mlp_sublayer(const CpuArray& norm, float eps, const LinearWeight& 
   check_projection("mlp_sublayer", "down", parts.down, hidden_size, parts.gate_up.weight.n / 2,
                    dtype);
   parts.norm = bind_norm("mlp_sublayer", "norm", norm, eps, dtype, hidden_size);
-  return {std::make_unique<MlpSublayer>(parts), {norm}};
+  check_group("mlp_sublayer", group, hidden_size);
+  return {std::make_unique<MlpSublayer>(parts, group), {norm}};
 }
 
 // `shared_gate_up` and `shared_down` are both null, or a shared expert's.
@@ -182,9 +193,11 @@ void bind_sublayer(nb::module_& module) {
   module.def("attention_sublayer", &attention_sublayer, array("norm"), nb::arg("eps"),
              nb::arg("qkv"), nb::arg("o"), array("query_norm").none(), array("key_norm").none(),
              array("cos_sin"), nb::arg("sections"), nb::arg("heads"), nb::arg("scale"),
-             nb::arg("layer"), nb::keep_alive<0, 3>(), nb::keep_alive<0, 4>());
+             nb::arg("layer"), nb::arg("group").none() = nb::none(), nb::keep_alive<0, 3>(),
+             nb::keep_alive<0, 4>(), nb::keep_alive<0, 12>());
   module.def("mlp_sublayer", &mlp_sublayer, array("norm"), nb::arg("eps"), nb::arg("gate_up"),
-             nb::arg("down"), nb::keep_alive<0, 3>(), nb::keep_alive<0, 4>());
+             nb::arg("down"), nb::arg("group").none() = nb::none(), nb::keep_alive<0, 3>(),
+             nb::keep_alive<0, 4>(), nb::keep_alive<0, 5>());
   module.def("moe_sublayer", &moe_sublayer, array("norm"), nb::arg("eps"), nb::arg("router"),
              nb::arg("gate_up"), nb::arg("down"), nb::arg("shared_gate_up").none(),
              nb::arg("shared_down").none(), nb::arg("top_k"), nb::arg("is_renormalized"),

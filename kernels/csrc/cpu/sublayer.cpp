@@ -57,6 +57,14 @@ Linear add_projected(const Step& step, const Place& place, const Projection& pro
   return op;
 }
 
+void run_last(const Linear& op, const Place& place, const Member& member) {
+  if (place.exchange) {
+    place.exchange->add(op, place.sum, place.stage, member);
+  } else {
+    RTP_DISPATCH(linear)(op, member);
+  }
+}
+
 // Of the rows between the two products of an MLP: their length is often a multiple of 2 KiB, and
 // rows that far apart would share few sets of a cache.
 int64_t padded_stride(int64_t columns) { return columns + 32; }
@@ -122,7 +130,7 @@ void AttentionSublayer::run(const Step& step, const Place& place, const Member& 
   });
   RTP_DISPATCH(attend)(attention(step, buffers), *step.plan, member);
   member.reads_next(next);
-  RTP_DISPATCH(linear)(o, member);
+  run_last(o, place, member);
 }
 
 Rotary AttentionSublayer::rotary(const Step& step, const Buffers& buffers) const {
@@ -219,7 +227,7 @@ void MlpSublayer::run(const Step& step, const Place& place, const Member& member
   member.reads_next(RTP_DISPATCH(first_weights)(down, member));
   RTP_DISPATCH(linear)(gate_up, member);
   member.reads_next(next);
-  RTP_DISPATCH(linear)(down, member);
+  run_last(down, place, member);
 }
 
 }  // namespace rtp

@@ -5,6 +5,9 @@
 //   gated MLP    residual += down(silu_and_mul(gate_up(norm(residual))))
 //   sparse MLP   moe_sublayer.h
 //
+// A sublayer of a group has a rank's part of the heads or of the columns in between: its product is
+// a part of what is added, in float, and so is the sum of all ranks' parts, in rank order.
+//
 // The same in single ops gives the same bits.
 #pragma once
 
@@ -13,6 +16,7 @@
 #include "attention.h"
 #include "gemm.h"
 #include "kv_write.h"
+#include "rank_exchange.h"
 #include "rotary.h"
 
 namespace rtp {
@@ -43,6 +47,10 @@ struct Place {
   void* out;             // the same and what the sublayer adds
   char* workspace;       // of the bytes that it asks for
   int32_t* kept;         // the words that it asks for: its own until the run of all has ended
+
+  // Of a sublayer whose group adds up: which of the run's sums it is, and the stage it begins at.
+  RankExchange* exchange = nullptr;
+  int sum = 0, stage = 0;
 };
 
 struct Norm {
@@ -54,8 +62,13 @@ class Sublayer {
  public:
   virtual ~Sublayer() = default;
 
+  explicit Sublayer(RankGroup* group = nullptr) : group_(group) {}
+
   // Of queries; 0 without attention.
   virtual int64_t num_heads() const { return 0; }
+
+  // Null where no other rank has a part in it.
+  RankGroup* group() const { return group_; }
 
   // Whether the step's arrays are those it was made for: throws std::invalid_argument.
   virtual void check(const Step& step) const = 0;
@@ -75,10 +88,13 @@ class Sublayer {
 
   // On the calling thread, when all have run.
   virtual void finish(const int32_t* /*kept*/) const {}
+
+ private:
+  RankGroup* const group_;
 };
 
 // Adds all of them to `residual` [num_tokens, hidden_size] in place, on the calling thread's team.
-// Throws std::bad_alloc.
+// Throws std::bad_alloc; std::invalid_argument if they are of several groups, or Ended.
 void run_sublayers(const std::vector<const Sublayer*>& sublayers, const Step& step, void* residual);
 
 class AttentionSublayer final : public Sublayer {
@@ -96,7 +112,7 @@ class AttentionSublayer final : public Sublayer {
     float scale;
   };
 
-  explicit AttentionSublayer(const Parts& parts) : parts_(parts) {}
+  AttentionSublayer(const Parts& parts, RankGroup* group) : Sublayer(group), parts_(parts) {}
 
   int64_t num_heads() const override { return parts_.num_heads; }
   void check(const Step& step) const override;
@@ -126,7 +142,7 @@ class MlpSublayer final : public Sublayer {
     Projection gate_up, down;
   };
 
-  explicit MlpSublayer(const Parts& parts) : parts_(parts) {}
+  MlpSublayer(const Parts& parts, RankGroup* group) : Sublayer(group), parts_(parts) {}
 
   void check(const Step& step) const override;
   int64_t workspace_bytes(const Step& step) const override;

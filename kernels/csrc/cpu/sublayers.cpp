@@ -1,6 +1,8 @@
 // A run of sublayers in places of their own, which come round again.
 #include <algorithm>
 #include <cstring>
+#include <optional>
+#include <stdexcept>
 
 #include "scratch.h"
 #include "sublayer.h"
@@ -58,20 +60,69 @@ class Places {
   std::vector<int64_t> kept_starts_;  // by sublayer
 };
 
+// Of the sublayers' sums, if a group makes them.
+class Sums {
+ public:
+  Sums(const std::vector<const Sublayer*>& sublayers, const Step& step) {
+    RankGroup* group = nullptr;
+    int count = 0;
+    for (const Sublayer* sublayer : sublayers) {
+      numbers_.push_back(count);
+      if (!sublayer->group()) continue;
+      if (group && group != sublayer->group()) {
+        throw std::invalid_argument("run_sublayers: sublayers of several groups");
+      }
+      group = sublayer->group();
+      ++count;
+    }
+    if (group && step.num_tokens) {
+      exchange_.emplace(*group, count, step.num_tokens, step.hidden_size);
+    }
+  }
+
+  // A sublayer takes as many as its sum has pieces.
+  int stages_per_sublayer() const { return exchange_ ? exchange_->num_pieces() : 1; }
+
+  Place with_sum(Place place, const Sublayer& sublayer, int index) {
+    if (!exchange_ || !sublayer.group()) return place;
+    place.exchange = &*exchange_;
+    place.sum = numbers_[index];
+    place.stage = index * stages_per_sublayer();
+    return place;
+  }
+
+  bool has_ended() const { return exchange_ && exchange_->has_ended(); }
+  void check() const {
+    if (exchange_) exchange_->check();
+  }
+
+ private:
+  std::vector<int> numbers_;
+  std::optional<RankExchange> exchange_;
+};
+
 }  // namespace
 
 void run_sublayers(const std::vector<const Sublayer*>& sublayers, const Step& step,
                    void* residual) {
   const Places places(sublayers, step, residual);
-  const int count = static_cast<int>(sublayers.size());
+  Sums sums(sublayers, step);
+  const int count = static_cast<int>(sublayers.size()), stages = sums.stages_per_sublayer();
   run_team(true, [&](const Member& member) {
     for (int i = 0; i < count; ++i) {
+      const Place place = sums.with_sum(places.of(i), *sublayers[i], i);
       // The place is that of sublayer i - count of places, and the one after that reads from it.
-      member.come_to(i, i - places.count() + 2);
+      int others = (i - places.count() + 2) * stages;
+      if (place.exchange) {
+        others = std::max(others, place.exchange->needed(place.stage, place.sum, 0));
+      }
+      member.come_to(i * stages, others);
       const Ahead next = i + 1 < count ? sublayers[i + 1]->first_reads(step, member) : Ahead{};
-      sublayers[i]->run(step, places.of(i), member, next);
+      sublayers[i]->run(step, place, member, next);
+      if (sums.has_ended()) return member.leave();
     }
   });
+  sums.check();
   for (int i = 0; i < count; ++i) sublayers[i]->finish(places.kept(i));
 }
 

@@ -3,7 +3,6 @@
 #include <atomic>
 #include <bit>
 #include <chrono>
-#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -37,9 +36,6 @@ constexpr auto kUnitTime = std::chrono::microseconds(10);
 
 // As much as stays in a second-level cache beside what is read in between.
 constexpr int64_t kFetchBytes = 64 << 10;
-
-// Beyond every stage: of a member that takes no part.
-constexpr int kAway = std::numeric_limits<int>::max();
 
 void pause() {
 #if defined(__x86_64__)
@@ -98,7 +94,8 @@ void wait_while(const std::atomic<int>& word, int old, Clock::duration spin) {
 
 class Team {
  public:
-  explicit Team(int size) : size_(size), placement_(size), shares_(size), stages_(size) {
+  explicit Team(int size)
+      : size_(size), placement_(size), shares_(size), stages_(size), phases_(size) {
     for (int index = 1; index < size; ++index) {
       threads_.emplace_back([this, index] { work(index); });
       handles_.push_back(threads_.back().native_handle());
@@ -125,7 +122,8 @@ class Team {
     for (; inside != kClosed; inside = num_inside_.load(std::memory_order_acquire)) {
       wait_while(num_inside_, inside, kLeaveSpin);
     }
-    first_phase_ = member.phase_;
+    phases_[0] = member.phase_;
+    begin_after_all_phases();
     placement_.release();
   }
 
@@ -166,6 +164,14 @@ class Team {
     call_.notify_all();
   }
 
+  // Some members may have left before others. Nobody is inside.
+  void begin_after_all_phases() {
+    for (uint32_t phase : phases_) {
+      if (static_cast<int32_t>(phase - first_phase_) > 0) first_phase_ = phase;
+    }
+    phases_.assign(size_, first_phase_);
+  }
+
   bool enter() {
     int inside = num_inside_.load(std::memory_order_relaxed);
     do {
@@ -182,7 +188,9 @@ class Team {
       if (is_ending_) return;
       if (!enter()) continue;
       stages_[index].store(0);
-      function_(context_, Member(this, index, size_, first_phase_));
+      const Member member(this, index, size_, first_phase_);
+      function_(context_, member);
+      phases_[index] = member.phase_;
       stages_[index].store(kAway);
       num_inside_.fetch_sub(1, std::memory_order_acq_rel);
       num_inside_.notify_one();
@@ -232,6 +240,7 @@ class Team {
   Placement placement_;
   std::vector<Share> shares_;
   std::vector<Stage> stages_;
+  std::vector<uint32_t> phases_;  // that each member was last in
   TeamFunction function_ = nullptr;
   void* context_ = nullptr;
   uint32_t first_phase_ = 0;

@@ -18,6 +18,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "types.h"
@@ -34,6 +35,9 @@ struct Ahead {
 
 // Of a share.
 constexpr int kMaxUnits = 32;
+
+// Beyond every stage: of a member that takes no part.
+constexpr int kAway = std::numeric_limits<int>::max();
 
 // Whether running a unit again gives the same: see above.
 enum class Repeats { kNo, kYes };
@@ -108,6 +112,10 @@ class Member {
   RTP_ALWAYS_INLINE void come_to(int stage, int others) const {
     if (size_ > 1) wait_for_stage(stage, others);
   }
+
+  // Says that this member takes no further part in the call: nobody waits for it. Those that stay
+  // run all units.
+  RTP_ALWAYS_INLINE void leave() const { come_to(kAway, 0); }
 
  private:
   friend class Team;
