@@ -6,11 +6,11 @@ from statistics import median
 
 import torch
 
-from benchmarks.rank_processes import free_port, run_processes, unique_name
+from benchmarks.rank_processes import run_processes, unique_name
 from benchmarks.report import Report, say
 from rtp_serve.native.rank_group import RankGroup
 from rtp_serve.parallel.collectives import Collectives
-from rtp_serve.parallel.gloo import gloo, meet
+from rtp_serve.parallel.gloo import gloo, meet, serve_store
 from rtp_serve.parallel.shared_memory import SharedMemory
 
 _WORLD_SIZE = 2
@@ -23,8 +23,8 @@ def measure(report: Report, repetitions: int) -> None:
     """Medians of calls, one a repetition."""
     for backend in ("shared_memory", "gloo"):
         say(f"all-reduce through {backend}")
-        meeting = unique_name("benchmark") if backend == "shared_memory" else free_port()
-        join = partial(_join, backend, meeting)
+        store = serve_store(_HOST)
+        join = partial(_join, backend, unique_name("benchmark"), store.port)
         first, _ = run_processes(_WORLD_SIZE, _time_all, join, repetitions)
         for size_kib, medians in first.items():
             if backend == "shared_memory" and size_kib == 16:
@@ -32,11 +32,10 @@ def measure(report: Report, repetitions: int) -> None:
             report.add(f"allreduce_{backend}_{size_kib}k_us", medians)
 
 
-def _join(backend: str, meeting: str | int, rank: int) -> Collectives:
+def _join(backend: str, name: str, port: int, rank: int) -> Collectives:
     if backend == "shared_memory":
-        return SharedMemory(RankGroup(str(meeting), rank, _WORLD_SIZE))
-    store = meet(_HOST, int(meeting), rank, _WORLD_SIZE)
-    return gloo(store, rank, _WORLD_SIZE, address=_HOST)
+        return SharedMemory(RankGroup(name, rank, _WORLD_SIZE))
+    return gloo(meet(_HOST, port), rank, _WORLD_SIZE, address=_HOST)
 
 
 def _time_all(rank: int, join: "partial[Collectives]", repetitions: int) -> dict[int, list[float]]:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -33,12 +32,6 @@ def run_processes(count: int, body: Callable[..., Any], *args: Any) -> list[Any]
 def unique_name(purpose: str) -> str:
     """For shared memory of this process's ranks."""
     return f"{purpose}-{os.getpid()}-{os.urandom(4).hex()}"
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _run(end: Connection, body: Callable[..., Any], index: int, args: tuple[Any, ...]) -> None:

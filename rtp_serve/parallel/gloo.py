@@ -7,13 +7,19 @@ from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 from rtp_serve.parallel.process_group import ProcessGroup, Store
 
 
-def meet(host: str, port: int, rank: int, world_size: int, timeout_s: float = 60.0) -> Store:
-    """The store at which a group's ranks meet: rank 0 serves it at `host`:`port`, which all reach.
+def serve_store(host: str, port: int = 0) -> Store:
+    """The store at which a group's ranks meet, for a process that outlives them: it lives as long
+    as the object. `port` of 0 takes a free one, which is the store's `port`."""
+    return TCPStore(host, port, None, True, wait_for_workers=False)
 
-    Raises RuntimeError (torch's DistNetworkError among them) if they have not after `timeout_s`.
+
+def meet(host: str, port: int, timeout_s: float = 60.0) -> Store:
+    """A rank's connection to the store that is served there.
+
+    Raises RuntimeError (torch's DistNetworkError) if nobody serves it after `timeout_s`.
     """
     timeout = timedelta(seconds=timeout_s)
-    return TCPStore(host, port, world_size, rank == 0, timeout, wait_for_workers=False)
+    return TCPStore(host, port, None, False, timeout, wait_for_workers=False)
 
 
 def gloo(

@@ -93,6 +93,7 @@ class ProcessGroup:
         self._run(lambda group: group.barrier())
 
     def abort(self) -> None:
+        self._error = self._error or _aborted(self.rank)
         with suppress(RuntimeError):  # the store went with its process
             self._store.set(_ABORTED_BY, str(self.rank))
 
@@ -119,10 +120,12 @@ class ProcessGroup:
         while not self._poll(work):
             if self._group is None:
                 raise ChannelClosed(f"rank {self.rank} has closed", self.rank)
+            if self._error is not None:
+                raise self._error
             try:
                 self._look()
             except RuntimeError:
-                raise _lost(0) from None  # who has the store
+                raise _store_lost() from None
             if self._clock.monotonic() >= deadline_s:
                 raise RankLate("some rank did not come in time")
 
@@ -149,8 +152,12 @@ class ProcessGroup:
         except RankError as error:
             return error
         except RuntimeError:
-            return _lost(0)  # who has the store
+            return _store_lost()
         return RankLost("the connection to some rank is lost")
+
+
+def _store_lost() -> RankError:
+    return RankLost("the store at which the ranks met is gone")
 
 
 def _answer(rank: int) -> str:

@@ -3,11 +3,10 @@
 import itertools
 import multiprocessing
 import os
-import socket
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -18,7 +17,7 @@ from rtp_serve.clock import WallClock
 from rtp_serve.errors import RankError
 from rtp_serve.native.rank_group import RankGroup
 from rtp_serve.parallel.collectives import Collectives
-from rtp_serve.parallel.gloo import gloo, meet
+from rtp_serve.parallel.gloo import gloo, meet, serve_store
 from rtp_serve.parallel.in_process import InProcessGroup
 from rtp_serve.parallel.shared_memory import SharedMemory
 
@@ -53,11 +52,12 @@ class Meeting:
     world_size: int
     timeout_s: float = 20.0
     name: str = field(default_factory=lambda: f"test-{os.getpid()}-{next(_numbers)}")
-    port: int = field(default_factory=lambda: _free_port())
+    port: int = 0
+    """Of the store, under gloo."""
 
     def join(self, rank: int) -> Collectives:
         if self.backend == "gloo":
-            store = meet("127.0.0.1", self.port, rank, self.world_size, self.timeout_s)
+            store = meet("127.0.0.1", self.port, self.timeout_s)
             return gloo(store, rank, self.world_size, address="127.0.0.1", timeout_s=self.timeout_s)
         assert self.backend == "shared_memory"
         return SharedMemory(
@@ -71,6 +71,9 @@ class Ranks:
     """Started ranks; as a context manager it leaves none behind."""
 
     def __init__(self, meeting: Meeting, body: Body, *args: Any) -> None:
+        self._store = serve_store("127.0.0.1") if meeting.backend == "gloo" else None
+        if self._store is not None:
+            meeting = replace(meeting, port=self._store.port)
         self.meeting = meeting
         self._ends: list[Connection] = []
         self._threads: list[threading.Thread] = []
@@ -159,9 +162,3 @@ def _run_rank(
     finally:
         if collectives is not None:
             collectives.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

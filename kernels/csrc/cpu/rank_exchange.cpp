@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "fetch.h"
 #include "rank_sum.h"
 
 namespace rtp {
@@ -58,7 +59,7 @@ void RankExchange::add(const Linear& op, int sum, int first_stage, const Member&
     product.residual = nullptr;
     RTP_DISPATCH(linear)(product, member);
     member.each([](int share) { return share == 0 ? 1 : 0; }, Repeats::kYes,
-                [&](int, int) { meet(generation); });
+                [&](int, int) { meet(generation, member.ahead()); });
     if (has_ended()) return;
     RankSum total{};
     total.dtype = DType::kF32;
@@ -74,9 +75,10 @@ void RankExchange::add(const Linear& op, int sum, int first_stage, const Member&
 }
 
 // Whoever repeats it says and sees the same.
-void RankExchange::meet(uint32_t generation) {
+void RankExchange::meet(uint32_t generation, const Ahead& ahead) {
   try {
     group_.arrive(generation);
+    fetch_until([&] { return group_.has_arrived(generation); }, ahead);
     group_.wait(generation);
   } catch (const Ended& ended) {
     if (!is_ending_.test_and_set()) cause_ = ended;

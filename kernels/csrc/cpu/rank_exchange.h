@@ -38,7 +38,7 @@ class RankExchange {
   void check() const;
 
  private:
-  void meet(uint32_t generation);
+  void meet(uint32_t generation, const Ahead& ahead);
   char* slot(int rank, uint32_t generation) const;
 
   RankGroup& group_;

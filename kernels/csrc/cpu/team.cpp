@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "fetch.h"
 #include "phase.h"
 #include "placement.h"
 
@@ -34,26 +35,12 @@ constexpr auto kNap = std::chrono::microseconds(20);
 // Of a unit that somebody else runs, where this member has run none to tell.
 constexpr auto kUnitTime = std::chrono::microseconds(10);
 
-// As much as stays in a second-level cache beside what is read in between.
-constexpr int64_t kFetchBytes = 64 << 10;
-
 void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   __asm__ volatile("yield");
 #endif
-}
-
-// Fetches into the cache until `is_over` or there is enough.
-template <typename Condition>
-void fetch_until(const Condition& is_over, const Ahead& ahead) {
-  const int64_t bytes = ahead.bytes < kFetchBytes ? ahead.bytes : kFetchBytes;
-  for (int64_t i = 0; i < bytes && !is_over(); i += 256) {
-    for (const char* stream : ahead.streams) {
-      for (int line = 0; stream && line < 256; line += 64) __builtin_prefetch(stream + i + line);
-    }
-  }
 }
 
 // Whether it came to be within `time`.

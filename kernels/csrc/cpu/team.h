@@ -70,6 +70,7 @@ class Member {
 
   // What this member fetches into its cache when it has to wait in the phases that follow.
   RTP_ALWAYS_INLINE void reads_next(const Ahead& ahead) const { ahead_ = ahead; }
+  RTP_ALWAYS_INLINE const Ahead& ahead() const { return ahead_; }
 
   // A phase: body(share, unit) for every unit of num_units(share) of every share. Returns when all
   // of them have run; what they stored is seen by all after.

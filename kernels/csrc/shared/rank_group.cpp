@@ -55,6 +55,13 @@ char* RankGroup::slot(int rank, uint32_t generation) const {
 
 void RankGroup::arrive(uint32_t generation) { record(rank_).arrived.advance(generation); }
 
+bool RankGroup::has_arrived(uint32_t generation) const {
+  for (int rank = 0; rank < size_; ++rank) {
+    if (!record(rank).arrived.has_come_to(generation)) return false;
+  }
+  return true;
+}
+
 void RankGroup::wait(uint32_t generation) {
   check();
   Patience patience(timeout_s_);

@@ -44,6 +44,9 @@ class RankGroup {
   // What this rank has stored is complete. May be repeated, however late.
   void arrive(uint32_t generation);
 
+  // Whether all ranks have.
+  bool has_arrived(uint32_t generation) const;
+
   // For all ranks to arrive; throws Ended. Any number of threads.
   void wait(uint32_t generation);
 
