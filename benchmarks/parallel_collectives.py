@@ -10,7 +10,7 @@ from benchmarks.rank_processes import run_processes, unique_name
 from benchmarks.report import Report, say
 from rtp_serve.native.rank_group import RankGroup
 from rtp_serve.parallel.collectives import Collectives
-from rtp_serve.parallel.gloo import gloo, meet, serve_store
+from rtp_serve.parallel.gloo import gloo, reach_store, serve_store
 from rtp_serve.parallel.shared_memory import SharedMemory
 
 _WORLD_SIZE = 2
@@ -35,7 +35,7 @@ def measure(report: Report, repetitions: int) -> None:
 def _join(backend: str, name: str, port: int, rank: int) -> Collectives:
     if backend == "shared_memory":
         return SharedMemory(RankGroup(name, rank, _WORLD_SIZE))
-    return gloo(meet(_HOST, port), rank, _WORLD_SIZE, address=_HOST)
+    return gloo(reach_store(_HOST, port), rank, _WORLD_SIZE, address=_HOST)
 
 
 def _time_all(rank: int, join: "partial[Collectives]", repetitions: int) -> dict[int, list[float]]:

@@ -7,17 +7,23 @@ from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 from rtp_serve.parallel.process_group import ProcessGroup, Store
 
 
+def meet(host: str, port: int, rank: int, world_size: int, timeout_s: float = 60.0) -> Store:
+    """The store at which a group's ranks meet: rank 0 serves it at `host`:`port`, which all reach.
+
+    Raises RuntimeError (torch's DistNetworkError among them) if they have not after `timeout_s`.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    return TCPStore(host, port, world_size, rank == 0, timeout, wait_for_workers=False)
+
+
 def serve_store(host: str, port: int = 0) -> Store:
-    """The store at which a group's ranks meet, for a process that outlives them: it lives as long
-    as the object. `port` of 0 takes a free one, which is the store's `port`."""
+    """The same for a process that is no rank and outlives them, so that they can still say who of
+    them was lost: it lives as long as the object. `port` of 0 takes a free one, its `port`."""
     return TCPStore(host, port, None, True, wait_for_workers=False)
 
 
-def meet(host: str, port: int, timeout_s: float = 60.0) -> Store:
-    """A rank's connection to the store that is served there.
-
-    Raises RuntimeError (torch's DistNetworkError) if nobody serves it after `timeout_s`.
-    """
+def reach_store(host: str, port: int, timeout_s: float = 60.0) -> Store:
+    """A rank's connection to a store that another process serves; as for `meet`."""
     timeout = timedelta(seconds=timeout_s)
     return TCPStore(host, port, None, False, timeout, wait_for_workers=False)
 

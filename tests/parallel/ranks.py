@@ -17,7 +17,7 @@ from rtp_serve.clock import WallClock
 from rtp_serve.errors import RankError
 from rtp_serve.native.rank_group import RankGroup
 from rtp_serve.parallel.collectives import Collectives
-from rtp_serve.parallel.gloo import gloo, meet, serve_store
+from rtp_serve.parallel.gloo import gloo, reach_store, serve_store
 from rtp_serve.parallel.in_process import InProcessGroup
 from rtp_serve.parallel.shared_memory import SharedMemory
 
@@ -57,7 +57,7 @@ class Meeting:
 
     def join(self, rank: int) -> Collectives:
         if self.backend == "gloo":
-            store = meet("127.0.0.1", self.port, self.timeout_s)
+            store = reach_store("127.0.0.1", self.port, self.timeout_s)
             return gloo(store, rank, self.world_size, address="127.0.0.1", timeout_s=self.timeout_s)
         assert self.backend == "shared_memory"
         return SharedMemory(
