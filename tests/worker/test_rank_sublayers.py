@@ -14,8 +14,9 @@ import rtp_kernels
 from rtp_serve import ops
 from rtp_serve.config.model import read_model_config
 from rtp_serve.errors import RankError, RankLate, RankLost, RanksAborted
+from rtp_serve.models.layers.decoder_layer import DecoderLayer
 from rtp_serve.models.layers.linear import PackedLinear
-from rtp_serve.models.llama import DecoderLayer, DenseDecoder
+from rtp_serve.models.llama import Decoder
 from rtp_serve.models.model import ModelInputs
 from rtp_serve.native.rank_group import RankGroup
 from rtp_serve.parallel.shared_memory import SharedMemory
@@ -37,7 +38,7 @@ _numbers = itertools.count()
 class Rank:
     """Layers that are one rank's part: weights of its own, as no rank's are another's."""
 
-    def __init__(self, model: DenseDecoder, group: RankGroup) -> None:
+    def __init__(self, model: Decoder, group: RankGroup) -> None:
         self.model = model
         self.group = group
         self._collectives = SharedMemory(group)
@@ -116,8 +117,8 @@ def make_ranks(
     ranks = []
     for rank in range(world_size):
         directory = write_checkpoint(tmp_path / str(rank), config, seed=rank)
-        model = load_model(directory, read_model_config(directory), dtype, max_positions=512)
-        assert isinstance(model, DenseDecoder)
+        model = load_model(directory, read_model_config(directory), dtype, max_positions=512).model
+        assert isinstance(model, Decoder)
         ranks.append(Rank(model, RankGroup(name, rank, world_size, **group)))
     return ranks
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from rtp_serve import ops
-from rtp_serve.models.layers.linear import Linear, PackedLinear
+from rtp_serve.models.layers.linear import Linear, PackedLinear, final_product
 from rtp_serve.models.layers.norm import RMSNorm
 from rtp_serve.models.layers.rotary import RotaryEmbedding
 
@@ -59,14 +59,16 @@ class Attention:
 
     def sublayer(self, norm: RMSNorm, layer: int) -> ops.Sublayer | None:
         """Norm, attention and residual sum as one kernel; None where single ops must do it."""
-        qkv, o = self.qkv_proj, self.o_proj
-        if not (isinstance(qkv, PackedLinear) and isinstance(o, PackedLinear)):
+        qkv, o = self.qkv_proj, final_product(self.o_proj)
+        if o is None or not isinstance(qkv, PackedLinear):
             return None
         head_norms = None
         if self._q_norm is not None and self._k_norm is not None:
             head_norms = (self._q_norm.spec, self._k_norm.spec)
+        o_weight, group = o
+        rope = self._rotary.rope
         return ops.attention_sublayer(
-            layer, self._heads, norm.spec, qkv.weight, o.weight, self._rotary.rope, head_norms
+            layer, self._heads, norm.spec, qkv.weight, o_weight, rope, head_norms, group
         )
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -34,7 +34,6 @@ class DecoderLayer:
             return RMSNorm(weights.vector(f"{path}.{name}"), config.rms_norm_eps)
 
         self._index = index
-        self._is_alone = rank.is_alone
         # where the experts are on several groups of ranks
         self._slices: TokenSlices | None = None
         if config.is_sparse(index) and rank.part.shares_out_experts:
@@ -73,7 +72,7 @@ class DecoderLayer:
 
     def sublayers(self) -> tuple[ops.Sublayer, ...]:
         """The layer as kernels; empty where it must be computed op by op."""
-        if not self._is_alone:
+        if self._slices is not None:
             return ()
         attention = self.attention.sublayer(self.input_norm, self._index)
         mlp = self.mlp.sublayer(self.mlp_norm)

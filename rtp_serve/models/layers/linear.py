@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from rtp_serve import ops
+from rtp_serve.native.rank_group import RankGroup
 from rtp_serve.parallel.collectives import Collectives
+from rtp_serve.parallel.shared_memory import SharedMemory
 
 
 class Linear(Protocol):
@@ -39,7 +41,23 @@ class SummedLinear:
         self.weight = weight
         self._collectives = collectives
 
+    @property
+    def group(self) -> RankGroup | None:
+        """What kernels add up the sums through; None where the ranks share no memory."""
+        collectives = self._collectives
+        return collectives.group if isinstance(collectives, SharedMemory) else None
+
     def __call__(self, x: Tensor) -> Tensor:
         sums = ops.linear(x, self.weight, out_dtype=torch.float32)
         self._collectives.all_reduce(sums)
         return sums
+
+
+def final_product(linear: Linear) -> tuple[ops.PackedWeight, RankGroup | None] | None:
+    """The weight of a product that ends a sublayer, and the group that adds it up if it is one of
+    several ranks'; None where no kernel can do it."""
+    if isinstance(linear, PackedLinear):
+        return linear.weight, None
+    if isinstance(linear, SummedLinear) and linear.group is not None:
+        return linear.weight, linear.group
+    return None

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from rtp_serve import ops
-from rtp_serve.models.layers.linear import Linear, PackedLinear
+from rtp_serve.models.layers.linear import Linear, PackedLinear, final_product
 from rtp_serve.models.layers.norm import RMSNorm
 
 
@@ -28,5 +28,8 @@ class GatedMLP:
 
     def sublayer(self, norm: RMSNorm) -> ops.Sublayer | None:
         """Norm, MLP and residual sum as one kernel; None where single ops must do it."""
-        weights = self.weights
-        return ops.mlp_sublayer(norm.spec, *weights) if weights is not None else None
+        gate_up, down = self.gate_up_proj, final_product(self.down_proj)
+        if down is None or not isinstance(gate_up, PackedLinear):
+            return None
+        down_weight, group = down
+        return ops.mlp_sublayer(norm.spec, gate_up.weight, down_weight, group)

@@ -65,6 +65,8 @@ class SparseMLP:
 
     def sublayer(self, norm: RMSNorm) -> ops.Sublayer | None:
         """Norm, experts and residual sum as one kernel; None where single ops must do it."""
+        if self._exchange is not None or self._summed_by is not None:
+            return None
         shared = None
         if self.shared_expert is not None:
             weights = self.shared_expert.weights
