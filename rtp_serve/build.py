@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rtp_serve.clock import Clock, WallClock
@@ -19,7 +20,7 @@ from rtp_serve.errors import CheckpointError, InvalidRequest, ModelNotFound
 from rtp_serve.kv_cache.block_pool import BlockPool
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
-from rtp_serve.kv_cache.tensors import KVCacheTensors
+from rtp_serve.kv_store.device_blocks import DeviceBlocks, WholeBlocks
 from rtp_serve.kv_store.lower_tiers import LowerTiers, StoreAccess
 from rtp_serve.kv_store.opening import OpenedStore, open_local
 from rtp_serve.loader.cache import cache_root
@@ -59,56 +60,75 @@ def build_core(
     """
     clock = clock or WallClock()
     sink = sink or PrometheusSink()
-    worker, version, executor = _started(config, clock, sink, starter)
-    capacity = worker.capacity
+    started = _start(config, clock, sink, starter)
+    capacity = started.worker.capacity
     cache = KVCacheManager(
         BlockPool(capacity.num_blocks),
         config.cache.block_size,
         config.cache.enable_prefix_caching,
         config.cache.enable_partial_hits,
     )
-    tiering = _tiering(config.kv_store, cache, worker.tensors, clock, open_store or open_local)
+    tiering = _tiering(config.kv_store, cache, started, clock, open_store or open_local)
     return EngineCore(
-        version,
+        started.version,
         Scheduler(config.scheduler, cache, capacity.max_model_len, tiering),
         cache,
-        executor,
+        started.executor,
         clock,
         sink,
         tiering,
     )
 
 
-def _started(
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """The model on its ranks."""
+
+    worker: RankWorker
+    """This process's."""
+
+    version: ModelVersion
+    executor: Executor
+    blocks: tuple[KVCacheSpec, DeviceBlocks] | None
+    """Those of all ranks, for the tiers; None if they cannot be seen from here."""
+
+
+def _start(
     config: EngineConfig, clock: Clock, sink: MetricsSink, starter: RankStarter | None
-) -> tuple[RankWorker, ModelVersion, Executor]:
-    """This process's rank, the model's first version, and what runs it."""
+) -> _Started:
     num_ranks = config.parallel.world_size
     if num_ranks > 1:
         leader = lead(config, starter or LocalStarter(num_ranks), clock, sink)
-        return leader.worker, leader.version, leader
+        return _Started(leader.worker, leader.version, leader, leader.blocks())
     worker = RankWorker(config, Alone(), clock, sink)
     version = worker.load()
-    return worker, version, InProcessExecutor(worker)
+    tensors = worker.tensors
+    blocks = tensors.spec, WholeBlocks(tensors.block)
+    return _Started(worker, version, InProcessExecutor(worker), blocks)
 
 
 def _tiering(
     config: KVStoreConfig,
     cache: KVCacheManager,
-    tensors: KVCacheTensors,
+    started: _Started,
     clock: Clock,
     open_store: OpenStore,
 ) -> Tiering | None:
     if not config.host.enable:
         return None
-    opened = open_store(config, tensors.spec, tensors.tile_order, clock, cache_root())
+    if started.blocks is None:
+        _log.warning("kv_store: there are no tiers: the engine's ranks are on several nodes")
+        return None
+    spec, device = started.blocks
+    tensors = started.worker.tensors
+    opened = open_store(config, spec, tensors.tile_order, clock, cache_root())
     if opened is None:
         return None
     arena = opened.member.arena
     name, has_remote = opened.member.path.stem, config.remote.enable
     access = StoreAccess(arena, opened.client, name, opened.disk, has_remote, opened.close)
     max_storing = max(_MIN_STORING, tensors.num_blocks // 2)
-    return Tiering(cache, LowerTiers(access, tensors.block, clock, max_storing))
+    return Tiering(cache, LowerTiers(access, device, clock, max_storing))
 
 
 def build_engine(

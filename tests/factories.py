@@ -21,6 +21,7 @@ from rtp_serve.engine.version import ModelVersion
 from rtp_serve.errors import CheckpointError
 from rtp_serve.kv_cache.block_pool import BlockPool
 from rtp_serve.kv_cache.manager import KVCacheManager
+from rtp_serve.kv_store.device_blocks import WholeBlocks
 from rtp_serve.kv_store.lower_tiers import LowerTiers, StoreAccess
 from rtp_serve.observability.metrics import MetricsSink, PrometheusSink
 
@@ -193,7 +194,9 @@ def make_core(
     tiering = None
     if access is not None:
         tiers_clock = tiers_clock or WallClock()
-        tiers = LowerTiers(access, worker.block, tiers_clock, max_storing=num_blocks // 2)
+        tiers = LowerTiers(
+            access, WholeBlocks(worker.block), tiers_clock, max_storing=num_blocks // 2
+        )
         tiering = Tiering(cache, tiers)
     return EngineCore(
         make_version(0, max_model_len),

@@ -1,6 +1,7 @@
 """The memory of the KV cache on one device. Knows nothing of sequences, hashes or ownership."""
 
 import math
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -20,8 +21,13 @@ class KVCacheTensors:
     """Keys and values of `num_blocks` blocks in the device layout, zeroed."""
 
     def __init__(
-        self, spec: KVCacheSpec, num_blocks: int, device: torch.device | str = "cpu"
+        self,
+        spec: KVCacheSpec,
+        num_blocks: int,
+        device: torch.device | str = "cpu",
+        memory: mmap.mmap | None = None,
     ) -> None:
+        """`memory` is zeros of the right size, or None for some of its own."""
         self.spec = spec
         self.num_blocks = num_blocks
         # [num_blocks, num_layers, 2 (key, value), num_kv_heads, block_size, head_dim]
@@ -33,7 +39,11 @@ class KVCacheTensors:
             spec.block_size,
             spec.head_dim,
         )
-        self.data = _zeros(shape, _DTYPES[spec.format], torch.device(device))
+        dtype = _DTYPES[spec.format]
+        if memory is None:
+            self.data = _zeros(shape, dtype, torch.device(device))
+        else:
+            self.data = torch.frombuffer(memory, dtype=dtype).view(shape)
         self._layers = [
             (self.data[:, layer, 0], self.data[:, layer, 1]) for layer in range(spec.num_layers)
         ]

@@ -22,6 +22,7 @@ from rtp_serve.clock import Clock
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_store.arena import Arena
 from rtp_serve.kv_store.client import StoreClient, StoreStats
+from rtp_serve.kv_store.device_blocks import DeviceBlocks
 from rtp_serve.kv_store.disk.reader import DiskReader, ReadOutcome
 from rtp_serve.kv_store.disk.record import DiskLocation
 from rtp_serve.kv_store.lease import Location
@@ -128,15 +129,14 @@ class LowerTiers:
     def __init__(
         self,
         access: StoreAccess,
-        device_block: Callable[[int], memoryview],
+        device: DeviceBlocks,
         clock: Clock,
         max_storing: int,
     ) -> None:
-        """Starts the threads. `device_block` gives a block's bytes, writable; `max_storing` blocks
-        at most may wait to be stored."""
+        """Starts the threads. `max_storing` blocks at most may wait to be stored."""
         self._access = access
         self._reader = DiskReader(access.disk) if access.disk is not None else None
-        self._device_block = device_block
+        self._device = device
         self._clock = clock
         self._max_storing = max_storing
         self._owner = member_name()
@@ -301,21 +301,25 @@ class LowerTiers:
 
     def _from_host(self, job: Restore, locations: Sequence[Location]) -> None:
         for location, block_id in zip(locations, job.block_ids, strict=False):
-            if self._access.arena.read_into(location, self._device_block(block_id)) is None:
+            room = self._device.room(block_id)
+            if self._access.arena.read_into(location, room) is None:
                 self.counts[Tier.HOST].mismatches += 1
                 self._access.client.mismatch(location)
                 return
+            self._device.fill(block_id, room)
             job.num_host += 1
 
     def _from_disk(self, job: Restore, locations: Sequence[DiskLocation]) -> None:
         assert self._reader is not None, "there is no disk to read from"
         block_ids = job.block_ids[job.tail - job.num_cached :][: len(locations)]
-        outcomes = self._reader.read(locations, [self._device_block(i) for i in block_ids])
-        for location, outcome in zip(locations, outcomes, strict=True):
+        rooms = [self._device.room(block_id) for block_id in block_ids]
+        outcomes = self._reader.read(locations, rooms)
+        for index, outcome in enumerate(outcomes):
             if outcome is not ReadOutcome.HIT:
                 self.counts[Tier.DISK].mismatches += 1
-                self._access.client.mismatch(location)
+                self._access.client.mismatch(locations[index])
                 return
+            self._device.fill(block_ids[index], rooms[index])
             job.num_disk += 1
 
     def _from_remote(self, job: Restore) -> None:
@@ -324,13 +328,14 @@ class LowerTiers:
         for fetched, block_id in zip(
             self._access.client.fetch(rest), job.block_ids[first:], strict=False
         ):
-            block = self._device_block(block_id)
-            if fetched.payload.nbytes != block.nbytes:
+            room = self._device.room(block_id)
+            if fetched.payload.nbytes != room.nbytes:
                 return
-            np.copyto(np.frombuffer(block, np.uint8), fetched.payload)
-            if checksum_of(block) != fetched.checksum:
+            np.copyto(np.frombuffer(room, np.uint8), fetched.payload)
+            if checksum_of(room) != fetched.checksum:
                 self.counts[Tier.REMOTE].mismatches += 1
                 return
+            self._device.fill(block_id, room)
             job.num_remote += 1
 
     def _note(self, tier: Tier, num_blocks: int, started_s: float) -> None:
@@ -363,7 +368,7 @@ class LowerTiers:
             if isinstance(answer, Reservation):
                 pace.begin()
                 now_s = self._clock.monotonic()
-                is_written = self._access.arena.put(answer, self._device_block(block_id), now_s)
+                is_written = self._access.arena.put(answer, self._device.read(block_id), now_s)
                 (written if is_written else not_written).append(answer)
                 self._leave_cores_alone(pace.pause_s())
         if written:

@@ -1,9 +1,12 @@
 """One rank with everything it needs: the versions it loads, KV memory of its heads, its worker."""
 
+import mmap
 import threading
+from collections.abc import Callable
 
 from rtp_serve.clock import Clock
 from rtp_serve.config.engine import EngineConfig, ModelSource
+from rtp_serve.config.model import ModelConfig
 from rtp_serve.engine.output import ModelOutput, SchedulerOutput
 from rtp_serve.engine.version import ModelVersion
 from rtp_serve.kv_cache.tensors import KVCacheTensors
@@ -24,9 +27,12 @@ class RankWorker:
         collectives: Collectives,
         clock: Clock,
         sink: MetricsSink | None = None,
+        kv_memory: Callable[[int], mmap.mmap] | None = None,
     ) -> None:
-        """Loads nothing yet."""
+        """Loads nothing yet. `kv_memory` gives so many bytes of zeros for keys and values; None is
+        memory of this process alone."""
         self._config = config
+        self._kv_memory = kv_memory
         self._versions = ModelVersions(config, clock, sink, collectives)
         self._worker: Worker | None = None
         self._tensors: KVCacheTensors | None = None
@@ -36,6 +42,11 @@ class RankWorker:
     def capacity(self) -> Capacity:
         """Of this rank, once the first version is loaded."""
         return self._versions.first.capacity
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Of the model, once the first version is loaded."""
+        return self._versions.first.config
 
     @property
     def tensors(self) -> KVCacheTensors:
@@ -77,6 +88,9 @@ class RankWorker:
         self._worker.check_invariants()
 
     def _made(self) -> Worker:
-        self._tensors = KVCacheTensors(self.capacity.spec, self.capacity.num_blocks)
+        spec, num_blocks = self.capacity.spec, self.capacity.num_blocks
+        give = self._kv_memory
+        memory = give(num_blocks * spec.block_bytes) if give is not None else None
+        self._tensors = KVCacheTensors(spec, num_blocks, memory=memory)
         max_num_seqs = self._config.scheduler.max_num_seqs
         return Worker(self._tensors, max_num_seqs, self.capacity.max_model_len)

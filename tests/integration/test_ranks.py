@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rtp_serve.engine.core import EngineCore
 from rtp_serve.engine.request import Request
 from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.errors import CheckpointError, ConfigError, RankError, RankLost, ReloadRefused
+from rtp_serve.kv_store.tier_counts import Tier
 from rtp_serve.worker.ranks.local import LocalProcess, LocalStarter
 from rtp_serve.worker.ranks.plan import RankPlan
 from tests.checkpoints import tiny_config, write_checkpoint
@@ -166,3 +168,38 @@ def test_a_version_that_one_rank_cannot_load_is_taken_back_by_the_others(tmp_pat
         core.switch(core.load(ModelSource(model=str(second))))
         assert core.version.number == before.number + 1
         assert run(core, requests()) == expected(second)
+
+
+@pytest.mark.parametrize("tier", [Tier.HOST, Tier.DISK])
+def test_blocks_of_all_ranks_go_to_the_tiers_and_come_back(tier: Tier, tmp_path: Path):
+    model = write_checkpoint(
+        tmp_path / "model", tiny_config(num_attention_heads=6, num_key_value_heads=3)
+    )
+    kv_store = {
+        "host": {"enable": True, "memory": "64MiB"},
+        "disk": {"enable": True, "directory": str(tmp_path / "kv"), "max_size": "64MiB"},
+        "application": f"test-ranks-{os.getpid()}",
+    }
+    wanted = [Request(f"r{i}", tuple(make_prompt(200, i)), GREEDY, seed=i) for i in range(6)]
+    answers = run(build_core(settings(model)), wanted)
+    config = settings(model, 2, cache={"num_blocks": 20}, kv_store=kv_store)
+    with engine(config, Starter(2)) as core:
+        for request in wanted:
+            assert run(core, [request])[request.request_id] == answers[request.request_id]
+        if tier is Tier.HOST:
+            assert_restored(core, wanted, answers, tier)
+    if tier is Tier.DISK:  # whose blocks outlive the engine
+        with engine(config, Starter(2)) as core:
+            assert_restored(core, wanted, answers, tier)
+
+
+def assert_restored(
+    core: EngineCore, wanted: list[Request], answers: dict[str, Any], tier: Tier
+) -> None:
+    for request in wanted:
+        again = replace(request, request_id=f"again-{request.request_id}")
+        found = run(core, [again])[again.request_id]
+        assert found.token_ids == answers[request.request_id].token_ids
+        assert found.num_cached_tokens >= 192
+    assert core.tiers is not None
+    assert core.tiers.counts[tier].restored > 0

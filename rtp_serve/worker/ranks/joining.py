@@ -4,6 +4,7 @@ import secrets
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.engine import EngineConfig
@@ -27,6 +28,7 @@ from rtp_serve.worker.ranks.leader import Links, RankedExecutor
 from rtp_serve.worker.ranks.links import Receiver, Sender
 from rtp_serve.worker.ranks.plan import Meeting, RankPlan, RankProcess, RankStarter, Transport
 from rtp_serve.worker.ranks.ring_link import RingReceiver, RingSender
+from rtp_serve.worker.ranks.shared_kv import SharedKV
 from rtp_serve.worker.threads import available_cores
 
 _JOIN_S = 300.0
@@ -70,8 +72,14 @@ def lead(
             orders = ConnectionSender(connections)
         collectives = _join(meeting, 0, world_size, starter.host)
         undo.callback(collectives.close)
-        worker = RankWorker(_for_rank(config, nodes.count(nodes[0])), collectives, clock, sink)
-        executor = RankedExecutor(worker, Links(collectives, orders, reports, processes))
+        own_config, shared_kv = (
+            _for_rank(config, nodes.count(nodes[0])),
+            _shared_kv(config, meeting),
+        )
+        kv_memory = partial(shared_kv.memory, 0) if shared_kv is not None else None
+        worker = RankWorker(own_config, collectives, clock, sink, kv_memory)
+        links = Links(collectives, orders, reports, processes)
+        executor = RankedExecutor(config, worker, links, shared_kv)
         executor.start()
         undo.pop_all()
     return executor
@@ -88,7 +96,9 @@ def follow(plan: RankPlan) -> None:
         orders = ConnectionReceiver(connection)
     collectives = _join(plan.meeting, plan.rank, plan.world_size, own_host(connection))
     config = _for_rank(EngineConfig.model_validate(plan.config), plan.num_here)
-    worker = RankWorker(config, collectives, WallClock())
+    shared_kv = _shared_kv(config, plan.meeting)
+    kv_memory = partial(shared_kv.memory, plan.rank) if shared_kv is not None else None
+    worker = RankWorker(config, collectives, WallClock(), kv_memory=kv_memory)
     Follower(worker, collectives, orders, ConnectionSender([connection])).run()
 
 
@@ -105,6 +115,12 @@ def _join(meeting: Meeting, rank: int, world_size: int, own_host: str) -> Collec
         return SharedMemory(RankGroup(f"{meeting.session}-ranks", rank, world_size))
     store = meet(meeting.host, meeting.port, rank, world_size, _JOIN_S)
     return gloo(store, rank, world_size, address=own_host)
+
+
+def _shared_kv(config: EngineConfig, meeting: Meeting) -> SharedKV | None:
+    """Where there are tiers below the device, and the leader can see every rank's memory."""
+    is_wanted = config.kv_store.host.enable and meeting.transport is Transport.SHARED_MEMORY
+    return SharedKV(meeting.session) if is_wanted else None
 
 
 def _for_rank(config: EngineConfig, num_here: int) -> EngineConfig:

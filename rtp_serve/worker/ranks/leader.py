@@ -4,9 +4,10 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 
-from rtp_serve.config.engine import ModelSource
+from rtp_serve.config.engine import EngineConfig, ModelSource
 from rtp_serve.engine.executor import CompletedStep
 from rtp_serve.engine.output import SchedulerOutput
 from rtp_serve.engine.version import ModelVersion
@@ -19,7 +20,10 @@ from rtp_serve.errors import (
     ReloadRefused,
     RtpServeError,
 )
+from rtp_serve.kv_cache.spec import KVCacheSpec
+from rtp_serve.kv_store.device_blocks import DeviceBlocks, DividedBlocks
 from rtp_serve.parallel.collectives import Collectives
+from rtp_serve.worker.capacity import plan_capacity
 from rtp_serve.worker.model_versions import fingerprint
 from rtp_serve.worker.rank_worker import RankWorker
 from rtp_serve.worker.ranks.links import Receiver, Sender
@@ -35,6 +39,7 @@ from rtp_serve.worker.ranks.messages import (
     encode,
 )
 from rtp_serve.worker.ranks.plan import RankProcess
+from rtp_serve.worker.ranks.shared_kv import SharedKV
 
 _TOLD = {kind.code: kind for kind in (ConfigError, CheckpointError, ModelNotFound, ReloadRefused)}
 """What a follower's failed load is told as; anything else is a RankError."""
@@ -57,10 +62,19 @@ class Links:
 class RankedExecutor:
     """Tells every rank, and computes its own part in the thread that submits."""
 
-    def __init__(self, worker: RankWorker, links: Links) -> None:
-        """Nothing is loaded yet; the followers have begun to."""
+    def __init__(
+        self,
+        config: EngineConfig,
+        worker: RankWorker,
+        links: Links,
+        shared_kv: SharedKV | None = None,
+    ) -> None:
+        """Nothing is loaded yet; the followers have begun to. `shared_kv` is where ranks have their
+        KV memory, if this process sees all of it."""
+        self._config = config
         self._worker = worker
         self._links = links
+        self._shared_kv = shared_kv
         # Steps are ordered by one thread, loads by another.
         self._ordering = threading.Lock()
         self._last: ModelVersion | None = None
@@ -75,6 +89,20 @@ class RankedExecutor:
         """What was loaded last."""
         assert self._last is not None, "nothing is loaded yet"
         return self._last
+
+    def blocks(self) -> tuple[KVCacheSpec, DeviceBlocks] | None:
+        """Blocks of all ranks, for tiers below the device; None if this process does not see them.
+        To be asked once."""
+        if self._shared_kv is None:
+            return None
+        tensors = self._worker.tensors
+        parts, num_kv_heads = [tensors.block], tensors.spec.num_kv_heads
+        for rank in range(1, self._config.parallel.world_size):
+            spec = plan_capacity(self._worker.model_config, self._config, rank).spec
+            seen = self._shared_kv.seen(rank, tensors.num_blocks * spec.block_bytes)
+            parts.append(partial(_block_of, seen, spec.block_bytes))
+            num_kv_heads += spec.num_kv_heads
+        return replace(tensors.spec, num_kv_heads=num_kv_heads), DividedBlocks(parts)
 
     def start(self) -> None:
         """Load the first version, as the followers do meanwhile. Raises what `load` does."""
@@ -156,6 +184,10 @@ class RankedExecutor:
         """On every rank that has it."""
         self._tell(TakeBack(number))
         self._worker.take_back(number)
+
+
+def _block_of(memory: memoryview, block_bytes: int, block_id: int) -> memoryview:
+    return memory[block_id * block_bytes : (block_id + 1) * block_bytes]
 
 
 def _error_of(report: Failed, rank: int) -> RtpServeError:
