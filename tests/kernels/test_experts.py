@@ -1,6 +1,7 @@
 """Routing and experts: against the reference, by bits whatever the batch, and what is not read."""
 
 import mmap
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -46,6 +47,25 @@ def test_routing_is_that_of_the_reference(
     expected_ids, expected = reference.route(logits, top_k, is_renormalized)
     assert torch.equal(ids, expected_ids)
     torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_routing_again_stores_nothing_in_between():
+    """A thread that is late does so while others read."""
+    logits = random(2000, 128)
+    ids = torch.empty((2000, 8), dtype=torch.int32)
+    weights = torch.empty((2000, 8))
+    _C.route(ids, weights, logits, True)
+    expected_ids, expected = ids.clone(), weights.clone()
+    again = threading.Thread(
+        target=lambda: [_C.route(ids, weights, logits, True) for _ in range(300)]
+    )
+    again.start()
+    num_wrong = 0
+    while again.is_alive():
+        num_wrong += not torch.equal(ids, expected_ids)
+        num_wrong += not torch.equal(weights, expected)
+    again.join()
+    assert not num_wrong
 
 
 def test_of_equal_logits_the_lower_expert_is_first():

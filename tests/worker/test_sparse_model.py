@@ -1,5 +1,6 @@
 """Models with experts: where their weights come from, what is counted, what is read."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import rtp_kernels
 from rtp_serve.config.model import read_model_config
 from rtp_serve.engine.output import ExpertLoad
 from rtp_serve.errors import CheckpointError
@@ -96,6 +98,29 @@ def test_weights_of_experts_that_no_token_goes_to_do_not_count(isa: str, tmp_pat
                     tensors[path] = torch.full_like(tensors[path], torch.nan)
         poisoned = make_model(write_checkpoint(tmp_path / "poisoned", CONFIG, tensors))
         assert torch.equal(bits(hidden(poisoned, tokens)), bits(expected))
+
+
+def test_threads_that_are_put_aside_change_nothing_of_a_short_step(tmp_path: Path):
+    """One thread routes all rows of such a step, and others do so again if it is late."""
+    config = CONFIG | {"num_hidden_layers": 12, "mlp_only_layers": []}
+    model = make_model(write_checkpoint(tmp_path, config))
+    tokens = make_prompt(8)
+    with using(num_threads=1):
+        expected = hidden(model, tokens)
+    wrong: list[int] = []
+
+    def compute(caller: int) -> None:
+        rtp_kernels.set_num_threads(3)
+        for _ in range(100):
+            if not torch.equal(bits(hidden(model, tokens)), bits(expected)):
+                wrong.append(caller)
+
+    threads = [threading.Thread(target=compute, args=(caller,)) for caller in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_a_replaced_shared_expert_goes_op_by_op(tmp_path: Path):

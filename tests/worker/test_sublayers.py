@@ -127,10 +127,14 @@ def test_three_rows_of_positions_have_the_same_bits(tmp_path: Path):
     assert torch.equal(bits(together[0]), bits(single[0]))
 
 
-@pytest.mark.parametrize("size", [{}, {"intermediate_size": 8192}], ids=["little", "much"])
-def test_threads_that_are_put_aside_change_no_bits(size: dict[str, Any], tmp_path: Path):
+@pytest.mark.parametrize(
+    "config",
+    [tiny_config(), tiny_config(intermediate_size=8192), CONFIGS["qwen2-moe"]],
+    ids=["little", "much", "experts"],
+)
+def test_threads_that_are_put_aside_change_no_bits(config: dict[str, Any], tmp_path: Path):
     """More threads than cores, so that some are always late, with places for all and for two."""
-    model = make_model(tmp_path, tiny_config(**size), torch.float32)
+    model = make_model(tmp_path, config, torch.float32)
     steps = mixed_step(150)
     with using(ISAS[-1], 1):
         expected, expected_cache = run(model, steps)

@@ -44,19 +44,23 @@ RTP_INLINE void choose(const float* logits, int64_t count, int64_t top_k, int32_
 }  // namespace
 
 void route(const Route& op, int64_t begin, int64_t end) {
+  // Stored when final: others may read what a late thread stores again.
+  int32_t ids[kMaxExpertsPerRow];
+  float decays[kMaxExpertsPerRow];
   for (int64_t row = begin; row < end; ++row) {
     const float* logits = op.logits + row * op.logits_stride;
-    int32_t* ids = op.ids + row * op.top_k;
-    float* weights = op.weights + row * op.top_k;
     choose(logits, op.num_experts, op.top_k, ids);
     const VecF largest = set1(logits[ids[0]]);
     float total = 0;
     for (int64_t i = 0; i < op.top_k; ++i) {
-      weights[i] = first_lane(decay(set1(logits[ids[i]]) - largest));
-      total += weights[i];
+      decays[i] = first_lane(decay(set1(logits[ids[i]]) - largest));
+      total += decays[i];
     }
     if (!op.is_renormalized) total = sum_of_decays(logits, op.num_experts, largest);
-    for (int64_t i = 0; i < op.top_k; ++i) weights[i] /= total;
+    for (int64_t i = 0; i < op.top_k; ++i) {
+      op.ids[row * op.top_k + i] = ids[i];
+      op.weights[row * op.top_k + i] = decays[i] / total;
+    }
   }
 }
 

@@ -21,7 +21,7 @@ struct Route {
 
 }  // namespace rtp
 
-// Rows [begin, end). A row with NaN gets experts, and NaN for weights.
+// Rows [begin, end); stores final values only. A row with NaN gets experts, and NaN for weights.
 // sigmoid: out[i] of x[i * stride].
 RTP_PER_ISA(void route(const Route& op, int64_t begin, int64_t end);
             void sigmoid(float* out, const float* x, int64_t n, int64_t stride);)
