@@ -2,7 +2,7 @@
 
 import mmap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from rtp_serve.clock import Clock
 from rtp_serve.config.engine import EngineConfig, ModelSource
@@ -14,7 +14,7 @@ from rtp_serve.observability.metrics import MetricsSink
 from rtp_serve.parallel.collectives import Collectives
 from rtp_serve.worker.capacity import Capacity
 from rtp_serve.worker.model_versions import ModelVersions
-from rtp_serve.worker.threads import use_compute_threads
+from rtp_serve.worker.threads import keep_to, use_compute_threads
 from rtp_serve.worker.worker import Worker
 
 
@@ -28,10 +28,12 @@ class RankWorker:
         clock: Clock,
         sink: MetricsSink | None = None,
         kv_memory: Callable[[int], mmap.mmap] | None = None,
+        cores: Collection[int] = (),
     ) -> None:
         """Loads nothing yet. `kv_memory` gives so many bytes of zeros for keys and values; None is
-        memory of this process alone."""
+        memory of this process alone. Steps run on `cores`; empty is any."""
         self._config = config
+        self._cores = cores
         self._kv_memory = kv_memory
         self._versions = ModelVersions(config, clock, sink, collectives)
         self._worker: Worker | None = None
@@ -78,6 +80,8 @@ class RankWorker:
         assert self._worker is not None, "nothing is loaded yet"
         thread = threading.get_ident()
         if thread != self._prepared_thread:
+            if self._cores:
+                keep_to(self._cores)
             use_compute_threads(self._config.num_threads)
             self._prepared_thread = thread
         return self._worker.execute(scheduled)

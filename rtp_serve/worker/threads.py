@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -18,6 +19,24 @@ def use_compute_threads(limit: int | None = None) -> int:
     if torch.get_num_threads() != num_threads:
         torch.set_num_threads(num_threads)
     return num_threads
+
+
+def keep_to(cores: Collection[int]) -> None:
+    """Let the calling thread, and those that it computes with, run on these cores alone."""
+    os.sched_setaffinity(0, cores)
+
+
+def own_cores(place: int, num_places: int, num_threads: int) -> Collection[int]:
+    """The cores of one of several processes that compute together, of so many threads each.
+
+    Threads of theirs wake each other all the time, and the system would put them on one core, where
+    they wait for each other. Where they need all cores each has its own; where there are more it is
+    free to find idle ones, for there may be others who think the same: then empty.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if num_places * num_threads != len(cores):
+        return ()
+    return cores[place * num_threads : (place + 1) * num_threads]
 
 
 def available_cores(cgroup_root: Path = _CGROUP_ROOT) -> int:

@@ -26,10 +26,17 @@ from rtp_serve.worker.ranks.connections import (
 from rtp_serve.worker.ranks.follower import Follower
 from rtp_serve.worker.ranks.leader import Links, RankedExecutor
 from rtp_serve.worker.ranks.links import Receiver, Sender
-from rtp_serve.worker.ranks.plan import Meeting, RankPlan, RankProcess, RankStarter, Transport
+from rtp_serve.worker.ranks.plan import (
+    Meeting,
+    RankPlan,
+    RankProcess,
+    RankStarter,
+    Seat,
+    Transport,
+)
 from rtp_serve.worker.ranks.ring_link import RingReceiver, RingSender
 from rtp_serve.worker.ranks.shared_kv import SharedKV
-from rtp_serve.worker.threads import available_cores
+from rtp_serve.worker.threads import available_cores, own_cores
 
 _JOIN_S = 300.0
 """Processes on all nodes have started by then."""
@@ -54,7 +61,7 @@ def lead(
             plan = RankPlan(
                 rank,
                 world_size,
-                nodes.count(nodes[rank]),
+                _seat(nodes, rank),
                 config.model_dump(mode="json"),
                 switchboard.address,
                 key,
@@ -72,12 +79,8 @@ def lead(
             orders = ConnectionSender(connections)
         collectives = _join(meeting, 0, world_size, starter.host)
         undo.callback(collectives.close)
-        own_config, shared_kv = (
-            _for_rank(config, nodes.count(nodes[0])),
-            _shared_kv(config, meeting),
-        )
-        kv_memory = partial(shared_kv.memory, 0) if shared_kv is not None else None
-        worker = RankWorker(own_config, collectives, clock, sink, kv_memory)
+        shared_kv = _shared_kv(config, meeting)
+        worker = _worker(config, _seat(nodes, 0), collectives, shared_kv, clock, sink)
         links = Links(collectives, orders, reports, processes)
         executor = RankedExecutor(config, worker, links, shared_kv)
         executor.start()
@@ -95,10 +98,9 @@ def follow(plan: RankPlan) -> None:
     else:
         orders = ConnectionReceiver(connection)
     collectives = _join(plan.meeting, plan.rank, plan.world_size, own_host(connection))
-    config = _for_rank(EngineConfig.model_validate(plan.config), plan.num_here)
+    config = EngineConfig.model_validate(plan.config)
     shared_kv = _shared_kv(config, plan.meeting)
-    kv_memory = partial(shared_kv.memory, plan.rank) if shared_kv is not None else None
-    worker = RankWorker(config, collectives, WallClock(), kv_memory=kv_memory)
+    worker = _worker(config, plan.seat, collectives, shared_kv, WallClock())
     Follower(worker, collectives, orders, ConnectionSender([connection])).run()
 
 
@@ -123,10 +125,25 @@ def _shared_kv(config: EngineConfig, meeting: Meeting) -> SharedKV | None:
     return SharedKV(meeting.session) if is_wanted else None
 
 
-def _for_rank(config: EngineConfig, num_here: int) -> EngineConfig:
+def _seat(nodes: Sequence[str], rank: int) -> Seat:
+    node = nodes[rank]
+    return Seat(nodes[:rank].count(node), nodes.count(node))
+
+
+def _worker(
+    config: EngineConfig,
+    seat: Seat,
+    collectives: Collectives,
+    shared_kv: SharedKV | None,
+    clock: Clock,
+    sink: MetricsSink | None = None,
+) -> RankWorker:
     """Ranks of a node share its cores."""
-    num_threads = config.num_threads or max(1, available_cores() // num_here)
-    return config.model_copy(update={"num_threads": num_threads})
+    num_threads = config.num_threads or max(1, available_cores() // seat.num_places)
+    own_config = config.model_copy(update={"num_threads": num_threads})
+    kv_memory = partial(shared_kv.memory, collectives.rank) if shared_kv is not None else None
+    cores = own_cores(seat.place, seat.num_places, num_threads)
+    return RankWorker(own_config, collectives, clock, sink, kv_memory, cores)
 
 
 def _check(processes: Sequence[RankProcess]) -> None:

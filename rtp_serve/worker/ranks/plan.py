@@ -31,13 +31,19 @@ class Meeting(msgspec.Struct, frozen=True):
     """Of gloo's store, in the leader's process."""
 
 
+class Seat(msgspec.Struct, frozen=True):
+    """A rank's place among those of its node."""
+
+    place: int
+    num_places: int
+
+
 class RankPlan(msgspec.Struct, frozen=True):
     """How a follower joins. It has a key in it: not for logs."""
 
     rank: int
     world_size: int
-    num_here: int
-    """Ranks on this one's node."""
+    seat: Seat
 
     config: dict[str, Any]
     """An EngineConfig's fields."""
