@@ -54,7 +54,7 @@ def test_a_step_with_everything_in_it():
     tokens = np.arange(5000, dtype=np.int32)
     new = NewSequence(4, tokens, 4990, (1, 2), sampling, 2**64 - 1, (9, 10), version=1)
     sent = SchedulerOutput(
-        7, (4, 2), (0, 31), (5000, 1), (True, True), ((3, 4), ()), (new,), (1, 3)
+        7, (4, 2), (0, 31), (5000, 1), (True, True), ((3, 4), ()), (new,), (1, 3), ((5, 3),)
     )
     step = decode_order(encode(Step(sent)))
     assert isinstance(step, Step)
@@ -65,6 +65,7 @@ def test_a_step_with_everything_in_it():
     assert (arrived.seq_id, arrived.seed, arrived.barred_token_ids) == (4, 2**64 - 1, (9, 10))
     assert step.scheduled.new_block_ids == sent.new_block_ids
     assert step.scheduled.finished_seq_ids == (1, 3)
+    assert step.scheduled.block_copies == ((5, 3),)
 
 
 def never() -> None:
