@@ -102,7 +102,7 @@ def test_a_wrong_prompt_runs_nothing(llm: LLM):
 def test_an_interrupted_call_leaves_the_model_whole(llm: LLM, monkeypatch: pytest.MonkeyPatch):
     """Ctrl-C within a step whose prompt blocks the next call would find in the prefix cache."""
     prompt = "Before the interrupt there was a prompt of a few blocks. " * 4
-    model = llm._core._executor._worker._versions[0].runner._model
+    model = llm._core._executor._worker._worker._versions[0].runner._model
     forward = model.forward
 
     def interrupted(*arguments: Any) -> Any:
