@@ -9,6 +9,7 @@ from pathlib import Path
 import ray
 
 from deployments.cluster import OwnCluster
+from deployments.demand import check_demand
 from deployments.prefetch import Prefetch
 from deployments.rollout import Rollout
 from deployments.stop_signals import StopSignals
@@ -62,9 +63,11 @@ def _start_ray(cluster: OwnCluster | None, rollout: Rollout, file: ServeFile) ->
         ray.init(namespace="serve", logging_level="warning", log_to_driver=False)
         return Prefetch(())
     rollout.check_port()
-    prefetch = Prefetch([each.config.engine for each in file.applications if each.is_ours])
+    configs = [each.config for each in file.applications if each.is_ours]
+    prefetch = Prefetch([config.engine for config in configs])
     say("starting Ray and Serve …")
     cluster.start()
+    check_demand(configs, ray.cluster_resources())
     return prefetch
 
 

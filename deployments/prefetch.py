@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rtp_serve.config.engine import EngineConfig
 from rtp_serve.config.model import read_model_config
 from rtp_serve.loader.hub import resolve
+from rtp_serve.parallel.partition import partition
 
 # A name that nothing has, or a checkpoint of an unknown kind, shows within this time.
 _HEAD_START_S = 0.5
@@ -41,4 +42,5 @@ class Prefetch:
 
 
 def _fetch(engine: EngineConfig) -> None:
-    read_model_config(resolve(engine.model, engine.revision))
+    model = read_model_config(resolve(engine.model, engine.revision))
+    partition(model, engine.parallel)

@@ -1,0 +1,37 @@
+"""What applications ask of a cluster, against what it has: Ray itself would wait for more nodes."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from rtp_serve.config.serving import AppConfig
+from rtp_serve.errors import ConfigError
+
+_SLACK = 1e-6
+"""Ray counts in fractions."""
+
+
+def check_demand(configs: Iterable[AppConfig], resources: Mapping[str, float]) -> None:
+    """Raises ConfigError if one machine with these resources cannot run all of them at once."""
+    needed: dict[str, float] = defaultdict(float)
+    for config in configs:
+        _add_demand(config, needed)
+    for name, amount in needed.items():
+        there = resources.get(name, 0)
+        if amount > there + _SLACK:
+            raise ConfigError(
+                f"replicas, their ranks and ingresses reserve {amount:g} {name}, and this machine "
+                f"has {there:g}: lower replica.num_cpus, num_gpus or num_replicas, or "
+                "engine.parallel"
+            )
+
+
+def _add_demand(config: AppConfig, needed: dict[str, float]) -> None:
+    replica, ingress = config.replica, config.ingress
+    autoscaling = replica.autoscaling or {}
+    num_replicas = int(autoscaling.get("min_replicas", replica.num_replicas))
+    rank = {"CPU": replica.num_cpus, "GPU": replica.num_gpus, **replica.resources}
+    front = {"CPU": ingress.num_cpus, **ingress.resources}
+    num_ranks = num_replicas * config.engine.parallel.world_size
+    for each, count in ((rank, num_ranks), (front, ingress.num_replicas)):
+        for name, amount in each.items():
+            needed[name] += amount * count
