@@ -6,6 +6,9 @@ from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 
 from rtp_serve.parallel.process_group import ProcessGroup, Store
 
+_LATER_S = 2.0
+"""gloo gives up so long after this package has: it tells a late rank from a lost one no more."""
+
 
 def meet(host: str, port: int, rank: int, world_size: int, timeout_s: float = 60.0) -> Store:
     """The store at which a group's ranks meet: rank 0 serves it at `host`:`port`, which all reach.
@@ -40,6 +43,6 @@ def gloo(
     others reach it. No part of torch's default group."""
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [ProcessGroupGloo.create_device(hostname=address)]
-    options._timeout = timedelta(seconds=timeout_s)
+    options._timeout = timedelta(seconds=timeout_s + _LATER_S)
     group = ProcessGroupGloo(PrefixStore("gloo", store), rank, world_size, options)
     return ProcessGroup(group, store, timeout_s=timeout_s)
