@@ -12,6 +12,7 @@ The index itself may die as well. Each index begins with a scan of the arena (a 
 are zeros) and with an epoch that no index before it had, so generations are never repeated.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -141,16 +142,16 @@ class BlockIndex:
         """How many blocks are there of a chain, from its beginning. Nobody has used them."""
         return len(self._tree.ready_prefix(chain))
 
-    def hold(self, locations: Iterable[Location], owner: str, now_s: float) -> Lease:
-        """Hold those blocks that are still where they were, until `release`; nobody has used
-        them."""
+    def hold(self, locations: Iterable[Location], owner: str) -> Lease:
+        """Hold those blocks that are still where they were, until `release`, however long that
+        takes, or for as long as the owner lives; nobody has used them."""
         held = []
         for location in locations:
             block = self._tree.of_generation(location.generation)
             if block is not None and block.state is BlockState.READY:
                 block.num_leases += 1
                 held.append(block.location)
-        return self._leases.grant(owner, tuple(held), now_s + self._limits.lease_s)
+        return self._leases.grant(owner, tuple(held), math.inf)
 
     def renew(self, lease_id: int, now_s: float) -> Lease | None:
         """Hold a lease for longer; None if it has ended."""

@@ -206,7 +206,7 @@ class NodeStore:
             return
         key = reservation.request.key
         location = Location(key, reservation.slab, reservation.generation)
-        lease = self._index.hold([location], self._owner, self._clock.monotonic())
+        lease = self._index.hold([location], self._owner)
         self._to_spill.append((reservation.request, lease))
         self._changed.notify_all()
 
@@ -245,7 +245,8 @@ class NodeStore:
         blocks = []
         for request, lease in batch:
             for location in lease.locations:
-                # Leases end: the disk compares with the checksum, and takes nothing else.
+                # A block may be taken back, or written over by who is late: the disk compares with
+                # the checksum, and takes nothing else.
                 seen = self._arena.view(location)
                 if seen is not None:
                     blocks.append(BlockToStore(request, *seen))

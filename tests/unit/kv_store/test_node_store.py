@@ -1,5 +1,6 @@
 """A node's store: arena and disk answer as one, and what is new goes to the disk."""
 
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from rtp_serve.clock import VirtualClock, WallClock
 from rtp_serve.kv_store.arena import Arena
+from rtp_serve.kv_store.disk.file_io import FileIO
 from rtp_serve.kv_store.disk.reader import DiskReader, ReadOutcome
 from rtp_serve.kv_store.disk.settings import DiskSettings
 from rtp_serve.kv_store.disk.tier import DiskTier
@@ -91,6 +93,29 @@ def test_a_restart_has_it_all(disk: Path):
         found = store.find(CHAIN, OWNER)
         assert [each.key for each in found.on_disk] == CHAIN
         assert store.stats().disk is not None
+
+
+def test_what_waits_for_a_slow_disk_is_held_until_it_is_written(disk: Path):
+    may_write, arena = threading.Event(), make_arena(8)
+    clock = virtual_clock()
+
+    def write(descriptor: int, buffers: Sequence[memoryview], position: int) -> int:
+        may_write.wait()
+        return os.pwritev(descriptor, buffers, position)
+
+    tier = DiskTier(disk, DiskSettings(8 << 20), clock, FileIO(write=write))
+    with NodeStore(arena, 1, LRU(8), clock, tier) as store:
+        store_chain(store, arena)
+        clock.advance(3600)
+        crowd = [StoreRequest(make_key(f"x{i}"), None, "tenant", TAG) for i in range(8)]
+        answers = store.reserve(crowd, OWNER)
+        assert sum(isinstance(each, Reservation) for each in answers) == 4
+        may_write.set()
+        while store.stats().num_to_spill:
+            threading.Event().wait(0.002)
+        assert store.stats().num_not_spilled == 0
+    with open_store(make_arena(8), disk) as store:
+        assert [each.key for each in store.find(CHAIN, OWNER).on_disk] == CHAIN
 
 
 def test_a_new_index_finds_the_arena_as_it_was():
