@@ -180,6 +180,9 @@ class KVStoreActor:
         # Its owner may be no process, so it does not come.
         return self._store.pin(chain, owner, expires_s)
 
+    def note_decoding(self, owner: str, is_decoding: bool) -> None:
+        self._store.note_decoding(owner, is_decoding)
+
     def trim(self, num_bytes: int) -> int:
         return self._store.trim(num_bytes)
 

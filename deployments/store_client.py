@@ -103,6 +103,9 @@ class ActorStoreClient:
     def pin(self, chain: Sequence[BlockHash], owner: str, expires_s: float | None) -> int:
         return self._ask(lambda actor: actor.pin.remote(chain, owner, expires_s), 0)
 
+    def note_decoding(self, owner: str, is_decoding: bool) -> None:
+        self._tell(lambda actor: actor.note_decoding.remote(owner, is_decoding))
+
     def trim(self, num_bytes: int) -> int:
         return self._ask(lambda actor: actor.trim.remote(num_bytes), 0)
 

@@ -192,6 +192,7 @@ class EngineCore:
             if seq.finish_reason is None:
                 self._scheduler.abort(seq)
                 self._forget(seq)
+        self._pace_tiers()
         self._recorder.state(self._scheduler, self._cache.usage)
 
     def store_cached(self, token_ids: Items[int], cache_salt: str) -> None:
@@ -221,7 +222,7 @@ class EngineCore:
             self._tiering.end_step(
                 scheduled.num_tokens, self._clock.monotonic() - started_s, bool(output.errors)
             )
-            self._tiering.set_hurry(self._scheduler.num_running, self._scheduler.num_waiting)
+        self._pace_tiers()
         self._record(deltas)
         if not scheduled.seq_ids:
             assert self._tiering is not None, "there is work but no sequence fits into a step"
@@ -230,6 +231,10 @@ class EngineCore:
         if logger.isEnabledFor(logging.DEBUG):
             self._debug(scheduled, self._clock.monotonic() - started_s)
         return deltas
+
+    def _pace_tiers(self) -> None:
+        if self._tiering is not None:
+            self._tiering.set_hurry(self._scheduler.num_running, self._scheduler.num_waiting)
 
     def _wait_for_tiers(self) -> None:
         """Until a transfer has ended, but not so long that an arrival would notice."""

@@ -94,6 +94,11 @@ class StoreClient(Protocol):
         """End a lease."""
         ...
 
+    def note_decoding(self, owner: str, is_decoding: bool) -> None:
+        """Whether a process's sequences decode, beside which the disk is written little by little.
+        Returns at once."""
+        ...
+
     def mismatch(self, location: Location | DiskLocation) -> None:
         """A reader did not find there what the location says."""
         ...

@@ -205,6 +205,7 @@ class LowerTiers:
             with self._changed:
                 self._is_in_no_hurry = not is_in_hurry
                 self._changed.notify_all()
+            self._access.client.note_decoding(self._owner, not is_in_hurry)
 
     def take_finished(self) -> list[Restore | Store]:
         """Jobs that have ended since the last call. A restore that leaves blocks to be computed is

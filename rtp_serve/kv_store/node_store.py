@@ -75,6 +75,8 @@ class NodeStore:
         self._pin_file = pin_file
         self._take_over_pins()
         self._to_spill: deque[tuple[StoreRequest, Lease]] = deque()
+        # processes whose sequences decode
+        self._decoding: set[str] = set()
         self._max_to_spill = max(1, arena.geometry.num_slabs // 2)
         self._owner = member_name()
         self._num_spilling = 0
@@ -193,6 +195,15 @@ class NodeStore:
         with self._changed:
             self._index.check_invariants()
 
+    def note_decoding(self, owner: str, is_decoding: bool) -> None:
+        """See `StoreClient`."""
+        with self._changed:
+            if is_decoding:
+                self._decoding.add(owner)
+            else:
+                self._decoding.discard(owner)
+            self._changed.notify_all()
+
     def _take_over_pins(self) -> None:
         """Of blocks that are still there. What has run out is no pin any more."""
         now_s = self._clock.monotonic()
@@ -211,10 +222,15 @@ class NodeStore:
         self._changed.notify_all()
 
     def _leave_cores_alone(self, seconds: float) -> None:
-        """Unless there is much to write."""
+        """Unless nobody decodes, or there is much to write."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._is_closed or len(self._to_spill) > self._max_to_spill // 2, seconds
+                lambda: (
+                    self._is_closed
+                    or not self._decoding
+                    or len(self._to_spill) > self._max_to_spill // 2
+                ),
+                seconds,
             )
 
     def _run(self) -> None:
@@ -260,9 +276,10 @@ class NodeStore:
     def end_the_dead(self) -> None:
         """Hold nothing for processes that are gone."""
         with self._changed:
-            owners = self._index.owners()
+            owners = self._index.owners() | self._decoding
         dead = [owner for owner in owners if is_dead(owner)]
         with self._changed:
             for owner in dead:
                 self._index.owner_died(owner)
+            self._decoding.difference_update(dead)
             self._index.reap(self._clock.monotonic())

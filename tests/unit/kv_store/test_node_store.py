@@ -17,6 +17,7 @@ from rtp_serve.kv_store.eviction.lru import LRU
 from rtp_serve.kv_store.index_stats import SlabState
 from rtp_serve.kv_store.member import member_name
 from rtp_serve.kv_store.node_store import NodeStore
+from rtp_serve.kv_store.pace import Pace
 from rtp_serve.kv_store.pin_file import PinFile
 from rtp_serve.kv_store.reservation import Reservation, StoreRequest
 from tests.unit.kv_store.arenas import content, make_arena, make_key
@@ -227,3 +228,21 @@ def test_a_pin_file_that_cannot_be_written_costs_a_warning(
         assert store.pin(CHAIN, "application", None) == 4
         assert store.stats().host.num_pins == 4
     assert "pins will not outlive the store" in caplog.text
+
+
+def test_the_disk_is_written_at_a_pace_only_while_somebody_decodes(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Pace, "pause_s", lambda pace: 3600.0)
+    arena = make_arena(64)
+    names = [f"n{i}" for i in range(20)]
+    with open_store(arena, disk) as store:
+        store.note_decoding(OWNER, is_decoding=True)
+        store_chain(store, arena, names)
+        while store.stats().num_to_spill == len(names):
+            threading.Event().wait(0.002)
+        assert store.stats().num_to_spill > 0, "the first batch was to be the last for an hour"
+        store.note_decoding(OWNER, is_decoding=False)
+        while store.stats().num_to_spill:
+            threading.Event().wait(0.002)
+        assert [each.key for each in store.find([*map(make_key, names)], OWNER).lease.locations]
