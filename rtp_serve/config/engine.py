@@ -83,7 +83,8 @@ class EngineConfig(ModelSource):
     """Context limit in tokens; default: the checkpoint's, cut to what the KV memory holds."""
 
     num_threads: int | None = Field(default=None, ge=1, le=512)
-    """Compute threads; default: the cores this process may use."""
+    """Compute threads of a rank; default: the cores this process may use, shared out among the
+    engine's ranks of a node."""
 
     cache: CacheConfig = CacheConfig()
     """KV blocks."""

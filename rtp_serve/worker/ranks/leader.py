@@ -144,9 +144,6 @@ class RankedExecutor:
         links = self._links
         with suppress(RankError):
             self._tell(End())
-        for report in links.reports:
-            with suppress(RankError):
-                report.receive()  # the end of them
         links.orders.close()
         links.collectives.close()
         for process in links.processes:
