@@ -14,7 +14,7 @@ from rtp_serve.observability.metrics import MetricsSink
 from rtp_serve.parallel.collectives import Collectives
 from rtp_serve.worker.capacity import Capacity
 from rtp_serve.worker.model_versions import ModelVersions
-from rtp_serve.worker.threads import keep_to, use_compute_threads
+from rtp_serve.worker.threads import kept_to, use_compute_threads
 from rtp_serve.worker.worker import Worker
 
 
@@ -79,12 +79,11 @@ class RankWorker:
         """See `Worker.execute`. Thread counts belong to a thread: the first step sets its own."""
         assert self._worker is not None, "nothing is loaded yet"
         thread = threading.get_ident()
-        if thread != self._prepared_thread:
-            if self._cores:
-                keep_to(self._cores)
-            use_compute_threads(self._config.num_threads)
-            self._prepared_thread = thread
-        return self._worker.execute(scheduled)
+        with kept_to(self._cores):
+            if thread != self._prepared_thread:
+                use_compute_threads(self._config.num_threads)
+                self._prepared_thread = thread
+            return self._worker.execute(scheduled)
 
     def check_invariants(self) -> None:
         """Recompute the books from scratch."""

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,9 +22,19 @@ def use_compute_threads(limit: int | None = None) -> int:
     return num_threads
 
 
-def keep_to(cores: Collection[int]) -> None:
-    """Let the calling thread, and those that it computes with, run on these cores alone."""
+@contextmanager
+def kept_to(cores: Collection[int]) -> Iterator[None]:
+    """The calling thread, and those that it computes with, run on these cores alone meanwhile;
+    empty is any."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def own_cores(place: int, num_places: int, num_threads: int) -> Collection[int]:

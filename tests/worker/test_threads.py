@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from rtp_serve.worker.threads import available_cores, cpu_quota, use_compute_threads
+from rtp_serve.worker.threads import (
+    available_cores,
+    cpu_quota,
+    kept_to,
+    own_cores,
+    use_compute_threads,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,3 +44,21 @@ def test_the_calling_thread_gets_the_available_cores_up_to_a_limit():
         assert use_compute_threads(1000) == available_cores()
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_rank_keeps_to_its_cores_for_a_step_alone():
+    before = os.sched_getaffinity(0)
+    core = min(before)
+    with kept_to([core]):
+        assert os.sched_getaffinity(0) == {core}
+    with kept_to(()):
+        assert os.sched_getaffinity(0) == before
+    assert os.sched_getaffinity(0) == before
+
+
+def test_ranks_have_cores_of_their_own_where_they_need_all_of_them():
+    cores = sorted(os.sched_getaffinity(0))
+    taken = [list(own_cores(place, len(cores), 1)) for place in range(len(cores))]
+    assert taken == [[core] for core in cores]
+    assert list(own_cores(0, 1, len(cores))) == cores
+    assert not own_cores(0, len(cores) + 1, 1)
