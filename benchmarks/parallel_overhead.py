@@ -16,7 +16,9 @@ from benchmarks.report import Report, say
 from rtp_serve.config.engine import CacheConfig, EngineConfig, SchedulerConfig
 from rtp_serve.config.model import read_model_config
 from rtp_serve.config.parallel import ParallelConfig
+from rtp_serve.worker.threads import use_compute_threads
 
+_CORES = 2
 _BATCHES = (1, 8)
 _PROMPT_TOKENS = 32
 _STEPS = 24
@@ -35,8 +37,11 @@ def measure(report: Report, repetitions: int, model: Path) -> None:
         for _ in range(repetitions):
             for batch in _BATCHES:
                 taken = prompts.prompts(batch, _PROMPT_TOKENS)
-                alone_s, together_s = (_step_s(engine, taken) for engine in (one, two))
-                found[batch].append(together_s / alone_s - 1)
+                # Both run in this thread, and how many compute with it is the thread's.
+                use_compute_threads(_CORES)
+                alone_s = _step_s(one, taken)
+                use_compute_threads(_CORES // 2)
+                found[batch].append(_step_s(two, taken) / alone_s - 1)
     report.add("tp2_step_overhead_fraction", found[_BATCHES[0]])
     for batch, fractions in found.items():
         report.add(f"tp2_step_overhead_fraction_batch_{batch}", fractions)
@@ -45,7 +50,7 @@ def measure(report: Report, repetitions: int, model: Path) -> None:
 def _config(model: Path, tp: int) -> EngineConfig:
     return EngineConfig(
         model=str(model),
-        num_threads=2 // tp,
+        num_threads=_CORES // tp,
         max_model_len=512,
         cache=CacheConfig(num_blocks=64 * max(_BATCHES)),
         scheduler=SchedulerConfig(max_num_seqs=max(_BATCHES)),
