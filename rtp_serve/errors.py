@@ -177,6 +177,12 @@ class EngineDead(RtpServeError):
     code = "engine_unavailable"
 
 
+class ModelChanged(EngineDead):
+    """A stream cannot go on here: it began with other weights or another arithmetic."""
+
+    code = "model_changed"
+
+
 class SharedMemoryUnavailable(RtpServeError):
     """Processes of this node cannot share memory now."""
 

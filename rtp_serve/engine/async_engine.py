@@ -31,6 +31,7 @@ from rtp_serve.errors import (
     ConfigError,
     EngineDead,
     InvalidRequest,
+    ModelChanged,
     ModelNotFound,
     Overloaded,
     RankError,
@@ -104,11 +105,14 @@ class AsyncEngine:
         return self._core.stats
 
     def submit(self, request: Request, sink: DeltaSink) -> None:
-        """Queue a request. Raises InvalidRequest, Overloaded or EngineDead; then nothing happened.
+        """Queue a request. Raises InvalidRequest, Overloaded, ModelChanged or EngineDead; then
+        nothing happened.
 
         `sink` gets the request's deltas until each of its sequences has a finish reason.
         """
         self._core.validate(request)
+        self._core.version_for(request)
+        indices = request.indices
         if request.sampling.n > self._max_queued:
             raise InvalidRequest(
                 f"n must be at most {self._max_queued}, the sequences that may wait here, "
@@ -118,13 +122,13 @@ class AsyncEngine:
         with self._changed:
             self._raise_if_dead()
             num_waiting = self._core.stats.num_waiting + self._num_arriving
-            if num_waiting + request.sampling.n > self._max_queued:
+            if num_waiting + len(indices) > self._max_queued:
                 raise Overloaded(f"{num_waiting} requests are waiting; try again later")
             if request.request_id in self._sinks:
                 raise InvalidRequest(f"request_id {request.request_id!r} is in use", "request_id")
             self._sinks[request.request_id] = sink
-            self._unfinished[request.request_id] = set(range(request.sampling.n))
-            self._num_arriving += request.sampling.n
+            self._unfinished[request.request_id] = set(indices)
+            self._num_arriving += len(indices)
             self._inbox.append(lambda: self._add(request))
             self._changed.notify_all()
 
@@ -184,7 +188,7 @@ class AsyncEngine:
         """Stream the request's deltas; closing the generator aborts."""
         stream = _LoopStream(asyncio.get_running_loop())
         self.submit(request, stream)
-        num_unfinished = request.sampling.n
+        num_unfinished = len(request.indices)
         try:
             while num_unfinished:
                 delta = await stream.queue.get()
@@ -235,10 +239,22 @@ class AsyncEngine:
 
     def _add(self, request: Request) -> None:
         with self._changed:
-            self._num_arriving -= request.sampling.n
+            self._num_arriving -= len(request.indices)
             is_wanted = request.request_id in self._sinks
-        if is_wanted:
+        if not is_wanted:
+            return
+        try:
             self._core.add_request(request)
+        except ModelChanged as error:  # the version went between `submit` and now
+            self._fail(request.request_id, error.message)
+
+    def _fail(self, request_id: str, message: str) -> None:
+        """End a request that is not in the core."""
+        with self._changed:
+            sink = self._sinks.pop(request_id, None)
+            unfinished = self._unfinished.pop(request_id, set())
+        if sink is not None:
+            sink.deliver([_abortion(request_id, index, message) for index in unfinished])
 
     def _run(self) -> None:
         try:

@@ -18,7 +18,7 @@ from rtp_serve.engine.scheduler import Scheduler, SchedulerCounters
 from rtp_serve.engine.sequence import Sequence
 from rtp_serve.engine.tiering import Tiering
 from rtp_serve.engine.version import ModelVersion
-from rtp_serve.errors import ContextLengthExceeded, InvalidRequest
+from rtp_serve.errors import ContextLengthExceeded, InvalidRequest, ModelChanged
 from rtp_serve.kv_cache.block import chain_hashes, root_hash
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.kv_store.lower_tiers import LowerTiers
@@ -66,7 +66,7 @@ class EngineCore:
         self._tiering = tiering
         self._recorder = EngineRecorder(sink)
         self._seqs: dict[int, Sequence] = {}
-        self._seqs_by_request: dict[str, list[Sequence]] = {}
+        self._seqs_by_request: dict[str, dict[int, Sequence]] = {}
         self._next_seq_id = 0
 
     @property
@@ -124,42 +124,70 @@ class EngineCore:
                 "prompt",
             )
         vocab_size = self.model.vocab_size
-        kinds = set(map(type, request.prompt_token_ids))
-        if kinds != {int}:
-            named = ", ".join(sorted(kind.__name__ for kind in kinds))
-            raise InvalidRequest(f"prompt token ids must be integers, got {named}", "prompt")
-        low, high = min(request.prompt_token_ids), max(request.prompt_token_ids)
-        if low < 0 or high >= vocab_size:
-            raise InvalidRequest(
-                f"prompt token ids must be from 0 to {vocab_size - 1}, "
-                f"got {low if low < 0 else high}",
-                "prompt",
-            )
+        _check_token_ids("prompt", request.prompt_token_ids, vocab_size)
         request.sampling.check_vocabulary(vocab_size)
+        if request.emitted:
+            self._validate_emitted(request)
+
+    def _validate_emitted(self, request: Request) -> None:
+        if len(request.emitted) != request.sampling.n or not request.indices:
+            raise InvalidRequest(
+                f"emitted must have {request.sampling.n} entries, not all of them None, "
+                f"got {len(request.emitted)}",
+                "emitted",
+            )
+        limit = self._max_tokens(request)
+        for index in request.indices:
+            emitted = request.emitted_tokens(index)
+            if len(emitted) >= limit:
+                raise InvalidRequest(
+                    f"emitted[{index}] has {len(emitted)} tokens; one that goes on has at most "
+                    f"{limit - 1}",
+                    "emitted",
+                )
+            if emitted:
+                _check_token_ids("emitted", emitted, self.model.vocab_size)
 
     def add_request(self, request: Request) -> None:
-        """Queue a request's sequences. Raises InvalidRequest, and then nothing has changed."""
+        """Queue a request's sequences. Raises InvalidRequest or ModelChanged, and then nothing has
+        changed."""
         self.validate(request)
         if request.request_id in self._seqs_by_request:
             raise InvalidRequest(f"request_id {request.request_id!r} is in use", "request_id")
-        seqs = [self._make_sequence(request, index) for index in range(request.sampling.n)]
+        version = self.version_for(request)
+        seqs = {index: self._make_sequence(request, index, version) for index in request.indices}
         self._seqs_by_request[request.request_id] = seqs
-        for seq in seqs:
+        for seq in seqs.values():
             self._seqs[seq.seq_id] = seq
             self._scheduler.add(seq)
 
-    def _make_sequence(self, request: Request, index: int) -> Sequence:
-        sampling = request.sampling
+    def version_for(self, request: Request) -> ModelVersion:
+        """What the request would run on now. Raises ModelChanged when that is not here."""
+        if not request.fingerprint:
+            return self._version
+        for version in (self._version, *self._old_versions):
+            if version.model.fingerprint == request.fingerprint:
+                return version
+        raise ModelChanged(
+            f"the stream began with the model {request.fingerprint}; here is "
+            f"{self.model.fingerprint}"
+        )
+
+    def _max_tokens(self, request: Request) -> int:
         room = self.model.max_model_len - len(request.prompt_token_ids)
+        return min(request.sampling.max_tokens or room, room)
+
+    def _make_sequence(self, request: Request, index: int, version: ModelVersion) -> Sequence:
+        sampling = request.sampling
         ends = () if sampling.ignore_eos else self.model.eos_token_ids
         self._next_seq_id += 1
         return Sequence(
             seq_id=self._next_seq_id,
             request=request,
             index=index,
-            version=self._version,
+            version=version,
             arrival_s=self._clock.monotonic(),
-            max_tokens=min(sampling.max_tokens or room, room),
+            max_tokens=self._max_tokens(request),
             stop_token_ids=frozenset((*ends, *sampling.stop_token_ids)),
         )
 
@@ -188,7 +216,7 @@ class EngineCore:
 
     def abort(self, request_id: str) -> None:
         """End a request's sequences now. Unknown and finished ones are ignored."""
-        for seq in self._seqs_by_request.pop(request_id, []):
+        for seq in self._seqs_by_request.pop(request_id, {}).values():
             if seq.finish_reason is None:
                 self._scheduler.abort(seq)
                 self._forget(seq)
@@ -263,7 +291,7 @@ class EngineCore:
     def _forget(self, seq: Sequence) -> None:
         self._recorder.finished(seq, self._clock.monotonic())
         del self._seqs[seq.seq_id]
-        siblings = self._seqs_by_request.get(seq.request.request_id, [])
+        siblings = self._seqs_by_request.get(seq.request.request_id, {}).values()
         if siblings and all(sibling.finish_reason is not None for sibling in siblings):
             del self._seqs_by_request[seq.request.request_id]
         if seq.version is not self._version:
@@ -285,7 +313,7 @@ class EngineCore:
     def check_invariants(self) -> None:
         """For tests and idle debug runs."""
         self._scheduler.check_invariants()
-        live = {seq.seq_id for seqs in self._seqs_by_request.values() for seq in seqs
+        live = {seq.seq_id for seqs in self._seqs_by_request.values() for seq in seqs.values()
                 if seq.finish_reason is None}  # fmt: skip
         assert live == set(self._seqs), f"live sequences {live} are not {set(self._seqs)}"
 
@@ -294,3 +322,16 @@ class EngineCore:
         if self._tiering is not None:
             self._tiering.close()
         self._executor.shutdown()
+
+
+def _check_token_ids(name: str, token_ids: Items[int], vocab_size: int) -> None:
+    kinds = set(map(type, token_ids))
+    if kinds != {int}:
+        named = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise InvalidRequest(f"{name} token ids must be integers, got {named}", name)
+    low, high = min(token_ids), max(token_ids)
+    if low < 0 or high >= vocab_size:
+        raise InvalidRequest(
+            f"{name} token ids must be from 0 to {vocab_size - 1}, got {low if low < 0 else high}",
+            name,
+        )

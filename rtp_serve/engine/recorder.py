@@ -49,7 +49,8 @@ class EngineRecorder:
         for seq in seqs:
             if seq.last_token_s is None:
                 seq.first_token_s = now_s
-                self._sink.observe(metrics.TTFT, now_s - seq.arrival_s)
+                if not seq.num_emitted_tokens:  # else another engine gave the first one
+                    self._sink.observe(metrics.TTFT, now_s - seq.arrival_s)
             else:
                 self._sink.observe(metrics.ITL, now_s - seq.last_token_s)
             seq.last_token_s = now_s
@@ -63,9 +64,10 @@ class EngineRecorder:
         if seq.first_token_s is None or seq.last_token_s is None:
             return
         self._sink.observe(metrics.E2E, now_s - seq.arrival_s)
-        if seq.num_output_tokens > 1:
+        num_tokens = seq.num_output_tokens - seq.num_emitted_tokens
+        if num_tokens > 1:
             decode_s = seq.last_token_s - seq.first_token_s
-            self._sink.observe(metrics.TPOT, decode_s / (seq.num_output_tokens - 1))
+            self._sink.observe(metrics.TPOT, decode_s / (num_tokens - 1))
 
     def state(self, scheduler: Scheduler, kv_usage: float) -> None:
         """The engine's state after a step or an abort; what has not changed is not told again."""

@@ -35,6 +35,24 @@ class Request:
     cache_salt: str = ""
     """Requests share prefix-cache blocks only under an equal salt (the tenant, with keys)."""
 
+    emitted: tuple[tuple[int, ...] | None, ...] = ()
+    """Of a request that goes on where another engine left it: for each of the n sequences the
+    output tokens that the client has, or None where the sequence has ended. Empty for a new one."""
+
+    fingerprint: str = ""
+    """It may only go on with the model version of this fingerprint; empty for any."""
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Which of its n sequences are to run."""
+        if not self.emitted:
+            return tuple(range(self.sampling.n))
+        return tuple(i for i, token_ids in enumerate(self.emitted) if token_ids is not None)
+
+    def emitted_tokens(self, index: int) -> tuple[int, ...]:
+        """The output that the sequence brings along."""
+        return (self.emitted[index] or ()) if self.emitted else ()
+
 
 def cache_salt(tenant: str, salt: str) -> str:
     """The engine's, for a client's. No two pairs give the same one, because the names of tenants
@@ -109,7 +127,7 @@ class SequenceDelta:
     """With FinishReason.ERROR and ABORT: what went wrong."""
 
     fingerprint: str = ""
-    """With the first delta: of the model version that the sequence runs on."""
+    """With the first delta of an engine: of the model version that the sequence runs on."""
 
     @property
     def cached(self) -> CachedTokens:

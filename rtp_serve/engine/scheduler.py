@@ -96,9 +96,13 @@ class Scheduler:
         return bool(self._running) or len(self._waiting) > 0
 
     def add(self, seq: Sequence) -> None:
-        """Queue a new sequence."""
+        """Queue a new sequence. One that another engine has begun waits in front, like one that was
+        preempted."""
         assert seq.status is SequenceStatus.WAITING, f"{seq} is not new"
-        self._waiting.push(seq)
+        if seq.num_emitted_tokens:
+            self._waiting.push_front(seq)
+        else:
+            self._waiting.push(seq)
 
     def take_restored(self) -> None:
         """Let sequences whose restore has ended wait in front of all others."""
@@ -217,8 +221,8 @@ class Scheduler:
 
     def _admit(self, seq: Sequence, hit: PrefixHit, plan: _StepPlan) -> None:
         if seq.status is SequenceStatus.WAITING:
-            seq.num_cached_tokens = hit.num_tokens
-            self.counters.prefix_queries += seq.num_prompt_tokens
+            seq.num_cached_tokens = min(hit.num_tokens, seq.num_prompt_tokens)
+            self.counters.prefix_queries += seq.num_tokens
             self.counters.prefix_hits += hit.num_tokens
             self.counters.partial_hits += hit.num_partial_tokens
         num_tokens = _num_to_compute(seq, hit, plan.budget)
@@ -292,6 +296,7 @@ class Scheduler:
         """Give a sequence its sampled token, and end it if that was its last."""
         seq.token_ids.append(token_id)
         num_output = seq.num_output_tokens
+        is_first = num_output == seq.num_emitted_tokens + 1
         reason = self._finish_reason(seq, token_id, num_output)
         if reason is not None:
             self._finish_running(seq, reason)
@@ -307,7 +312,7 @@ class Scheduler:
             num_disk_tokens=min(seq.num_disk_tokens, seq.num_cached_tokens),
             num_remote_tokens=min(seq.num_remote_tokens, seq.num_cached_tokens),
             prompt_logprobs=_first_prompt_logprobs(seq) if num_output == 1 else (),
-            fingerprint=seq.version.model.fingerprint if num_output == 1 else "",
+            fingerprint=seq.version.model.fingerprint if is_first else "",
         )
 
     def _fail(self, seq: Sequence, error: str) -> SequenceDelta:

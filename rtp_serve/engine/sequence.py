@@ -42,6 +42,9 @@ class Sequence:
     token_ids: list[int] = field(default_factory=list)
     """Prompt, then output."""
 
+    num_emitted_tokens: int = field(init=False)
+    """Output that another engine has generated; nothing is told of it here."""
+
     status: SequenceStatus = SequenceStatus.WAITING
     finish_reason: FinishReason | None = None
     num_computed_tokens: int = 0
@@ -68,7 +71,9 @@ class Sequence:
     last_token_s: float | None = None
 
     def __post_init__(self) -> None:
-        self.token_ids = list(self.request.prompt_token_ids)
+        emitted = self.request.emitted_tokens(self.index)
+        self.num_emitted_tokens = len(emitted)
+        self.token_ids = [*self.request.prompt_token_ids, *emitted]
 
     def __repr__(self) -> str:
         return (

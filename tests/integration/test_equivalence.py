@@ -5,6 +5,7 @@ everything underneath is varied, and tokens and log-probabilities must be the sa
 """
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,26 @@ def check_variant(alone: Alone, variant: dict[str, Any]) -> None:
         assert hits > 0, "the second run was to hit the prefix cache"
     if "num_blocks" in variant:
         assert engine.counters.num_preemptions > 0, "the small pool was to preempt"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_another_engine_has_begun_goes_on_the_same(tiny: Alone, seed: int):
+    rng = random.Random(seed)
+    resumed, expected = [], {}
+    for request in tiny.requests:
+        whole = tiny.outputs[request.request_id]
+        cuts = [rng.randrange(len(token_ids)) for token_ids in whole.token_ids]
+        emitted = tuple(ids[:cut] for ids, cut in zip(whole.token_ids, cuts, strict=True))
+        resumed.append(replace(request, emitted=emitted))
+        expected[request.request_id] = Generated(
+            tuple(ids[cut:] for ids, cut in zip(whole.token_ids, cuts, strict=True)),
+            tuple(entries[cut:] for entries, cut in zip(whole.logprobs, cuts, strict=True)),
+            num_cached_tokens=0,
+        )
+    engine = make_engine(
+        tiny.loaded, enable_prefix_caching=seed > 0, max_num_batched_tokens=64, max_num_seqs=16
+    )
+    assert_same(run(engine, resumed), expected)
 
 
 def test_seeds_matter(tiny: Alone):
