@@ -19,6 +19,7 @@ from deployments.exposure import exposed_options
 from deployments.http_server import HttpServer
 from deployments.replica_client import ReplicaClient
 from deployments.request_id import WithoutRequestId
+from deployments.stream_runner import StreamLimits
 from deployments.token_stream.listener import TokenListener
 from rtp_serve.api.chat import ChatService
 from rtp_serve.api.completion import CompletionService
@@ -58,7 +59,11 @@ class Ingress:
         )
         http_options = await asyncio.to_thread(exposed_options, config)
         await self._listener.start()
-        engine = ReplicaClient(replicas, self._listener, config.ingress.replica_timeout_s)
+        engine = ReplicaClient(
+            replicas,
+            self._listener,
+            StreamLimits(config.ingress.replica_timeout_s, config.ingress.max_resumptions),
+        )
         tokenizer, chat_template = await asyncio.to_thread(_load_text, config)
         self._context = ServingContext(
             engine, tokenizer, chat_template, WallClock(), config.api.limits

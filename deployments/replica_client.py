@@ -9,108 +9,38 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.exposition import merge_expositions
+from deployments.resumption_figures import ResumptionFigures
+from deployments.stream_runner import StreamLimits, StreamRunner
 from deployments.token_stream.listener import TokenListener
-from deployments.token_stream.streams import TokenStream
-from deployments.token_stream.wire import (
-    Call,
-    Finished,
-    NeedsTcp,
-    Record,
-    Refused,
-    WireError,
-    decode_record,
-    encode,
-)
 from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.engine.request import Request, SequenceDelta
-from rtp_serve.errors import (
-    ContextLengthExceeded,
-    EngineDead,
-    InvalidRequest,
-    NoKVTiers,
-    Overloaded,
-    ReloadFailed,
-    RtpServeError,
-)
+from rtp_serve.errors import EngineDead, NoKVTiers, ReloadFailed, RtpServeError
 
 _STATUS_TIMEOUT_S = 10.0
 # A large model is read for minutes, and before it the streams on an older version end.
 _RELOAD_TIMEOUT_S = 3600.0
-# A stream whose record is here has its last tokens on the wire.
-_LAST_TOKENS_TIMEOUT_S = 5.0
 
 
 class ReplicaClient:
     """Runs requests on the replicas behind `handle`; belongs to one event loop."""
 
     def __init__(
-        self, handle: DeploymentHandle, listener: TokenListener, replica_timeout_s: float
+        self, handle: DeploymentHandle, listener: TokenListener, limits: StreamLimits
     ) -> None:
         self._handle = handle
-        self._listener = listener
-        self._replica_timeout_s = replica_timeout_s
+        self._replica_timeout_s = limits.replica_timeout_s
+        self._figures = ResumptionFigures()
+        self._streams = StreamRunner(handle, listener, limits, self._figures)
         self._model: ServedModel | None = None
-        self._calls: set[asyncio.Task[None]] = set()
 
-    async def generate(self, request: Request) -> AsyncGenerator[SequenceDelta, None]:
-        stream = self._listener.open_stream(request)
-        call = asyncio.create_task(self._call(stream, request))
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
-        loop = asyncio.get_running_loop()
-        deadline = loop.call_later(self._replica_timeout_s, self._give_up, stream)
-        try:
-            async for delta in stream:
-                yield delta
-        finally:
-            deadline.cancel()
-            if not self._listener.close_stream(stream):
-                call.cancel()
+    @property
+    def num_calls(self) -> int:
+        """Control calls of streams that are open."""
+        return self._streams.num_calls
 
-    def _give_up(self, stream: TokenStream) -> None:
-        if not self._listener.is_opened(stream):
-            seconds = self._replica_timeout_s
-            stream.fail(EngineDead(f"no replica took the request within {seconds:g} s"))
-
-    async def _call(self, stream: TokenStream, request: Request) -> None:
-        """Hold the control call open; whatever ends it badly fails the stream."""
-        try:
-            record = await self._run(stream, request)
-            if isinstance(record, NeedsTcp):
-                await self._listener.open_tcp()
-                record = await self._run(stream, request)
-        except (RayError, RayServeException, WireError) as error:
-            stream.fail(EngineDead(f"the replica failed: {type(error).__name__}"))
-        except OSError as error:
-            stream.fail(EngineDead(f"the ingress cannot listen for tokens: {error}"))
-        except asyncio.CancelledError:
-            stream.fail(EngineDead("the call was cancelled"))
-            raise
-        else:
-            self._conclude(stream, record)
-
-    async def _run(self, stream: TokenStream, request: Request) -> Record:
-        call = Call(self._listener.address, stream.key, request)
-        response = self._handle.run.remote(encode(call))
-        try:
-            return decode_record(await response)
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-
-    def _conclude(self, stream: TokenStream, record: Record) -> None:
-        match record:
-            case Refused():
-                stream.fail(_error_of(record))
-            case NeedsTcp():
-                stream.fail(EngineDead("the replica could not use the ingress's TCP address"))
-            case Finished():
-                asyncio.get_running_loop().call_later(
-                    _LAST_TOKENS_TIMEOUT_S,
-                    stream.fail,
-                    EngineDead("the last tokens of the stream did not arrive"),
-                )
+    def generate(self, request: Request) -> AsyncGenerator[SequenceDelta, None]:
+        return self._streams.generate(request)
 
     async def served_model(self) -> ServedModel:
         if self._model is None:
@@ -158,7 +88,12 @@ class ReplicaClient:
         await self._broadcast("check_health")
 
     async def metrics_text(self) -> str:
-        return merge_expositions(dict(await self._broadcast("metrics_text")))
+        """The streams' figures, and those of the replicas that answer."""
+        try:
+            texts = await self._broadcast("metrics_text")
+        except EngineDead:
+            texts = []
+        return self._figures.render() + merge_expositions(dict(texts))
 
     async def _broadcast(self, method: str, *arguments: Any) -> list[Any]:
         """The answers of the replicas that answer. Raises EngineDead when none does."""
@@ -195,15 +130,3 @@ def _reason(error: Exception) -> str:
     """Without the traceback that Ray puts into the text."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return cause.message if isinstance(cause, RtpServeError) else type(cause).__name__
-
-
-def _error_of(record: Refused) -> RtpServeError:
-    """The error a replica refused with, as it was raised there."""
-    match record.code:
-        case Overloaded.code:
-            return Overloaded(record.message, record.retry_after_s)
-        case ContextLengthExceeded.code:
-            return ContextLengthExceeded(record.message, record.param)
-        case InvalidRequest.code:
-            return InvalidRequest(record.message, record.param)
-    return EngineDead(record.message)

@@ -131,9 +131,13 @@ class EngineReplica:
             return NeedsTcp()
         except OSError as error:
             return _refusal(EngineDead(f"the replica cannot reach the ingress: {error}"))
-        tally = channel.open(call)
         try:
             self._engine.submit(call.request, channel)
+        except RtpServeError as error:
+            return _refusal(error)
+        # The channel hears of tokens on this loop, hence later than this.
+        tally = channel.open(call)
+        try:
             return await tally.finished
         except RtpServeError as error:
             return _refusal(error)

@@ -128,8 +128,8 @@ class TokenChannel(asyncio.Protocol):
         self._tallies: dict[str, StreamTally] = {}
 
     def open(self, call: Call) -> StreamTally:
-        """Announce a stream to the ingress and count its deltas from now on."""
-        tally = StreamTally(call.key, call.request.sampling.n)
+        """Tell the ingress that the engine has taken a stream, and count its deltas from now on."""
+        tally = StreamTally(call.key, call.request.indices)
         self._tallies[call.request.request_id] = tally
         if self._transport is None:
             tally.fail(ChannelLost("the ingress is gone"))

@@ -48,6 +48,7 @@ class TokenListener:
         self._tcp_host = tcp_host
         self._tcp_ports = tcp_ports
         self._tcp_port = 0
+        self.is_closed = False
         self._servers: list[asyncio.Server] = []
         self._opening_tcp = asyncio.Lock()
         self._stream_ids = count(1)
@@ -80,16 +81,18 @@ class TokenListener:
             self._servers.append(await loop.create_server(lambda: InboundChannel(self), sock=sock))
             self._tcp_port = sock.getsockname()[1]
 
-    def open_stream(self, request: Request) -> TokenStream:
-        """A new stream; it gets what replicas send under its key until `close_stream`."""
-        key = StreamKey(next(self._stream_ids))
-        stream = TokenStream(key, request.request_id, request.sampling.n)
+    def open_stream(self, request: Request, before: StreamKey | None = None) -> TokenStream:
+        """A new stream, or another attempt at the one of the attempt `before`.
+
+        It gets what replicas send under its own key until `close_stream`.
+        """
+        if before is None:
+            key = StreamKey(next(self._stream_ids))
+        else:
+            key = StreamKey(before.stream, before.attempt + 1)
+        stream = TokenStream(key, request.request_id, len(request.indices))
         self._streams[key] = stream
         return stream
-
-    def is_opened(self, stream: TokenStream) -> bool:
-        """Whether a replica has taken the stream, now or in its past."""
-        return stream.is_complete or stream.key in self._channels
 
     def close_stream(self, stream: TokenStream) -> bool:
         """Forget a stream, telling its replica to abort what is unfinished.
@@ -110,11 +113,13 @@ class TokenListener:
         match message:
             case Deltas(items=items):
                 for delta in items:
-                    stream = self._streams.get(delta.key)
-                    if stream is not None:
-                        stream.push(unpack_delta(stream.request_id, delta))
+                    receiver = self._streams.get(delta.key)
+                    if receiver is not None:
+                        receiver.push(unpack_delta(receiver.request_id, delta))
             case Opened(key=key):
-                if key in self._streams:
+                stream = self._streams.get(key)
+                if stream is not None:
+                    stream.is_opened = True
                     self._channels[key] = channel
                 else:
                     channel.abort(key)
@@ -131,6 +136,7 @@ class TokenListener:
 
     async def close(self) -> None:
         """Stop listening and drop the channels; every open stream fails."""
+        self.is_closed = True
         for server in self._servers:
             server.close()
         for channel in list(self._inbound):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 
 from deployments.token_stream.wire import Finished, StreamKey
 from rtp_serve.engine.request import NOTHING_CACHED, FinishReason, SequenceDelta
@@ -23,6 +24,9 @@ class TokenStream:
     def __init__(self, key: StreamKey, request_id: str, num_sequences: int) -> None:
         self.key = key
         self.request_id = request_id
+        self.is_opened = False
+        """Whether a replica has taken it, now or in its past."""
+
         self._num_unfinished = num_sequences
         self._pending: deque[SequenceDelta] = deque()
         self._error: Exception | None = None
@@ -65,11 +69,12 @@ class StreamTally:
     `finished` raises ChannelLost when the ingress cannot be reached any more.
     """
 
-    def __init__(self, key: StreamKey, num_sequences: int) -> None:
+    def __init__(self, key: StreamKey, indices: Sequence[int]) -> None:
+        """`indices` are of the sequences that run."""
         self.key = key
         self.finished: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
-        self._reasons: list[FinishReason | None] = [None] * num_sequences
-        self._num_tokens = [0] * num_sequences
+        self._reasons: dict[int, FinishReason | None] = dict.fromkeys(indices)
+        self._num_tokens = dict.fromkeys(indices, 0)
         self._cached = NOTHING_CACHED
 
     def count(self, delta: SequenceDelta) -> None:
@@ -77,14 +82,14 @@ class StreamTally:
         self._cached = max(self._cached, delta.cached)
         if delta.finish_reason is not None:
             self._reasons[delta.index] = delta.finish_reason
-            if all(self._reasons):
+            if all(self._reasons.values()):
                 self.end()
 
     def end(self) -> None:
         """Close the record; sequences that have not finished count as aborted."""
         if not self.finished.done():
-            reasons = tuple(reason or FinishReason.ABORT for reason in self._reasons)
-            record = Finished(reasons, tuple(self._num_tokens), self._cached)
+            reasons = tuple(reason or FinishReason.ABORT for reason in self._reasons.values())
+            record = Finished(reasons, tuple(self._num_tokens.values()), self._cached)
             self.finished.set_result(record)
 
     def fail(self, error: ChannelLost) -> None:

@@ -16,7 +16,7 @@ from rtp_serve.engine.request import (
     TokenLogprobs,
 )
 
-VERSION = 3
+VERSION = 4
 SECRET_BYTES = 32
 
 Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
@@ -55,7 +55,7 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
-    """The record of a stream that ran. One entry per sequence, in order."""
+    """The record of a stream that ran. One entry per sequence that ran, in order."""
 
     reasons: tuple[FinishReason, ...]
     num_tokens: tuple[int, ...]
@@ -90,7 +90,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """The replica runs this stream and will send its tokens on this channel."""
+    """The replica's engine has taken this stream; its tokens will come on this channel."""
 
     key: StreamKey
 

@@ -71,7 +71,11 @@ class IngressConfig(Config):
     """Serve HTTP at `http_options` from the ingress itself where Serve runs no proxy."""
 
     replica_timeout_s: float = Field(default=30.0, gt=0)
-    """A request that no engine replica takes for so long is answered 503."""
+    """A request that no engine replica takes for so long is answered 503. A stream that has lost
+    its replica waits as long for another one."""
+
+    max_resumptions: int = Field(default=3, ge=0)
+    """How often a stream may lose its replica and go on at another one; 0 for never."""
 
     allow_public_without_keys: bool = False
     """Serve without API keys even where HTTP listens beyond the loopback interface."""

@@ -16,6 +16,7 @@ from ray import serve
 from deployments.args import replica_options
 from deployments.replica_client import ReplicaClient
 from deployments.replicas import EngineReplica
+from deployments.stream_runner import StreamLimits
 from deployments.token_stream.listener import TokenListener
 from rtp_serve.clock import WallClock
 from rtp_serve.config.serving import AppConfig
@@ -50,7 +51,7 @@ class Ingress:
         self.listener = TokenListener(
             ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
         )
-        self.client = ReplicaClient(app.handle, self.listener, replica_timeout_s=20.0)
+        self.client = ReplicaClient(app.handle, self.listener, StreamLimits(20.0, 3))
 
     async def generate(self, request: Request, stop_after: int | None = None) -> list[int]:
         token_ids: list[int] = []
@@ -124,7 +125,7 @@ def test_200_requests_of_which_a_third_leaves_midway_answer_as_if_alone(replicas
 
         await asyncio.gather(*(one(index) for index in range(200)))
         await ingress.until_idle()
-        assert not ingress.client._calls
+        assert ingress.client.num_calls == 0
 
     as_ingress(replicas, scenario)
 
@@ -185,38 +186,115 @@ def test_more_than_may_wait_are_refused_and_the_others_served(replicas: RunningA
     as_ingress(replicas, scenario)
 
 
-async def until_served(ingress: Ingress) -> None:
-    """A replica answers again; until then requests fail as those of a dead engine."""
-    request = make_request("again", (5, 6), max_tokens=5, ignore_eos=True)
-    while True:
-        try:
-            assert await ingress.generate(request) == predicted_tokens(request)
-            return
-        except EngineDead:
-            await asyncio.sleep(0.1)
-
-
-def test_a_failed_engine_ends_its_streams_with_an_error_and_is_replaced(replicas: RunningApp):
+def test_a_request_that_fails_engines_ends_with_an_error_and_they_are_replaced(
+    replicas: RunningApp,
+):
     async def scenario(ingress: Ingress) -> None:
-        request = make_request("r", (POISON_TOKEN, 6), max_tokens=5)
-        deltas = [delta async for delta in ingress.client.generate(request)]
-        assert [delta.finish_reason for delta in deltas] == [FinishReason.ABORT]
-        assert deltas[0].error
-        await until_served(ingress)
+        with pytest.raises(EngineDead):
+            await ingress.generate(make_request("r", (POISON_TOKEN, 6), max_tokens=5))
+        request = make_request("again", (5, 6), max_tokens=5, ignore_eos=True)
+        assert await ingress.generate(request) == predicted_tokens(request)
 
     as_ingress(replicas, scenario)
 
 
-def test_a_killed_replica_fails_its_streams_at_once_and_is_replaced(replicas: RunningApp):
+def test_a_stream_goes_on_when_its_engine_fails(replicas: RunningApp):
+    async def scenario(ingress: Ingress) -> None:
+        request = make_request("r", (5, 6), n=2, max_tokens=400, ignore_eos=True)
+        outputs: list[list[int]] = [[], []]
+        poisoned: asyncio.Task[list[int]] | None = None
+        async with aclosing(ingress.client.generate(request)) as deltas:
+            async for delta in deltas:
+                assert delta.finish_reason in (None, FinishReason.LENGTH)
+                outputs[delta.index] += delta.token_ids
+                if poisoned is None:
+                    poison = make_request("poison", (POISON_TOKEN, 6), max_tokens=5)
+                    poisoned = asyncio.create_task(ingress.generate(poison))
+        assert outputs == [predicted_tokens(request, index) for index in range(2)]
+        assert poisoned is not None
+        with pytest.raises(EngineDead):
+            await poisoned
+        assert await ingress.figure("resumed_streams_total", reason="engine_failed") >= 1
+
+    as_ingress(replicas, scenario)
+
+
+def test_a_stream_goes_on_when_the_only_replica_is_killed_and_replaced(replicas: RunningApp):
+    async def scenario(ingress: Ingress) -> None:
+        request = make_request("r", (5, 6), max_tokens=400, ignore_eos=True)
+        token_ids: list[int] = []
+        async with aclosing(ingress.client.generate(request)) as deltas:
+            async for delta in deltas:
+                if not token_ids:
+                    (victim,) = replicas.pids("EngineReplica")
+                    os.kill(victim, signal.SIGKILL)
+                token_ids += delta.token_ids
+        assert token_ids == predicted_tokens(request)
+        assert await ingress.figure("time_to_resume_seconds_count") == 1
+
+    as_ingress(replicas, scenario)
+
+
+@pytest.fixture
+def several(session: RaySession) -> Iterator[RunningApp]:
+    """Three replicas, on both nodes."""
+    config = AppConfig(
+        engine={"scheduler": {"max_queued": 400}},
+        replica={"num_replicas": 3, "num_cpus": 1, "health_check_period_s": 0.5},
+    )
+    deployment = serve.deployment(EngineReplica, **replica_options(config))
+    with running(session, "several", deployment.bind(config.engine, build_stub_engine)) as app:
+        yield app
+
+
+def test_a_killed_replica_costs_no_stream_a_token(several: RunningApp):
+    async def scenario(ingress: Ingress) -> None:
+        requests = [
+            make_request(
+                f"r{i}", make_prompt(1 + i % 70, i), n=1 + i % 2, max_tokens=430, ignore_eos=True
+            )
+            for i in range(60)
+        ]
+        outputs = [[[] for _ in range(request.sampling.n)] for request in requests]
+        have_begun = [asyncio.Event() for _ in requests]
+
+        async def one(index: int) -> None:
+            async with aclosing(ingress.client.generate(requests[index])) as deltas:
+                async for delta in deltas:
+                    outputs[index][delta.index] += delta.token_ids
+                    have_begun[index].set()
+
+        victims = several.pids("EngineReplica")[:2]
+        streams = [asyncio.create_task(one(index)) for index in range(len(requests))]
+        await asyncio.gather(*(each.wait() for each in have_begun))
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        await asyncio.gather(*streams)
+        for request, output in zip(requests, outputs, strict=True):
+            assert output == [predicted_tokens(request, i) for i in range(request.sampling.n)]
+        assert await ingress.figure("resumed_streams_total", reason="channel_lost") >= 1
+        assert await ingress.figure("dropped_streams_total") == 0
+        assert ingress.client.num_calls == 0
+        await ingress.until_idle()
+
+    as_ingress(several, scenario)
+
+
+def test_leaving_while_no_replica_is_there_leaves_nothing_behind(replicas: RunningApp):
     async def scenario(ingress: Ingress) -> None:
         request = make_request("r", (5, 6), max_tokens=500, ignore_eos=True)
-        async with aclosing(ingress.client.generate(request)) as deltas:
-            await anext(deltas)
-            (victim,) = replicas.pids("EngineReplica")
-            os.kill(victim, signal.SIGKILL)
-            with pytest.raises(EngineDead):
-                async for _ in deltas:
-                    pass
-        await until_served(ingress)
+        reading = asyncio.create_task(ingress.generate(request))
+        await ingress.until_opened()
+        (victim,) = replicas.pids("EngineReplica")
+        os.kill(victim, signal.SIGKILL)
+        while ingress.listener._channels:
+            await asyncio.sleep(0.005)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        assert not ingress.listener._streams
+        again = make_request("again", (5, 6), max_tokens=5, ignore_eos=True)
+        assert await ingress.generate(again) == predicted_tokens(again)
+        await ingress.until_idle()
+        assert ingress.client.num_calls == 0
 
     as_ingress(replicas, scenario)
