@@ -215,7 +215,7 @@ def text_and_usage(
 @pytest.mark.parametrize("name", RESUMABLE)
 def test_a_stream_outlives_its_replica(served: RunningApp, name: str):
     # Salted, as a prefix is shared to the token: "hello " would be found of another name's prompt.
-    body = {"prompt": f"hello {name}", "cache_salt": name, "max_tokens": 600, "ignore_eos": True}
+    body = {"prompt": f"hello {name}", "cache_salt": name, "max_tokens": 2000, "ignore_eos": True}
     body |= RESUMABLE[name]
     before = figures(served).get("time_to_resume_seconds_count", 0)
     (victim,) = served.pids("EngineReplica")
