@@ -10,9 +10,11 @@ import numpy as np
 from rtp_serve.clock import Clock, VirtualClock, WallClock
 from rtp_serve.config.engine import ModelSource, SchedulerConfig
 from rtp_serve.engine.client import ServedModel
-from rtp_serve.engine.core import EngineCore
+from rtp_serve.engine.core import EngineCore, Exchange
 from rtp_serve.engine.executor import CompletedStep
 from rtp_serve.engine.output import ModelOutput, NewSequence, SchedulerOutput
+from rtp_serve.engine.publishing import Publishing
+from rtp_serve.engine.receiving import Receiving
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.engine.scheduler import Scheduler
@@ -27,6 +29,8 @@ from rtp_serve.observability.metrics import MetricsSink, PrometheusSink
 
 VOCAB_SIZE = 1000
 EOS = 2
+NUM_LAYERS = 8
+"""As publications count them; MemoryWorker has one."""
 
 
 def make_request(
@@ -198,14 +202,16 @@ def make_core(
             access, WholeBlocks(worker.block), tiers_clock, max_storing=num_blocks // 2
         )
         tiering = Tiering(cache, tiers)
+    receiving = Receiving(cache)
     return EngineCore(
         make_version(0, max_model_len),
-        Scheduler(SchedulerConfig(**scheduler), cache, max_model_len, tiering),
+        Scheduler(SchedulerConfig(**scheduler), cache, max_model_len, tiering, receiving),
         cache,
         worker,
         clock or VirtualClock(),
         sink or PrometheusSink(),
         tiering,
+        Exchange(receiving, Publishing(cache.pool, NUM_LAYERS, 16)),
     )
 
 

@@ -24,6 +24,8 @@ from rtp_serve.engine.cache_control import CacheControl
 from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.engine.core import EngineCore, EngineStats
 from rtp_serve.engine.prefix_keeper import PrefixKeeper, PrefixToKeep
+from rtp_serve.engine.publishing import PublicationSink
+from rtp_serve.engine.receiving import Receiver
 from rtp_serve.engine.request import FinishReason, Request, SequenceDelta
 from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.errors import (
@@ -104,11 +106,14 @@ class AsyncEngine:
         """The load as of the last step; safe from any thread."""
         return self._core.stats
 
-    def submit(self, request: Request, sink: DeltaSink) -> None:
+    def submit(
+        self, request: Request, sink: DeltaSink, publication: PublicationSink | None = None
+    ) -> None:
         """Queue a request. Raises InvalidRequest, Overloaded, ModelChanged or EngineDead; then
         nothing happened.
 
-        `sink` gets the request's deltas until each of its sequences has a finish reason.
+        `sink` gets the request's deltas until each of its sequences has a finish reason,
+        `publication` its prompt's keys and values until `end_publication`.
         """
         self._core.validate(request)
         self._core.version_for(request)
@@ -129,7 +134,7 @@ class AsyncEngine:
             self._sinks[request.request_id] = sink
             self._unfinished[request.request_id] = set(indices)
             self._num_arriving += len(indices)
-            self._inbox.append(lambda: self._add(request))
+            self._inbox.append(lambda: self._add(request, publication))
             self._changed.notify_all()
 
     def abort(self, request_id: str) -> None:
@@ -140,6 +145,32 @@ class AsyncEngine:
                 self._aborting.add(request_id)
                 self._inbox.append(lambda: self._core.abort(request_id))
                 self._changed.notify_all()
+
+    def receive(self, request: Request, receiver: Receiver) -> None:
+        """Reserve blocks for a prompt that another engine computes; see `EngineCore.receive`. Until
+        the request is submitted and admitted, or `end_reception`. Raises as `submit` does."""
+        self._core.validate(request)
+        self._core.version_for(request)
+        self.raise_if_dead()
+        self._act(lambda: self._core.receive(request, receiver))
+
+    def deposit(self, request_id: str, num_blocks: int) -> None:
+        """So many blocks of what is received are complete, from the chain's beginning."""
+        self._act(lambda: self._core.deposit(request_id, num_blocks))
+
+    def end_reception(self, request_id: str) -> None:
+        """Nobody writes to its blocks any more: take them back, unless it was admitted."""
+        self._act(lambda: self._core.end_reception(request_id))
+
+    def end_publication(self, request_id: str) -> None:
+        """Nobody reads the prompt's blocks any more, or nobody is to."""
+        self._act(lambda: self._core.end_publication(request_id))
+
+    def _act(self, action: Callable[[], None]) -> None:
+        """On the engine's thread, before the next step."""
+        with self._changed:
+            self._inbox.append(action)
+            self._changed.notify_all()
 
     def load(self, source: ModelSource | None = None) -> Reloaded:
         """Run the requests that come from now on on what is at `source`, None being where the
@@ -237,7 +268,7 @@ class AsyncEngine:
         if self._is_stopping:
             raise EngineDead("the engine is shutting down")
 
-    def _add(self, request: Request) -> None:
+    def _add(self, request: Request, publication: PublicationSink | None) -> None:
         with self._changed:
             self._num_arriving -= len(request.indices)
             is_wanted = request.request_id in self._sinks
@@ -245,6 +276,8 @@ class AsyncEngine:
             return
         try:
             self._core.add_request(request)
+            if publication is not None:
+                self._core.publish(request.request_id, publication)
         except ModelChanged as error:  # the version went between `submit` and now
             self._fail(request.request_id, error.message)
 

@@ -4,14 +4,17 @@ It knows no text, no sockets and no threads; `AsyncEngine` puts it on a thread, 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rtp_serve.clock import Clock
 from rtp_serve.config.engine import ModelSource
 from rtp_serve.engine.client import ServedModel
 from rtp_serve.engine.executor import Executor
 from rtp_serve.engine.output import ModelOutput, SchedulerOutput
+from rtp_serve.engine.publishing import PublicationSink, Publishing
+from rtp_serve.engine.receiving import Receiver, Receiving
 from rtp_serve.engine.recorder import EngineRecorder
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.engine.scheduler import Scheduler, SchedulerCounters
@@ -27,6 +30,19 @@ from rtp_serve.observability.metrics import MetricsSink
 logger = logging.getLogger(__name__)
 
 _TIERS_WAIT_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An engine's dealings with others that compute prompts for it, and for which it does."""
+
+    receiving: Receiving
+    publishing: Publishing
+
+    @property
+    def is_active(self) -> bool:
+        """Whether blocks are held for anybody."""
+        return self.receiving.is_active or self.publishing.is_active
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +71,9 @@ class EngineCore:
         clock: Clock,
         sink: MetricsSink,
         tiering: Tiering | None = None,
+        exchange: "Exchange | None" = None,
     ) -> None:
-        """`tiering` is the scheduler's."""
+        """`tiering` is the scheduler's, as is what `exchange` receives."""
         self._version = version
         self._old_versions: list[ModelVersion] = []
         self._scheduler = scheduler
@@ -64,6 +81,9 @@ class EngineCore:
         self._executor = executor
         self._clock = clock
         self._tiering = tiering
+        self._exchange = exchange
+        # Nothing could run: others hold the blocks that lack.
+        self._is_stalled = False
         self._recorder = EngineRecorder(sink)
         self._seqs: dict[int, Sequence] = {}
         self._seqs_by_request: dict[str, dict[int, Sequence]] = {}
@@ -85,7 +105,7 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return self._scheduler.has_work and not self._is_stalled
 
     @property
     def stats(self) -> EngineStats:
@@ -156,6 +176,7 @@ class EngineCore:
             raise InvalidRequest(f"request_id {request.request_id!r} is in use", "request_id")
         version = self.version_for(request)
         seqs = {index: self._make_sequence(request, index, version) for index in request.indices}
+        self._is_stalled = False
         self._seqs_by_request[request.request_id] = seqs
         for seq in seqs.values():
             self._seqs[seq.seq_id] = seq
@@ -220,8 +241,46 @@ class EngineCore:
             if seq.finish_reason is None:
                 self._scheduler.abort(seq)
                 self._forget(seq)
+        self._after_release()
         self._pace_tiers()
         self._recorder.state(self._scheduler, self._cache.usage)
+
+    def receive(self, request: Request, receiver: Receiver) -> None:
+        """Reserve blocks for the prompt of a request that will come with output of another engine,
+        as soon as there is room. Held until it is admitted, or `end_reception`."""
+        self._exchanging.receiving.reserve(request, self.version_for(request), receiver)
+        self._after_release()
+
+    def deposit(self, request_id: str, num_blocks: int) -> None:
+        """So many blocks of what is received are complete, from the chain's beginning."""
+        deposited = self._exchanging.receiving.deposit(request_id, num_blocks)
+        if deposited is not None and self._tiering is not None:
+            self._tiering.store_cached(deposited.chain, deposited.namespace, deposited.salt)
+
+    def end_reception(self, request_id: str) -> None:
+        """Hold nothing for it any more; nobody writes to its blocks. Unknown ones are ignored."""
+        self._exchanging.receiving.end(request_id)
+        self._after_release()
+
+    def publish(self, request_id: str, sink: PublicationSink) -> None:
+        """Tell `sink` of the keys and values of this request's prompt, which is yet to be added."""
+        self._exchanging.publishing.begin(request_id, sink)
+
+    def end_publication(self, request_id: str) -> None:
+        """Tell and hold nothing of it any more. Unknown ones are ignored."""
+        self._exchanging.publishing.end(request_id)
+        self._after_release()
+
+    @property
+    def _exchanging(self) -> Exchange:
+        assert self._exchange is not None, "the engine deals with no others"
+        return self._exchange
+
+    def _after_release(self) -> None:
+        """Blocks may have become free. Who waits here comes before who asks for room."""
+        self._is_stalled = False
+        if self._exchange is not None and not self._scheduler.num_waiting:
+            self._exchange.receiving.grant()
 
     def store_cached(self, token_ids: Items[int], cache_salt: str) -> None:
         """Give the tiers again what the device has of a prefix."""
@@ -239,7 +298,7 @@ class EngineCore:
             self._wait_for_tiers()
             return []
         started_s = self._clock.monotonic()
-        scheduled = self._scheduler.schedule()
+        scheduled = self._published(self._scheduler.schedule())
         for new in scheduled.new_seqs:
             if self._seqs[new.seq_id].first_scheduled_s is None:
                 self._recorder.scheduled(self._seqs[new.seq_id], started_s)
@@ -252,10 +311,9 @@ class EngineCore:
             )
         self._pace_tiers()
         self._record(deltas)
+        self._after_release()
         if not scheduled.seq_ids:
-            assert self._tiering is not None, "there is work but no sequence fits into a step"
-            assert self._tiering.is_active, "there is work but no sequence fits into a step"
-            self._wait_for_tiers()
+            self._wait_for_room()
         if logger.isEnabledFor(logging.DEBUG):
             self._debug(scheduled, self._clock.monotonic() - started_s)
         return deltas
@@ -264,6 +322,24 @@ class EngineCore:
         if self._tiering is not None:
             self._tiering.set_hurry(self._scheduler.num_running, self._scheduler.num_waiting)
 
+    def _published(self, scheduled: SchedulerOutput) -> SchedulerOutput:
+        """The step, with reports after some layers if it computes what is published."""
+        if self._exchange is None:
+            return scheduled
+        ends = map(int.__add__, scheduled.num_computed_tokens, scheduled.num_scheduled_tokens)
+        rows = zip([self._seqs[seq_id] for seq_id in scheduled.seq_ids], ends, strict=True)
+        every = self._exchange.publishing.begin_step(rows)
+        return replace(scheduled, layers_per_report=every) if every else scheduled
+
+    def _wait_for_room(self) -> None:
+        """There is work, but no sequence fits into a step: others hold blocks."""
+        if self._tiering is not None and self._tiering.is_active:
+            self._wait_for_tiers()
+            return
+        assert self._exchange is not None, "there is work but no sequence fits into a step"
+        assert self._exchange.is_active, "there is work but no sequence fits into a step"
+        self._is_stalled = True
+
     def _wait_for_tiers(self) -> None:
         """Until a transfer has ended, but not so long that an arrival would notice."""
         if self._tiering is not None and self._tiering.is_active:
@@ -271,7 +347,10 @@ class EngineCore:
 
     def _execute(self, scheduled: SchedulerOutput) -> ModelOutput:
         try:
-            return self._executor.submit(scheduled).result()
+            output = self._executor.submit(scheduled).result()
+            if self._exchange is not None:
+                self._exchange.publishing.end_step()
+            return output
         except BaseException:
             # Blocks are findable from the moment they are scheduled: these may hold anything.
             self._scheduler.abandon(scheduled)
@@ -312,7 +391,8 @@ class EngineCore:
 
     def check_invariants(self) -> None:
         """For tests and idle debug runs."""
-        self._scheduler.check_invariants()
+        exchange = self._exchange
+        self._scheduler.check_invariants(exchange.publishing.holders() if exchange else Counter())
         live = {seq.seq_id for seqs in self._seqs_by_request.values() for seq in seqs.values()
                 if seq.finish_reason is None}  # fmt: skip
         assert live == set(self._seqs), f"live sequences {live} are not {set(self._seqs)}"

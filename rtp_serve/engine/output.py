@@ -64,6 +64,9 @@ class SchedulerOutput:
     block_copies: tuple[tuple[int, int], ...] = ()
     """(source, target): blocks to be copied, in order, before anything of the step is computed."""
 
+    layers_per_report: int = 0
+    """After each so many layers somebody is told that their keys and values are written; 0: not."""
+
     @property
     def num_tokens(self) -> int:
         return sum(self.num_scheduled_tokens)

@@ -1,6 +1,6 @@
 """What a client asked, and what it gets back. Token ids only; text is `rtp_serve.text`'s."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -52,6 +52,16 @@ class Request:
     def emitted_tokens(self, index: int) -> tuple[int, ...]:
         """The output that the sequence brings along."""
         return (self.emitted[index] or ()) if self.emitted else ()
+
+
+def first_token_request(request: Request) -> Request:
+    """The same, to its first token: which is the same token, as the random number of a position
+    depends on (seed, position) alone. Of a request with one sequence and nothing emitted."""
+    assert request.sampling.n == 1, "a prompt is computed for one sequence"
+    assert not request.emitted, "the first token is there already"
+    min_tokens = min(request.sampling.min_tokens, 1)
+    sampling = replace(request.sampling, max_tokens=1, min_tokens=min_tokens)
+    return replace(request, sampling=sampling)
 
 
 def cache_salt(tenant: str, salt: str) -> str:

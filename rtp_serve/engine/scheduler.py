@@ -13,6 +13,7 @@ When blocks run out, the last running sequence is preempted: it gives its blocks
 front of the queue, and is computed again later, partly out of the prefix cache.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import compress
 
@@ -21,6 +22,7 @@ import numpy as np
 from rtp_serve.config.engine import SchedulerConfig
 from rtp_serve.engine.output import ModelOutput, NewSequence, SchedulerOutput
 from rtp_serve.engine.queue import make_waiting_queue
+from rtp_serve.engine.receiving import Receiving
 from rtp_serve.engine.request import FinishReason, SequenceDelta, TokenLogprobs
 from rtp_serve.engine.sequence import Sequence, SequenceStatus
 from rtp_serve.engine.tiering import RestoreStart, Tiering
@@ -64,10 +66,12 @@ class Scheduler:
         cache: KVCacheManager,
         max_model_len: int,
         tiering: Tiering | None = None,
+        receiving: Receiving | None = None,
     ) -> None:
         """`tiering` is None where the device's cache is the only one."""
         self._config = config
         self._tiering = tiering
+        self._receiving = receiving or Receiving(cache)
         self._cache = cache
         self._max_model_len = max_model_len
         self._waiting = make_waiting_queue(config.policy)
@@ -210,6 +214,7 @@ class Scheduler:
         A donor that is copied takes a block more for this step, and is done without if that is
         the one that lacks.
         """
+        self._receiving.end(seq.request.request_id)
         hit = NO_HIT if _computes_all(seq) else self._cache.lookup(seq)
         if hit.num_tokens >= seq.num_head_tokens:  # somebody else has computed them
             self._leave_tail(seq)
@@ -339,18 +344,17 @@ class Scheduler:
         seq.status = SequenceStatus.FINISHED
         seq.finish_reason = reason
 
-    def check_invariants(self) -> None:
-        """Every held block is held by exactly the sequences that list it."""
+    def check_invariants(self, others: Counter[int] | None = None) -> None:
+        """Every held block is held by exactly the sequences that list it, and by `others`."""
         self._cache.pool.check_invariants()
-        holders: dict[int, int] = {}
+        holders = self._receiving.holders() + (others or Counter())
         for seq in self._running:
             assert seq.status is SequenceStatus.RUNNING, f"{seq} is in the running list"
-            for block_id in seq.block_ids:
-                holders[block_id] = holders.get(block_id, 0) + 1
+            holders.update(seq.block_ids)
         for seq in self._waiting:
             assert not seq.block_ids, f"{seq} waits but holds blocks"
-        for block_id, count in (self._tiering.holders() if self._tiering else {}).items():
-            holders[block_id] = holders.get(block_id, 0) + count
+        if self._tiering is not None:
+            holders += self._tiering.holders()
         self._cache.pool.check_holders(holders)
 
 

@@ -205,6 +205,13 @@ class KVCacheManager:
         """Make findable what a tier has brought of a sequence's block `index`."""
         self.pool.register(block_id, seq.block_hashes[index], self._content(seq, index))
 
+    def register_received_tail(self, seq: BlockHolder) -> None:
+        """Make findable what the partial last block of a prompt begins with, computed elsewhere."""
+        index, num_tokens = divmod(len(seq.token_ids), self.block_size)
+        if self._enable_partial_hits and num_tokens:
+            self._extend_hashes(seq)
+            self.pool.register_partial(seq.block_ids[index], self._content(seq, index))
+
     def _register_full(self, seq: BlockHolder, num_tokens: int) -> None:
         """Register blocks that will be full of KV when this step has run.
 

@@ -22,7 +22,7 @@ from rtp_serve.models.layers.linear import Linear, PackedLinear
 from rtp_serve.models.layers.moe import SparseMLP
 from rtp_serve.models.layers.norm import RMSNorm
 from rtp_serve.models.layers.rotary import RotaryEmbedding
-from rtp_serve.models.model import HiddenStates, ModelInputs
+from rtp_serve.models.model import HiddenStates, LayerReport, ModelInputs
 from rtp_serve.models.rank import Rank, whole
 from rtp_serve.models.specs import decoder_specs
 from rtp_serve.models.weights import Weights, WeightSpec
@@ -69,18 +69,30 @@ class Decoder:
         return decoder_specs(config)
 
     def forward(
-        self, inputs: ModelInputs, cache: KVCacheTensors, taps: tuple[int, ...] = ()
+        self,
+        inputs: ModelInputs,
+        cache: KVCacheTensors,
+        taps: tuple[int, ...] = (),
+        report: LayerReport | None = None,
     ) -> HiddenStates:
-        """Compute the step's tokens and write their KV. `taps` are layers to report."""
+        """Compute the step's tokens and write their KV. `taps` are layers whose output to give."""
         residual = self.embedding(inputs.token_ids, inputs.embeds, inputs.is_embedded)
         tapped: dict[int, Tensor] = {}
         done = 0
-        for index in sorted(taps):
-            self._run_layers(done, index + 1, residual, inputs, cache)
-            tapped[index] = residual.clone()
-            done = index + 1
-        self._run_layers(done, len(self.layers), residual, inputs, cache)
+        for end in self._stops(taps, report):
+            self._run_layers(done, end, residual, inputs, cache)
+            done = end
+            if end - 1 in taps:
+                tapped[end - 1] = residual.clone()
+            if report is not None:
+                report.tell(end)
         return HiddenStates(residual, tuple([tapped[index] for index in taps]))
+
+    def _stops(self, taps: tuple[int, ...], report: LayerReport | None) -> list[int]:
+        """After how many layers something else is to be done, in order; at last after all."""
+        num_layers = len(self.layers)
+        every = report.every if report is not None else num_layers
+        return sorted({*range(every, num_layers, every), *[tap + 1 for tap in taps], num_layers})
 
     def _run_layers(
         self, start: int, end: int, residual: Tensor, inputs: ModelInputs, cache: KVCacheTensors

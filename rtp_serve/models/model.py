@@ -1,6 +1,6 @@
 """What every model takes and gives: the boundary between the runner and the architectures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,6 +42,17 @@ class HiddenStates:
     taps: tuple[Tensor, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """Somebody wants to know how far a forward pass is."""
+
+    every: int
+    """So many layers apart, and after the last one."""
+
+    # gets how many layers have written their keys and values
+    tell: Callable[[int], None]
+
+
 class Model(Protocol):
     """A causal decoder. Rows never depend on which other sequences are in the step."""
 
@@ -50,9 +61,13 @@ class Model(Protocol):
     rank: Rank
 
     def forward(
-        self, inputs: ModelInputs, cache: KVCacheTensors, taps: tuple[int, ...] = ()
+        self,
+        inputs: ModelInputs,
+        cache: KVCacheTensors,
+        taps: tuple[int, ...] = (),
+        report: LayerReport | None = None,
     ) -> HiddenStates:
-        """Compute the step's tokens and write their KV. `taps` are layers to report."""
+        """Compute the step's tokens and write their KV. `taps` are layers whose output to give."""
         ...
 
     def logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rtp_serve.engine.output import ModelOutput, SchedulerOutput
 from rtp_serve.engine.request import TokenLogprobs
 from rtp_serve.kv_cache.tensors import KVCacheTensors
-from rtp_serve.models.model import Model
+from rtp_serve.models.model import LayerReport, Model
 from rtp_serve.worker.expert_meter import ExpertMeter
 from rtp_serve.worker.input_batch import BatchBuilder, InputBatch
 from rtp_serve.worker.logprobs import token_logprobs
@@ -40,13 +40,13 @@ class ModelRunner:
         """The sequences that it tracks."""
         return self._table.seq_ids
 
-    def execute(self, scheduled: SchedulerOutput) -> ModelOutput:
+    def execute(self, scheduled: SchedulerOutput, report: LayerReport | None = None) -> ModelOutput:
         """Compute the step. A sequence whose logits are no numbers gets an error, others go on."""
         rows = self._table.apply(scheduled)
         if not len(rows):
             return ModelOutput(np.empty(0, np.int32))
         batch = self._builder.build(rows, scheduled)
-        hidden = self._model.forward(batch.inputs, self._cache).last
+        hidden = self._model.forward(batch.inputs, self._cache, report=report).last
         errors: dict[int, str] = {}
         # A decode is of the prompt's last token or a later one, which predicts none of the prompt.
         entries = () if batch.is_decode else self._prompt_logprobs(batch, hidden, errors)

@@ -56,6 +56,11 @@ class RankWorker:
         assert self._tensors is not None, "nothing is loaded yet"
         return self._tensors
 
+    def report_layers(self, tell: Callable[[int], None]) -> None:
+        """See `Worker.report_layers`."""
+        assert self._worker is not None, "nothing is loaded yet"
+        self._worker.report_layers(tell)
+
     def load(self, source: ModelSource | None = None) -> ModelVersion:
         """See `Executor.load`; the first load makes the memory too."""
         version, loaded = self._versions.load(source)
