@@ -26,12 +26,16 @@ def check_demand(configs: Iterable[AppConfig], resources: Mapping[str, float]) -
 
 
 def _add_demand(config: AppConfig, needed: dict[str, float]) -> None:
-    replica, ingress = config.replica, config.ingress
-    autoscaling = replica.autoscaling or {}
-    num_replicas = int(autoscaling.get("min_replicas", replica.num_replicas))
-    rank = {"CPU": replica.num_cpus, "GPU": replica.num_gpus, **replica.resources}
-    front = {"CPU": ingress.num_cpus, **ingress.resources}
-    num_ranks = num_replicas * config.engine.parallel.world_size
-    for each, count in ((rank, num_ranks), (front, ingress.num_replicas)):
-        for name, amount in each.items():
-            needed[name] += amount * count
+    ingress = config.ingress
+    _add({"CPU": ingress.num_cpus, **ingress.resources}, ingress.num_replicas, needed)
+    for _, pool in config.pools:
+        replica = pool.replica
+        autoscaling = replica.autoscaling or {}
+        num_replicas = int(autoscaling.get("min_replicas", replica.num_replicas))
+        rank = {"CPU": replica.num_cpus, "GPU": replica.num_gpus, **replica.resources}
+        _add(rank, num_replicas * pool.engine.parallel.world_size, needed)
+
+
+def _add(each: Mapping[str, float], count: int, needed: dict[str, float]) -> None:
+    for name, amount in each.items():
+        needed[name] += amount * count

@@ -14,10 +14,12 @@ from typing import Any, Protocol
 import ray
 from ray import serve
 
+from deployments.kv_transfer import wire as kv_wire
+from deployments.kv_transfer.exchange import ExchangeOptions, KvExchange
 from deployments.metrics import RaySink
 from deployments.ranks import BundleStarter
 from deployments.store_client import connect_store
-from deployments.token_stream.dialer import TcpNeeded, TokenDialer
+from deployments.token_stream.dialer import TcpNeeded, TokenChannel, TokenDialer
 from deployments.token_stream.wire import Call, NeedsTcp, Record, Refused, decode_call, encode
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.engine import EngineConfig, ModelSource
@@ -52,14 +54,22 @@ def build_real_engine(config: EngineConfig, *, clock: Clock, sink: MetricsSink) 
 class EngineReplica:
     """Runs requests for ingresses. Its methods are called through Serve handles."""
 
-    def __init__(self, config: EngineConfig, build: BuildEngine = build_real_engine) -> None:
-        """Loads nothing: `reconfigure`, which Serve calls next, says which model."""
+    def __init__(
+        self,
+        config: EngineConfig,
+        build: BuildEngine = build_real_engine,
+        exchange: ExchangeOptions | None = None,
+    ) -> None:
+        """Loads nothing: `reconfigure`, which Serve calls next, says which model. With `exchange`
+        prompts are computed for other replicas, or by them."""
         configure_logging()
         self._config = config
         self._build = build
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._dialer = TokenDialer(ray.get_runtime_context().get_node_id(), self._replica)
         self._sink = RaySink()
+        self._exchange_options = exchange
+        self._exchange: KvExchange | None = None
         self._started: AsyncEngine | None = None
         self._loading: set[asyncio.Task[None]] = set()
 
@@ -96,9 +106,20 @@ class EngineReplica:
         self._started = await asyncio.to_thread(
             self._build, config, clock=WallClock(), sink=self._sink
         )
+        if self._exchange_options is not None:
+            self._exchange = await self._joined(self._exchange_options, self._started)
         # What is here now stays: a collection that looks at all of it would hold up a step.
         gc.collect()
         gc.freeze()
+
+    async def _joined(self, options: ExchangeOptions, engine: AsyncEngine) -> KvExchange | None:
+        """None where the engine's blocks cannot be seen from here, as with ranks on other nodes."""
+        if engine.memory is None:
+            logger.warning("prompts are not exchanged: the engine's ranks are on several nodes")
+            return None
+        exchange = KvExchange(options, engine, engine.memory, self._replica)
+        await exchange.start()
+        return exchange
 
     async def _load(self, user_config: Mapping[str, Any]) -> None:
         try:
@@ -131,6 +152,8 @@ class EngineReplica:
             return NeedsTcp()
         except OSError as error:
             return _refusal(EngineDead(f"the replica cannot reach the ingress: {error}"))
+        if self._exchange is not None and self._exchange.is_for_others(call.request):
+            return await self._run_with(self._exchange, call, channel)
         try:
             self._engine.submit(call.request, channel)
         except RtpServeError as error:
@@ -144,6 +167,50 @@ class EngineReplica:
         finally:
             channel.forget(call.request.request_id)
             self._engine.abort(call.request.request_id)
+
+    async def _run_with(self, exchange: KvExchange, call: Call, channel: TokenChannel) -> Record:
+        """The same, with the prompt computed by another replica."""
+        request_id = call.request.request_id
+        try:
+            self._engine.check(call.request)
+        except RtpServeError as error:
+            return _refusal(error)
+        tally = channel.open(call)
+        bringing = asyncio.create_task(
+            exchange.bring(call.request, lambda delta: channel.deliver([delta]))
+        )
+        try:
+            await asyncio.wait((bringing, tally.finished), return_when=asyncio.FIRST_COMPLETED)
+            if bringing.done():
+                rest = bringing.result()
+                if rest is not None:
+                    self._engine.submit(rest, channel)
+            return await tally.finished
+        except RtpServeError as error:
+            return _refusal(error)
+        finally:
+            channel.forget(request_id)
+            self._engine.abort(request_id)
+            if bringing.done():
+                self._engine.end_reception(request_id)
+            else:  # it gives its blocks back itself, when nobody copies into them
+                bringing.cancel()
+
+    async def prefill(self, data: bytes) -> bytes:
+        """A `PrefillCall` in, a `PrefillRecord` out when the other replica has the prompt's keys
+        and values, or the attempt has ended. Cancelling it aborts."""
+        call = kv_wire.decode_call(data)
+        if self._exchange is None:
+            return kv_wire.encode(Refused(EngineDead.code, "this replica computes for no other"))
+        try:
+            return kv_wire.encode(await self._exchange.prefill(call))
+        except TcpNeeded:
+            return kv_wire.encode(NeedsTcp())
+        except OSError as error:
+            reason = f"the prefill replica cannot reach the decode replica: {error}"
+            return kv_wire.encode(_refusal(EngineDead(reason)))
+        except RtpServeError as error:
+            return kv_wire.encode(_refusal(error))
 
     async def served_model(self) -> ServedModel:
         return await self._engine.served_model()
@@ -171,7 +238,10 @@ class EngineReplica:
 
     async def metrics_text(self) -> tuple[str, str]:
         """This replica's name and its figures in Prometheus text format."""
-        return self._replica, await self._engine.metrics_text()
+        text = await self._engine.metrics_text()
+        if self._exchange is not None:
+            text += self._exchange.figures.render()
+        return self._replica, text
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises."""
@@ -180,6 +250,8 @@ class EngineReplica:
     async def __del__(self) -> None:
         """Serve awaits it when the replica has drained: end streams, free the model."""
         self._dialer.close()
+        if self._exchange is not None:
+            await self._exchange.close()
         if self._started is not None:
             await asyncio.to_thread(self._started.shutdown)
         self._sink.close()

@@ -1,17 +1,21 @@
 """The composition root: the one place where the two planes join."""
 
 import logging
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.engine import EngineConfig
 from rtp_serve.config.kv_store import KVStoreConfig
 from rtp_serve.engine.async_engine import AsyncEngine
-from rtp_serve.engine.core import EngineCore
+from rtp_serve.engine.core import EngineCore, Exchange
 from rtp_serve.engine.executor import Executor
 from rtp_serve.engine.prefix_keeper import PrefixToKeep
+from rtp_serve.engine.publishing import Publishing
+from rtp_serve.engine.receiving import Receiving
 from rtp_serve.engine.request import cache_salt
 from rtp_serve.engine.scheduler import Scheduler
 from rtp_serve.engine.tiering import Tiering
@@ -20,7 +24,6 @@ from rtp_serve.errors import CheckpointError, InvalidRequest, ModelNotFound
 from rtp_serve.kv_cache.block_pool import BlockPool
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
-from rtp_serve.kv_store.device_blocks import DeviceBlocks, WholeBlocks
 from rtp_serve.kv_store.lower_tiers import LowerTiers, StoreAccess
 from rtp_serve.kv_store.opening import OpenedStore, open_local
 from rtp_serve.loader.cache import cache_root
@@ -35,6 +38,8 @@ from rtp_serve.worker.rank_worker import RankWorker
 from rtp_serve.worker.ranks.joining import lead
 from rtp_serve.worker.ranks.local import LocalStarter
 from rtp_serve.worker.ranks.plan import RankStarter
+from rtp_serve.worker.ranks.shared_kv import SharedKV
+from rtp_serve.worker.ranks_memory import RanksMemory, own_memory
 
 OpenStore = Callable[[KVStoreConfig, KVCacheSpec, TileOrder, Clock, Path], OpenedStore | None]
 """Joins the node's KV store; None if there can be none."""
@@ -69,14 +74,21 @@ def build_core(
         config.cache.enable_partial_hits,
     )
     tiering = _tiering(config.kv_store, cache, started, clock, open_store or open_local)
+    exchange = Exchange(
+        Receiving(cache),
+        Publishing(cache.pool, capacity.spec.num_layers, config.cache.block_size),
+        started.memory.exchanged if started.memory is not None else None,
+    )
+    started.worker.report_layers(exchange.publishing.tell)
     return EngineCore(
         started.version,
-        Scheduler(config.scheduler, cache, capacity.max_model_len, tiering),
+        Scheduler(config.scheduler, cache, capacity.max_model_len, tiering, exchange.receiving),
         cache,
         started.executor,
         clock,
         sink,
         tiering,
+        exchange,
     )
 
 
@@ -89,8 +101,8 @@ class _Started:
 
     version: ModelVersion
     executor: Executor
-    blocks: tuple[KVCacheSpec, DeviceBlocks] | None
-    """Those of all ranks, for the tiers; None if they cannot be seen from here."""
+    memory: RanksMemory | None
+    """KV of all ranks; None if it cannot be seen from here."""
 
 
 def _start(
@@ -99,12 +111,13 @@ def _start(
     num_ranks = config.parallel.world_size
     if num_ranks > 1:
         leader = lead(config, starter or LocalStarter(num_ranks), clock, sink)
-        return _Started(leader.worker, leader.version, leader, leader.blocks())
-    worker = RankWorker(config, Alone(), clock, sink)
+        return _Started(leader.worker, leader.version, leader, leader.memory())
+    shared = SharedKV(secrets.token_hex(8), keeps_names=True) if config.cache.is_shared else None
+    kv_memory = partial(shared.try_memory, 0) if shared is not None else None
+    worker = RankWorker(config, Alone(), clock, sink, kv_memory)
     version = worker.load()
-    tensors = worker.tensors
-    blocks = tensors.spec, WholeBlocks(tensors.block)
-    return _Started(worker, version, InProcessExecutor(worker), blocks)
+    memory = own_memory(worker.tensors, shared.name(0) if shared is not None else None)
+    return _Started(worker, version, InProcessExecutor(worker), memory)
 
 
 def _tiering(
@@ -116,19 +129,18 @@ def _tiering(
 ) -> Tiering | None:
     if not config.host.enable:
         return None
-    if started.blocks is None:
+    if started.memory is None:
         _log.warning("kv_store: there are no tiers: the engine's ranks are on several nodes")
         return None
-    spec, device = started.blocks
-    tensors = started.worker.tensors
-    opened = open_store(config, spec, tensors.tile_order, clock, cache_root())
+    memory = started.memory
+    opened = open_store(config, memory.blocks_spec, memory.tile_order, clock, cache_root())
     if opened is None:
         return None
     arena = opened.member.arena
     name, has_remote = opened.member.path.stem, config.remote.enable
     access = StoreAccess(arena, opened.client, name, opened.disk, has_remote, opened.close)
-    max_storing = max(_MIN_STORING, tensors.num_blocks // 2)
-    return Tiering(cache, LowerTiers(access, device, clock, max_storing))
+    max_storing = max(_MIN_STORING, memory.num_blocks // 2)
+    return Tiering(cache, LowerTiers(access, memory.blocks, clock, max_storing))
 
 
 def build_engine(

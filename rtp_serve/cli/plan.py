@@ -23,16 +23,16 @@ def print_plan(path: str, rank_memory: str | None, shapes: str | None) -> None:
     ours = [each for each in file.applications if each.is_ours]
     if not ours:
         raise ConfigError(f"{path}: none of its applications is one of this package's topologies")
+    pools = [(each.name, *pool) for each in ours for pool in each.config.pools]
     num_unfit = 0
-    for application in ours:
-        config = application.config
+    for application, deployment, config in pools:
         model = _shapes(config, shapes)
         placement = place(model, config.engine, _rank_memory(config, rank_memory))
-        typer.echo(f"application {application.name!r}: {config.engine.model}")
+        typer.echo(f"application {application!r}, {deployment}: {config.engine.model}")
         typer.echo(table(placement, config))
         num_unfit += not placement.fits
     if num_unfit:
-        raise ConfigError(f"{path}: {num_unfit} of {len(ours)} applications do not fit")
+        raise ConfigError(f"{path}: {num_unfit} of {len(pools)} deployments do not fit")
 
 
 def table(placement: Placement, config: AppConfig) -> str:

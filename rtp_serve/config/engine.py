@@ -30,6 +30,10 @@ class CacheConfig(Config):
     enable_partial_hits: bool = True
     """Reuse also what a block begins with, up to 15 tokens after the last full block found."""
 
+    is_shared: bool = False
+    """Have the blocks in shared memory, where other replicas of the node can read them. The
+    disaggregated topology sets it."""
+
 
 class SchedulerConfig(Config):
     """How a step is filled."""

@@ -5,14 +5,18 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from rtp_serve.config.base import Config
+from rtp_serve.config.disaggregation import DisaggregatedConfig
 from rtp_serve.config.exposure import require_keys_beyond_loopback
 from rtp_serve.config.parse import parse_config, read_yaml
 from rtp_serve.config.serving import AppConfig
-from rtp_serve.config.user_config import DEPLOYMENT, parse_user_config
+from rtp_serve.config.user_config import parse_user_config
 from rtp_serve.errors import ConfigError, did_you_mean
 
 _OUR_PACKAGE = "deployments."
-_TOPOLOGIES = ("deployments.aggregated:app",)
+_TOPOLOGIES: dict[str, type[AppConfig]] = {
+    "deployments.aggregated:app": AppConfig,
+    "deployments.disaggregated:app": DisaggregatedConfig,
+}
 
 
 class HttpOptions(Config):
@@ -102,7 +106,7 @@ class ApplicationEntry(Config):
     def config(self) -> AppConfig:
         """`args` of an application of ours. Raises ConfigError."""
         where = f"args of application {self.name!r}"
-        return parse_config(AppConfig, self.args, where)
+        return parse_config(_TOPOLOGIES[self.import_path], self.args, where)
 
 
 class ServeFile(Config):
@@ -156,8 +160,9 @@ def read_serve_file(path: str) -> ServeFile:
 
 def _check_overrides(application: ApplicationEntry) -> None:
     """Serve hands a wrong user_config to replicas only when they have started."""
+    names = [name for name, _ in application.config.pools]
     for override in application.deployments:
-        if override.get("name") == DEPLOYMENT and "user_config" in override:
+        if override.get("name") in names and "user_config" in override:
             parse_user_config(override["user_config"])
 
 

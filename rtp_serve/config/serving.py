@@ -8,6 +8,9 @@ from rtp_serve.config.api import ApiConfig
 from rtp_serve.config.base import Config
 from rtp_serve.config.engine import EngineConfig
 
+ENGINE_REPLICA = "EngineReplica"
+"""Name of the deployment of engine replicas."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 # Slots above what the engine takes in, so that it is the engine that refuses, with a 429.
@@ -127,6 +130,11 @@ class AppConfig(Config):
                 f"{num_ranks} ranks of engine.parallel has a bundle, which must reserve something"
             )
         return self
+
+    @property
+    def pools(self) -> "tuple[tuple[str, AppConfig], ...]":
+        """Its deployments of engine replicas: name, and the application that it would be alone."""
+        return ((ENGINE_REPLICA, self),)
 
     @property
     def max_ongoing_requests(self) -> int:

@@ -1,4 +1,4 @@
-"""Serve's `user_config` of the EngineReplica deployment: what can change while replicas run."""
+"""Serve's `user_config` of a deployment of engine replicas: what can change while they run."""
 
 from typing import Any
 
@@ -6,8 +6,7 @@ from rtp_serve.config.engine import ModelSource
 from rtp_serve.config.parse import parse_config
 from rtp_serve.errors import ConfigError
 
-DEPLOYMENT = "EngineReplica"
-_WHERE = f"user_config of {DEPLOYMENT}"
+_WHERE = "user_config of engine replicas"
 
 
 def parse_user_config(values: Any) -> ModelSource:

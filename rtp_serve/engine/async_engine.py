@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from rtp_serve.config.engine import ModelSource
+from rtp_serve.disaggregation.memory import KVMemory
 from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.cache_control import CacheControl
 from rtp_serve.engine.client import Reloaded, ServedModel
@@ -102,6 +103,16 @@ class AsyncEngine:
             self._changed.notify_all()
 
     @property
+    def model(self) -> ServedModel:
+        """What new requests run on."""
+        return self._core.model
+
+    @property
+    def memory(self) -> KVMemory | None:
+        """See `EngineCore.memory`."""
+        return self._core.memory
+
+    @property
     def stats(self) -> EngineStats:
         """The load as of the last step; safe from any thread."""
         return self._core.stats
@@ -115,9 +126,22 @@ class AsyncEngine:
         `sink` gets the request's deltas until each of its sequences has a finish reason,
         `publication` its prompt's keys and values until `end_publication`.
         """
+        self.check(request)
+        with self._changed:
+            self._raise_if_dead()
+            self._raise_if_full(request)
+            if request.request_id in self._sinks:
+                raise InvalidRequest(f"request_id {request.request_id!r} is in use", "request_id")
+            self._sinks[request.request_id] = sink
+            self._unfinished[request.request_id] = set(request.indices)
+            self._num_arriving += len(request.indices)
+            self._inbox.append(lambda: self._add(request, publication))
+            self._changed.notify_all()
+
+    def check(self, request: Request) -> None:
+        """Raise what `submit` would raise now."""
         self._core.validate(request)
         self._core.version_for(request)
-        indices = request.indices
         if request.sampling.n > self._max_queued:
             raise InvalidRequest(
                 f"n must be at most {self._max_queued}, the sequences that may wait here, "
@@ -126,16 +150,12 @@ class AsyncEngine:
             )
         with self._changed:
             self._raise_if_dead()
-            num_waiting = self._core.stats.num_waiting + self._num_arriving
-            if num_waiting + len(indices) > self._max_queued:
-                raise Overloaded(f"{num_waiting} requests are waiting; try again later")
-            if request.request_id in self._sinks:
-                raise InvalidRequest(f"request_id {request.request_id!r} is in use", "request_id")
-            self._sinks[request.request_id] = sink
-            self._unfinished[request.request_id] = set(indices)
-            self._num_arriving += len(indices)
-            self._inbox.append(lambda: self._add(request, publication))
-            self._changed.notify_all()
+            self._raise_if_full(request)
+
+    def _raise_if_full(self, request: Request) -> None:
+        num_waiting = self._core.stats.num_waiting + self._num_arriving
+        if num_waiting + len(request.indices) > self._max_queued:
+            raise Overloaded(f"{num_waiting} requests are waiting; try again later")
 
     def abort(self, request_id: str) -> None:
         """End a request before the next step; its sink hears nothing more of it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from rtp_serve.clock import Clock
 from rtp_serve.config.engine import ModelSource
+from rtp_serve.disaggregation.memory import KVMemory
 from rtp_serve.engine.client import ServedModel
 from rtp_serve.engine.executor import Executor
 from rtp_serve.engine.output import ModelOutput, SchedulerOutput
@@ -38,6 +39,8 @@ class Exchange:
 
     receiving: Receiving
     publishing: Publishing
+    memory: KVMemory | None = None
+    """Where the blocks are; None if this process does not see it."""
 
     @property
     def is_active(self) -> bool:
@@ -244,6 +247,11 @@ class EngineCore:
         self._after_release()
         self._pace_tiers()
         self._recorder.state(self._scheduler, self._cache.usage)
+
+    @property
+    def memory(self) -> KVMemory | None:
+        """Where its blocks are, for exchanges with others."""
+        return self._exchanging.memory
 
     def receive(self, request: Request, receiver: Receiver) -> None:
         """Reserve blocks for the prompt of a request that will come with output of another engine,

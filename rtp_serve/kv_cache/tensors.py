@@ -65,6 +65,11 @@ class KVCacheTensors:
         is_compiled = self.data.is_cpu and backend() is Backend.COMPILED
         return TileOrder.WORDS if is_compiled else TileOrder.PLAIN
 
+    @property
+    def memory(self) -> memoryview:
+        """The bytes of all blocks, writable. Of a cache in the CPU's memory."""
+        return self._bytes.reshape(-1).data
+
     def block(self, block_id: int) -> memoryview:
         """The bytes of a block, writable, in the device layout. Of a cache in the CPU's memory."""
         return memoryview(self._bytes[block_id])

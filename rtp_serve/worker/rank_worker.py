@@ -27,11 +27,11 @@ class RankWorker:
         collectives: Collectives,
         clock: Clock,
         sink: MetricsSink | None = None,
-        kv_memory: Callable[[int], mmap.mmap] | None = None,
+        kv_memory: Callable[[int], mmap.mmap | None] | None = None,
         cores: Collection[int] = (),
     ) -> None:
-        """Loads nothing yet. `kv_memory` gives so many bytes of zeros for keys and values; None is
-        memory of this process alone. Steps run on `cores`; empty is any."""
+        """Loads nothing yet. `kv_memory` gives so many bytes of zeros for keys and values, or None
+        for memory of this process alone, as without it. Steps run on `cores`; empty is any."""
         self._config = config
         self._cores = cores
         self._kv_memory = kv_memory

@@ -120,9 +120,12 @@ def _join(meeting: Meeting, rank: int, world_size: int, own_host: str) -> Collec
 
 
 def _shared_kv(config: EngineConfig, meeting: Meeting) -> SharedKV | None:
-    """Where there are tiers below the device, and the leader can see every rank's memory."""
-    is_wanted = config.kv_store.host.enable and meeting.transport is Transport.SHARED_MEMORY
-    return SharedKV(meeting.session) if is_wanted else None
+    """Where the ranks are on one node, so that the leader can see every rank's memory."""
+    if meeting.transport is not Transport.SHARED_MEMORY:
+        return None
+    is_shared = config.cache.is_shared
+    is_wanted = is_shared or config.kv_store.host.enable
+    return SharedKV(meeting.session, keeps_names=is_shared) if is_wanted else None
 
 
 def _seat(nodes: Sequence[str], rank: int) -> Seat:

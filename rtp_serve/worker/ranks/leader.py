@@ -4,7 +4,6 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import blake2b
 
 from rtp_serve.config.engine import EngineConfig, ModelSource
@@ -20,9 +19,8 @@ from rtp_serve.errors import (
     ReloadRefused,
     RtpServeError,
 )
-from rtp_serve.kv_cache.spec import KVCacheSpec
-from rtp_serve.kv_store.device_blocks import DeviceBlocks, DividedBlocks
 from rtp_serve.parallel.collectives import Collectives
+from rtp_serve.parallel.partition import partition
 from rtp_serve.worker.capacity import plan_capacity
 from rtp_serve.worker.model_versions import fingerprint
 from rtp_serve.worker.rank_worker import RankWorker
@@ -40,6 +38,7 @@ from rtp_serve.worker.ranks.messages import (
 )
 from rtp_serve.worker.ranks.plan import RankProcess
 from rtp_serve.worker.ranks.shared_kv import SharedKV
+from rtp_serve.worker.ranks_memory import RankMemory, RanksMemory
 
 _TOLD = {kind.code: kind for kind in (ConfigError, CheckpointError, ModelNotFound, ReloadRefused)}
 """What a follower's failed load is told as; anything else is a RankError."""
@@ -90,19 +89,23 @@ class RankedExecutor:
         assert self._last is not None, "nothing is loaded yet"
         return self._last
 
-    def blocks(self) -> tuple[KVCacheSpec, DeviceBlocks] | None:
-        """Blocks of all ranks, for tiers below the device; None if this process does not see them.
-        To be asked once."""
+    def memory(self) -> RanksMemory | None:
+        """KV memory of all ranks; None if this process does not see it. To be asked once."""
         if self._shared_kv is None:
             return None
-        tensors = self._worker.tensors
-        parts, num_kv_heads = [tensors.block], tensors.spec.num_kv_heads
+        tensors, model = self._worker.tensors, self._worker.model_config
+        memories = [tensors.memory]
         for rank in range(1, self._config.parallel.world_size):
-            spec = plan_capacity(self._worker.model_config, self._config, rank).spec
-            seen = self._shared_kv.seen(rank, tensors.num_blocks * spec.block_bytes)
-            parts.append(partial(_block_of, seen, spec.block_bytes))
-            num_kv_heads += spec.num_kv_heads
-        return replace(tensors.spec, num_kv_heads=num_kv_heads), DividedBlocks(parts)
+            spec = plan_capacity(model, self._config, rank).spec
+            memories.append(self._shared_kv.seen(rank, tensors.num_blocks * spec.block_bytes))
+        heads = [part.kv_heads for part in partition(model, self._config.parallel)]
+        files = [self._shared_kv.name(rank) for rank in range(len(memories))]
+        return RanksMemory(
+            tensors.spec,
+            tensors.num_blocks,
+            tensors.tile_order,
+            tuple(map(RankMemory, heads, memories, files)),
+        )
 
     def start(self) -> None:
         """Load the first version, as the followers do meanwhile. Raises what `load` does."""
@@ -181,10 +184,6 @@ class RankedExecutor:
         """On every rank that has it."""
         self._tell(TakeBack(number))
         self._worker.take_back(number)
-
-
-def _block_of(memory: memoryview, block_bytes: int, block_id: int) -> memoryview:
-    return memory[block_id * block_bytes : (block_id + 1) * block_bytes]
 
 
 def _error_of(report: Failed, rank: int) -> RtpServeError:

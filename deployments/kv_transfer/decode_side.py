@@ -1,0 +1,306 @@
+"""A decode replica's transfers: each has a prompt computed elsewhere and brings what comes of it.
+
+    reserve ─► ask ─► copy while it is computed ─► deposit ─► the rest is generated here
+                └─ the first token goes to the client as soon as it is there
+
+Whatever fails costs time: what has come is used, and what has not is computed by another prefill
+replica or here.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from deployments.kv_transfer.copy_thread import CopyThread
+from deployments.kv_transfer.figures import TransferFigures
+from deployments.kv_transfer.inbound import InboundChannel, Keyed, KvListener
+from deployments.kv_transfer.wire import (
+    FirstToken,
+    PrefillCall,
+    PrefillEnded,
+    Taken,
+    decode_record,
+    encode,
+    unpack_first,
+)
+from deployments.token_stream.wire import NeedsTcp, Refused, WireError
+from rtp_serve.config.disaggregation import TransferConfig
+from rtp_serve.disaggregation.decode_transfer import DecodeTransfer
+from rtp_serve.disaggregation.lifecycle import (
+    Ask,
+    Copy,
+    DecodeAction,
+    Deposit,
+    Forward,
+    GiveUp,
+    Release,
+    SendAbort,
+    SendReceived,
+    TransferLimits,
+)
+from rtp_serve.disaggregation.protocol import (
+    Abort,
+    Accepted,
+    Failed,
+    MemoryDescriptor,
+    Ready,
+    Received,
+    TransferCode,
+    TransferKey,
+)
+from rtp_serve.disaggregation.transport.slots import Slot
+from rtp_serve.engine.async_engine import AsyncEngine
+from rtp_serve.engine.receiving import Reserved
+from rtp_serve.engine.request import (
+    FinishReason,
+    Request,
+    SequenceDelta,
+    first_token_request,
+)
+
+logger = logging.getLogger("ray.serve")
+
+Deliver = Callable[[SequenceDelta], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilling:
+    """What all transfers of a decode replica share."""
+
+    engine: AsyncEngine
+    memory: MemoryDescriptor
+    """This replica's own."""
+
+    handle: DeploymentHandle
+    """The prefill replicas."""
+
+    listener: KvListener
+    copier: CopyThread
+    config: TransferConfig
+    figures: TransferFigures
+
+    @property
+    def limits(self) -> TransferLimits:
+        return TransferLimits(self.config.lease_s, self.config.max_attempts)
+
+
+async def prefill_elsewhere(
+    shared: Prefilling, name: str, request: Request, deliver: Deliver
+) -> Request | None:
+    """Have a prompt computed by a prefill replica, and its first token delivered.
+
+    Returns what is still to be run here: with the first token, or without if there was none; None
+    if the first token was the last. Cancelling it gives everything back. Raises what
+    `AsyncEngine.receive` raises.
+    """
+    transfer = _Transfer(shared, name, request, deliver)
+    shared.listener.listen(name, transfer)
+    try:
+        return await transfer.run()
+    finally:
+        await transfer.close()
+        shared.listener.forget(name)
+
+
+class _Transfer:
+    """Events of engine, channels, copier, calls and clock in; the lifecycle's actions out."""
+
+    def __init__(self, shared: Prefilling, name: str, request: Request, deliver: Deliver) -> None:
+        self._shared = shared
+        self._request = request
+        self._deliver = deliver
+        self._loop = asyncio.get_running_loop()
+        self._started_s = self._loop.time()
+        self._transfer = DecodeTransfer(
+            name,
+            shared.memory.num_layers,
+            self._started_s + shared.config.timeout_s,
+            shared.limits,
+        )
+        self._channels: dict[TransferKey, InboundChannel] = {}
+        self._calls: set[asyncio.Task[None]] = set()
+        self._first: SequenceDelta | None = None
+        self._first_s = 0.0
+        self._num_present = 0
+        self._is_deposited = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._over: asyncio.Future[None] = self._loop.create_future()
+
+    async def run(self) -> Request | None:
+        self._shared.engine.receive(self._request, self)
+        self._set_timer()
+        await self._over
+        if self._first is None:
+            return self._request
+        if self._first.finish_reason is not None:
+            return None
+        return replace(self._request, emitted=(self._first.token_ids,))
+
+    async def close(self) -> None:
+        """Give back what is held, once nobody copies into it."""
+        self._do(self._transfer.cancel())
+        if self._timer is not None:
+            self._timer.cancel()
+        for call in self._calls:
+            call.cancel()
+        for key in self._channels:
+            self._shared.copier.forget(key)
+        if self._transfer.is_over and not self._is_deposited:
+            # It may wait for room still. Where a copy is under way, its end gives back.
+            self._shared.engine.end_reception(self._request.request_id)
+
+    # The engine's thread calls this.
+
+    def reserved(self, blocks: Reserved) -> None:
+        # RuntimeError: the loop closed with the replica, nobody is left to hear.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._on_reserved, blocks)
+
+    def _on_reserved(self, blocks: Reserved) -> None:
+        now_s = self._loop.time()
+        self._shared.figures.reserved(now_s - self._started_s)
+        self._num_present = blocks.num_present
+        self._do(self._transfer.reserved(blocks.num_present, blocks.block_ids, now_s))
+
+    # Channels call these.
+
+    def tell(self, channel: InboundChannel, message: Keyed) -> None:
+        self._channels[message.key] = channel
+        now_s = self._loop.time()
+        match message:
+            case Taken(key):
+                self._transfer.heard(key, now_s)
+            case Accepted(key, first_block, block_ids, slot, slot_value):
+                hello = channel.hello
+                self._shared.copier.publish(
+                    key, hello.replica, hello.memory, Slot(slot, slot_value)
+                )
+                self._do(self._transfer.accepted(key, first_block, block_ids, now_s))
+            case Ready(key, blocks, layers):
+                self._do(self._transfer.ready(key, blocks, layers, now_s))
+            case FirstToken(key):
+                self._take_first(message)
+                self._do(self._transfer.first_token(key, now_s))
+            case Failed(key, code):
+                self._do(self._transfer.failed(key, code, now_s))
+
+    def beat(self) -> None:
+        self._transfer.heard(self._transfer.key, self._loop.time())
+
+    def lose(self, key: TransferKey) -> None:
+        self._do(self._transfer.lost(key, self._loop.time()))
+
+    def _take_first(self, message: FirstToken) -> None:
+        """The last one only if the whole request says so."""
+        if self._first is not None:
+            return
+        delta = unpack_first(self._request.request_id, message)
+        room = self._shared.engine.model.max_model_len - len(self._request.prompt_token_ids)
+        limit = min(self._request.sampling.max_tokens or room, room)
+        if delta.finish_reason is FinishReason.LENGTH and limit > 1:
+            delta = replace(delta, finish_reason=None)
+        self._first = delta
+
+    def _copied(self, copy: Copy, code: TransferCode | None) -> None:
+        self._do(self._transfer.copied(copy, code, self._loop.time()))
+
+    def _set_timer(self) -> None:
+        """A lease that was renewed meanwhile sets the next one."""
+        deadline_s = self._transfer.next_deadline_s
+        if deadline_s is not None:
+            self._timer = self._loop.call_at(deadline_s, self._tick)
+
+    def _tick(self) -> None:
+        self._do(self._transfer.tick(self._loop.time()))
+        self._set_timer()
+
+    def _do(self, actions: tuple[DecodeAction, ...]) -> None:
+        for action in actions:
+            self._act(action)
+        if self._transfer.is_over and not self._over.done():
+            self._over.set_result(None)
+
+    def _act(self, action: DecodeAction) -> None:
+        shared, request_id = self._shared, self._request.request_id
+        match action:
+            case Ask(key, num_blocks_present):
+                call = asyncio.create_task(self._call(key, num_blocks_present))
+                self._calls.add(call)
+                call.add_done_callback(self._calls.discard)
+            case Copy():
+                shared.copier.copy(action, self._copied)
+            case Forward():
+                assert self._first is not None, "there is a first token"
+                self._first_s = self._loop.time()
+                self._deliver(self._first)
+                if self._first.finish_reason is not None:
+                    self._do(self._transfer.cancel())
+            case SendReceived(key):
+                self._say(Received(key))
+            case SendAbort(key):
+                self._say(Abort(key))
+            case Deposit(num_blocks):
+                self._is_deposited = True
+                shared.engine.deposit(request_id, self._num_present + num_blocks)
+                self._note()
+            case Release():
+                shared.engine.end_reception(request_id)
+            case GiveUp(code):
+                shared.figures.gave_up(code)
+
+    def _say(self, message: Received | Abort) -> None:
+        channel = self._channels.get(message.key)
+        if channel is not None:
+            channel.send(message)
+
+    def _note(self) -> None:
+        now_s = self._loop.time()
+        exposed_s = now_s - self._first_s if self._first_s else 0.0
+        self._shared.figures.brought(now_s - self._started_s, exposed_s)
+
+    async def _call(self, key: TransferKey, num_blocks_present: int) -> None:
+        """Hold the control call of an attempt open; whatever ends it badly fails the attempt."""
+        try:
+            record = await self._ask(key, num_blocks_present)
+            if isinstance(record, NeedsTcp):
+                await self._shared.listener.door.open_tcp()
+                record = await self._ask(key, num_blocks_present)
+        except (RayError, RayServeException, WireError, OSError) as error:
+            logger.info("the prefill replica failed: %s", type(error).__name__)
+            self._do(self._transfer.lost(key, self._loop.time()))
+            return
+        match record:
+            case Refused(code, message):
+                logger.info("the prefill replica refused: %s: %s", code, message)
+                refused = TransferCode.PEER_REFUSED
+                self._do(self._transfer.failed(key, refused, self._loop.time()))
+            case NeedsTcp():
+                self._do(self._transfer.lost(key, self._loop.time()))
+            case PrefillEnded(_, code) if code is not None:
+                self._do(self._transfer.failed(key, TransferCode(code), self._loop.time()))
+
+    async def _ask(
+        self, key: TransferKey, num_blocks_present: int
+    ) -> PrefillEnded | NeedsTcp | Refused:
+        config, now_s = self._shared.config, self._loop.time()
+        call = PrefillCall(
+            self._shared.listener.door.address,
+            key,
+            first_token_request(self._request),
+            num_blocks_present,
+            self._shared.memory.layout_digest,
+            max(0.0, self._started_s + config.timeout_s - now_s),
+            config.lease_s,
+        )
+        response = self._shared.handle.prefill.remote(encode(call))
+        try:
+            return decode_record(await response)
+        except asyncio.CancelledError:
+            response.cancel()
+            raise

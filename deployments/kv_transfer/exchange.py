@@ -1,0 +1,101 @@
+"""An engine replica's dealings with others: prompts computed for them, and by them."""
+
+import asyncio
+import itertools
+import logging
+import secrets
+from dataclasses import dataclass
+
+import ray
+from ray.serve.handle import DeploymentHandle
+
+from deployments.door import Door
+from deployments.kv_transfer.copy_thread import CopyThread
+from deployments.kv_transfer.decode_side import Deliver, Prefilling, prefill_elsewhere
+from deployments.kv_transfer.figures import TransferFigures
+from deployments.kv_transfer.inbound import KvListener
+from deployments.kv_transfer.outbound import KvDialer
+from deployments.kv_transfer.prefill_side import PrefillSide
+from deployments.kv_transfer.shared_slots import make_slots
+from deployments.kv_transfer.wire import PrefillCall, PrefillEnded
+from rtp_serve.config.disaggregation import TransferConfig
+from rtp_serve.disaggregation.lifecycle import TransferLimits
+from rtp_serve.disaggregation.memory import KVMemory
+from rtp_serve.engine.async_engine import AsyncEngine
+from rtp_serve.engine.request import Request
+
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeOptions:
+    """What a replica is told of its part; it goes to the replica with its constructor."""
+
+    transfer: TransferConfig
+    tcp_port_range: range
+    prefill: DeploymentHandle | None = None
+    """The replicas that compute prompts for this one; None for nobody."""
+
+
+class KvExchange:
+    """Both sides of one replica; for its event loop."""
+
+    def __init__(
+        self, options: ExchangeOptions, engine: AsyncEngine, memory: KVMemory, replica: str
+    ) -> None:
+        self._replica = replica
+        node_id = ray.get_runtime_context().get_node_id()
+        heartbeat_s = TransferLimits(options.transfer.lease_s).heartbeat_s
+        slots, slots_descriptor = make_slots(f"{secrets.token_hex(8)}-slots")
+        self._dialer = KvDialer(node_id, replica, memory.published(slots_descriptor), heartbeat_s)
+        self._prefill_side = PrefillSide(engine, self._dialer, slots)
+        self.figures = TransferFigures()
+        self._copier = CopyThread(memory, self.figures)
+        self._numbers = itertools.count(1)
+        self._shared: Prefilling | None = None
+        self._listener: KvListener | None = None
+        if options.prefill is not None:
+            door = Door(
+                "rtp-serve-kv", node_id, ray.util.get_node_ip_address(), options.tcp_port_range
+            )
+            self._listener = KvListener(door, heartbeat_s)
+            self._shared = Prefilling(
+                engine,
+                memory.description,
+                options.prefill,
+                self._listener,
+                self._copier,
+                options.transfer,
+                self.figures,
+            )
+
+    async def start(self) -> None:
+        if self._listener is not None:
+            await self._listener.start()
+
+    def is_for_others(self, request: Request) -> bool:
+        """Whether a prefill replica is to compute the prompt."""
+        return self._shared is not None and can_be_moved(request)
+
+    async def bring(self, request: Request, deliver: Deliver) -> Request | None:
+        """See `prefill_elsewhere`."""
+        assert self._shared is not None, "there are no prefill replicas"
+        name = f"{self._replica}-{next(self._numbers)}"
+        return await prefill_elsewhere(self._shared, name, request, deliver)
+
+    async def prefill(self, call: PrefillCall) -> PrefillEnded:
+        """See `PrefillSide.run`."""
+        return await self._prefill_side.run(call)
+
+    async def close(self) -> None:
+        """Others find that this replica is gone."""
+        if self._listener is not None:
+            self._listener.close()
+        self._dialer.close()
+        await asyncio.to_thread(self._copier.close)
+
+
+def can_be_moved(request: Request) -> bool:
+    """One sequence, from its beginning, of which nobody asks what no cache has."""
+    sampling = request.sampling
+    return sampling.n == 1 and not request.emitted and sampling.prompt_logprobs is None

@@ -1,0 +1,183 @@
+"""The decode replica's side of the channels: prefill replicas connect, and what they tell finds its
+transfer."""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from deployments.door import Door, may_enter
+from deployments.kv_transfer.wire import (
+    FirstToken,
+    FromDecode,
+    FromPrefill,
+    Taken,
+    decode_from_prefill,
+    encode,
+)
+from deployments.token_stream.framing import MAX_FRAME_BYTES, MAX_HELLO_BYTES, FrameReader, frame
+from deployments.token_stream.wire import WireError
+from rtp_serve.disaggregation.protocol import (
+    VERSION,
+    Accepted,
+    Failed,
+    Heartbeat,
+    Hello,
+    Ready,
+    TransferKey,
+)
+
+logger = logging.getLogger("ray.serve")
+
+HELLO_TIMEOUT_S = 5.0
+
+Keyed = Taken | Accepted | Ready | FirstToken | Failed
+
+
+class Listening(Protocol):
+    """A transfer that prefill replicas speak to."""
+
+    def tell(self, channel: "InboundChannel", message: Keyed) -> None:
+        """Take one frame of it."""
+        ...
+
+    def beat(self) -> None:
+        """Its peer lives."""
+        ...
+
+    def lose(self, key: TransferKey) -> None:
+        """Its peer's channel is closed; it was of this attempt."""
+        ...
+
+
+class KvListener:
+    """The channels to one decode replica, and its transfers; for one event loop."""
+
+    def __init__(self, door: Door, heartbeat_s: float) -> None:
+        self.door = door
+        self._heartbeat_s = heartbeat_s
+        self._transfers: dict[str, Listening] = {}
+        self._channels: set[InboundChannel] = set()
+        self._beating: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.door.open(lambda: InboundChannel(self))
+        self._beating = asyncio.create_task(self._beat())
+
+    def listen(self, transfer: str, listening: Listening) -> None:
+        """Give it all frames of this transfer."""
+        self._transfers[transfer] = listening
+
+    def forget(self, transfer: str) -> None:
+        """Frames of it are late from now on, and dropped."""
+        self._transfers.pop(transfer, None)
+        for channel in self._channels:
+            channel.forget(transfer)
+
+    def transfer(self, name: str) -> Listening | None:
+        return self._transfers.get(name)
+
+    def joined(self, channel: "InboundChannel") -> None:
+        self._channels.add(channel)
+
+    def left(self, channel: "InboundChannel") -> None:
+        self._channels.discard(channel)
+
+    async def _beat(self) -> None:
+        """Prefill replicas hold blocks for as long as this process lives."""
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            for channel in self._channels:
+                channel.send(Heartbeat())
+
+    def close(self) -> None:
+        """Drop the channels; prefill replicas take their blocks back."""
+        if self._beating is not None:
+            self._beating.cancel()
+        self.door.close()
+        for channel in list(self._channels):
+            channel.close()
+
+
+class InboundChannel(asyncio.Protocol):
+    """One connection from a prefill replica."""
+
+    def __init__(self, listener: KvListener) -> None:
+        self._listener = listener
+        self._reader = FrameReader(MAX_HELLO_BYTES)
+        self._transport: asyncio.Transport | None = None
+        self._hello: Hello | None = None
+        self._current: dict[str, TransferKey] = {}
+        self._deadline = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self.close)
+
+    @property
+    def hello(self) -> Hello:
+        assert self._hello is not None, "nothing is told before a hello"
+        return self._hello
+
+    def forget(self, transfer: str) -> None:
+        self._current.pop(transfer, None)
+
+    def send(self, message: FromDecode) -> None:
+        if self._transport is not None:
+            self._transport.write(frame(encode(message)))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports do not derive from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+        if not may_enter(transport.get_extra_info("socket")):
+            self.close()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for payload in self._reader.feed(data):
+                message = decode_from_prefill(payload)
+                if self._hello is None:
+                    self._greet(message)
+                else:
+                    self._hear(message)
+        except WireError as error:
+            logger.warning("KV channel refused: %s", error)
+            self.close()
+
+    def _greet(self, message: FromPrefill) -> None:
+        if not isinstance(message, Hello):
+            raise WireError("the first frame is not a hello")
+        if not hmac.compare_digest(message.secret, self._listener.door.secret):
+            raise WireError("wrong secret")
+        if message.version != VERSION:
+            raise WireError(f"protocol version {message.version}; this side speaks {VERSION}")
+        self._hello = message
+        self._deadline.cancel()
+        self._reader.max_frame_bytes = MAX_FRAME_BYTES
+        self._listener.joined(self)
+
+    def _hear(self, message: FromPrefill) -> None:
+        match message:
+            case Hello():
+                raise WireError("a second hello")
+            case Heartbeat():
+                self._each(lambda transfer, key: transfer.beat())
+            case _:
+                transfer = self._listener.transfer(message.key.transfer)
+                if transfer is not None:
+                    self._current[message.key.transfer] = message.key
+                    transfer.tell(self, message)
+
+    def _each(self, tell: Callable[[Listening, TransferKey], None]) -> None:
+        """What this peer has spoken of."""
+        for key in list(self._current.values()):
+            transfer = self._listener.transfer(key.transfer)
+            if transfer is not None:
+                tell(transfer, key)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._deadline.cancel()
+        self._listener.left(self)
+        self._each(lambda transfer, key: transfer.lose(key))

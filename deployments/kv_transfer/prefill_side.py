@@ -1,0 +1,190 @@
+"""A prefill replica's attempts: each computes a prompt and tells the decode replica what is ready.
+
+The engine's thread only hands over; everything else happens on the replica's event loop.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from deployments.kv_transfer.outbound import KvDialer, OutboundChannel
+from deployments.kv_transfer.wire import PrefillCall, PrefillEnded, Taken, pack_first
+from rtp_serve.disaggregation.lifecycle import (
+    Bump,
+    PrefillAction,
+    Release,
+    SendAccepted,
+    SendFailed,
+    SendFirstToken,
+    SendReady,
+    StopComputing,
+    TransferLimits,
+)
+from rtp_serve.disaggregation.prefill_transfer import PrefillTransfer
+from rtp_serve.disaggregation.protocol import (
+    Accepted,
+    Failed,
+    Ready,
+    TransferCode,
+    TransferKey,
+)
+from rtp_serve.disaggregation.transport.slots import Slot, Slots
+from rtp_serve.engine.async_engine import AsyncEngine
+from rtp_serve.engine.request import FinishReason, SequenceDelta
+from rtp_serve.errors import Overloaded
+
+
+class PrefillSide:
+    """What one prefill replica computes for others."""
+
+    def __init__(self, engine: AsyncEngine, dialer: KvDialer, slots: Slots) -> None:
+        self._engine = engine
+        self._dialer = dialer
+        self._slots = slots
+
+    async def run(self, call: PrefillCall) -> PrefillEnded:
+        """One attempt, until the decode side has everything or it has come to nothing.
+
+        Raises TcpNeeded or OSError if the decode replica cannot be reached, and what
+        `AsyncEngine.submit` raises; nothing was begun then. Cancelling it aborts.
+        """
+        channel = await self._dialer.connect(call.address)
+        slot = self._slots.allocate()
+        if slot is None:
+            raise Overloaded("as many prompts as there can be are held for others")
+        attempt = _Attempt(self._engine, channel, slot, self._slots, call)
+        try:
+            return await attempt.run()
+        finally:
+            attempt.end()
+
+
+class _Attempt:
+    """Events of engine, channel and clock in; the lifecycle's actions out."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        channel: OutboundChannel,
+        slot: Slot,
+        slots: Slots,
+        call: PrefillCall,
+    ) -> None:
+        self._engine = engine
+        self._channel = channel
+        self._slots = slots
+        self._slot: Slot | None = slot
+        self._slot_of_accepted = slot
+        self._key = call.key
+        self._loop = asyncio.get_running_loop()
+        limits = TransferLimits(call.lease_s, call.max_attempts)
+        now_s = self._loop.time()
+        self._transfer = PrefillTransfer(call.key, now_s + call.timeout_s, limits, now_s)
+        self._request = replace(call.request, request_id=f"{call.key.transfer}#{call.key.epoch}")
+        self._first: SequenceDelta | None = None
+        self._num_told = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._over: asyncio.Future[None] = self._loop.create_future()
+
+    async def run(self) -> PrefillEnded:
+        self._engine.submit(self._request, self, self)
+        self._channel.send(Taken(self._key))
+        self._channel.speak(self._key, self)
+        self._set_timer()
+        await self._over
+        code = self._transfer.code
+        return PrefillEnded(self._transfer.state.name.lower(), code.value if code else None)
+
+    def end(self) -> None:
+        """However it came: nothing is held afterwards."""
+        self._do(self._transfer.aborted(self._key))
+        if self._slot is not None:  # the engine refused, so nothing was published
+            self._slots.retire(self._slot)
+            self._slot = None
+        # What the engine was told of it last: blocks of a step under way are held till here too.
+        self._engine.end_publication(self._request.request_id)
+        self._channel.forget(self._key)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # The engine's thread calls these two.
+
+    def deliver(self, deltas: list[SequenceDelta]) -> None:
+        self._hand_over(self._on_deltas, deltas)
+
+    def ready(self, first: int, block_ids: Sequence[int], layers: range) -> None:
+        self._hand_over(self._on_ready, first, tuple(block_ids), layers)
+
+    def _hand_over(self, take: object, *arguments: object) -> None:
+        # RuntimeError: the loop closed with the replica, nobody is left to hear.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(take, *arguments)  # type: ignore[arg-type]
+
+    def _on_ready(self, first: int, block_ids: tuple[int, ...], layers: range) -> None:
+        end = first + len(block_ids)
+        if end > self._num_told:
+            self._num_told = end
+            self._do(self._transfer.got_blocks(first, block_ids))
+        self._do(self._transfer.computed((first, end), (layers.start, layers.stop)))
+
+    def _on_deltas(self, deltas: list[SequenceDelta]) -> None:
+        (delta,) = deltas
+        if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+            self._do(self._transfer.engine_failed(TransferCode.PEER_FAILED))
+            return
+        self._first = delta
+        self._do(self._transfer.first_token())
+
+    # The channel calls these.
+
+    def received(self, key: TransferKey) -> None:
+        self._transfer.heard(self._loop.time())
+        self._do(self._transfer.received(key))
+
+    def aborted(self, key: TransferKey) -> None:
+        self._do(self._transfer.aborted(key))
+
+    def beat(self) -> None:
+        self._transfer.heard(self._loop.time())
+
+    def lose(self) -> None:
+        self._do(self._transfer.lost())
+
+    def _set_timer(self) -> None:
+        """A lease that was renewed meanwhile sets the next one."""
+        deadline_s = self._transfer.next_deadline_s
+        if deadline_s is not None:
+            self._timer = self._loop.call_at(deadline_s, self._tick)
+
+    def _tick(self) -> None:
+        self._do(self._transfer.tick(self._loop.time()))
+        self._set_timer()
+
+    def _do(self, actions: tuple[PrefillAction, ...]) -> None:
+        for action in actions:
+            self._act(action)
+        if self._transfer.is_over and not self._over.done():
+            self._over.set_result(None)
+
+    def _act(self, action: PrefillAction) -> None:
+        send = self._channel.send
+        match action:
+            case SendAccepted(key, first_block, block_ids):
+                slot = self._slot_of_accepted
+                send(Accepted(key, first_block, block_ids, slot.number, slot.value))
+            case SendReady(key, blocks, layers):
+                send(Ready(key, blocks, layers))
+            case SendFirstToken(key):
+                assert self._first is not None, "there is a first token"
+                send(pack_first(key, self._first))
+            case SendFailed(key, code):
+                send(Failed(key, code))
+            case StopComputing():
+                self._engine.abort(self._request.request_id)
+            case Bump():
+                assert self._slot is not None, "a slot is taken back once"
+                self._slots.retire(self._slot)
+                self._slot = None
+            case Release():
+                self._engine.end_publication(self._request.request_id)

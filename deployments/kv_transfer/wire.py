@@ -1,0 +1,122 @@
+"""What travels between decode and prefill replicas: the control call and its record (on handles),
+the frames (on channels). Everything is msgpack with a schema."""
+
+from typing import TypeVar
+
+import msgspec
+
+from deployments.token_stream.wire import (
+    ChannelAddress,
+    Delta,
+    NeedsTcp,
+    Refused,
+    StreamKey,
+    WireError,
+    pack_delta,
+    unpack_delta,
+)
+from rtp_serve.disaggregation.protocol import (
+    FIRST_TOKEN_TAG,
+    Abort,
+    Accepted,
+    Failed,
+    Heartbeat,
+    Hello,
+    Ready,
+    Received,
+    TransferKey,
+)
+from rtp_serve.engine.request import Request, SequenceDelta
+
+
+class PrefillCall(msgspec.Struct, frozen=True):
+    """The control call: compute this prompt and its first token, and tell what is ready there."""
+
+    address: ChannelAddress
+    key: TransferKey
+    request: Request
+    """To its first token."""
+
+    num_blocks_present: int
+    """From the chain's beginning: these are not wanted."""
+
+    layout_digest: str
+    """Of the caller's memory; blocks must be held alike."""
+
+    timeout_s: float
+    """What is left of the request's time."""
+
+    lease_s: float
+    max_attempts: int = 1
+
+
+class PrefillEnded(msgspec.Struct, frozen=True, tag="ended"):
+    """The record of an attempt: what state it ended in, and why if it came to nothing."""
+
+    state: str
+    code: str | None = None
+
+
+PrefillRecord = PrefillEnded | NeedsTcp | Refused
+
+
+class FirstToken(msgspec.Struct, frozen=True, array_like=True, tag=FIRST_TOKEN_TAG):
+    """The prompt's first token, as a delta of the request."""
+
+    key: TransferKey
+    delta: Delta
+
+
+class Taken(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """From the prefill replica: its engine has taken the request, which may wait there."""
+
+    key: TransferKey
+
+
+FromPrefill = Hello | Taken | Accepted | Ready | FirstToken | Failed | Heartbeat
+FromDecode = Received | Abort | Heartbeat
+
+_NO_STREAM = StreamKey(0, 0)
+
+_encoder = msgspec.msgpack.Encoder()
+_call_decoder = msgspec.msgpack.Decoder(PrefillCall)
+_record_decoder: msgspec.msgpack.Decoder[PrefillRecord] = msgspec.msgpack.Decoder(PrefillRecord)
+_from_prefill: msgspec.msgpack.Decoder[FromPrefill] = msgspec.msgpack.Decoder(FromPrefill)
+_from_decode: msgspec.msgpack.Decoder[FromDecode] = msgspec.msgpack.Decoder(FromDecode)
+
+T = TypeVar("T")
+
+
+def encode(message: PrefillCall | PrefillRecord | FromPrefill | FromDecode) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_call(data: bytes) -> PrefillCall:
+    return _decode(_call_decoder, data)
+
+
+def decode_record(data: bytes) -> PrefillRecord:
+    return _decode(_record_decoder, data)
+
+
+def decode_from_prefill(data: bytes) -> FromPrefill:
+    return _decode(_from_prefill, data)
+
+
+def decode_from_decode(data: bytes) -> FromDecode:
+    return _decode(_from_decode, data)
+
+
+def pack_first(key: TransferKey, delta: SequenceDelta) -> FirstToken:
+    return FirstToken(key, pack_delta(_NO_STREAM, delta))
+
+
+def unpack_first(request_id: str, first: FirstToken) -> SequenceDelta:
+    return unpack_delta(request_id, first.delta)
+
+
+def _decode(decoder: "msgspec.msgpack.Decoder[T]", data: bytes) -> T:
+    try:
+        return decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise WireError(str(error)) from error

@@ -1,0 +1,124 @@
+"""An application whose prompts are computed by other replicas than its answers."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from rtp_serve.config.base import Config
+from rtp_serve.config.engine import EngineConfig
+from rtp_serve.config.parse import explain
+from rtp_serve.config.serving import AppConfig, ReplicaConfig
+
+DECODE_REPLICA = "DecodeReplica"
+PREFILL_REPLICA = "PrefillReplica"
+"""Names of the deployments."""
+
+
+class PrefillConfig(Config):
+    """The replicas that compute prompts."""
+
+    replica: ReplicaConfig = ReplicaConfig()
+    """How many, and where."""
+
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """What differs from the `engine` of the decode replicas, as `{scheduler:
+    {max_num_batched_tokens: 2048}, parallel: {tp: 2}}`. The model is the same."""
+
+    @field_validator("engine")
+    @classmethod
+    def _check(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        for key in ("model", "revision", "served_model_name", "dtype"):
+            if key in engine:
+                raise ValueError(f"{key} is that of the decode replicas and cannot be set here")
+        return engine
+
+
+class TransferConfig(Config):
+    """How prompts' keys and values come from prefill to decode replicas."""
+
+    choice: Literal["predicted", "always"] = "predicted"
+    """Which prompts prefill replicas compute: those for which that is predicted to be faster, or
+    all that can be."""
+
+    lease_s: float = Field(default=3.0, gt=0, le=60)
+    """A side that says nothing for so long is taken for lost."""
+
+    max_attempts: int = Field(default=2, ge=1, le=8)
+    """Prefill replicas that are asked for one prompt before the decode replica computes it."""
+
+    timeout_s: float = Field(default=60.0, gt=0)
+    """A prompt that has not come by then is computed by the decode replica."""
+
+    shares_memory: bool = True
+    """Let decode replicas of a prefill replica's node read its memory. Else, and between nodes, the
+    bytes go through Ray's object store."""
+
+
+class DisaggregatedConfig(AppConfig):
+    """Everything of an application with prefill and decode replicas. `engine` and `replica` are of
+    the decode replicas, and of the prefill replicas where `prefill` says nothing else."""
+
+    prefill: PrefillConfig = PrefillConfig()
+    """Replicas that compute prompts."""
+
+    transfer: TransferConfig = TransferConfig()
+    """The way from them to the decode replicas."""
+
+    @model_validator(mode="after")
+    def _check_prefill(self) -> "DisaggregatedConfig":
+        if not self.engine.cache.enable_prefix_caching:
+            raise ValueError(
+                "engine.cache.enable_prefix_caching: must be true, for what prefill replicas "
+                "compute is found there"
+            )
+        try:
+            self.prefill_app  # noqa: B018  # the settings together
+        except ValidationError as error:
+            raise ValueError(f"prefill.engine: {explain(error)}") from error
+        return self
+
+    @property
+    def decode_app(self) -> AppConfig:
+        """The decode replicas' part. Ranks must see each other's memory, whoever else may."""
+        is_shared = self.engine.parallel.world_size > 1
+        return self._app(_with_shared_cache(self.engine, is_shared), self.replica)
+
+    @property
+    def prefill_app(self) -> AppConfig:
+        """The prefill replicas' part."""
+        engine = EngineConfig.model_validate(
+            _merged(self.engine.model_dump(exclude_unset=True), self.prefill.engine)
+        )
+        is_shared = self.transfer.shares_memory or engine.parallel.world_size > 1
+        return self._app(_with_shared_cache(engine, is_shared), self.prefill.replica)
+
+    @property
+    def pools(self) -> tuple[tuple[str, AppConfig], ...]:
+        return ((DECODE_REPLICA, self.decode_app), (PREFILL_REPLICA, self.prefill_app))
+
+    def _app(self, engine: EngineConfig, replica: ReplicaConfig) -> AppConfig:
+        return AppConfig(
+            engine=engine,
+            api=self.api,
+            replica=replica,
+            ingress=self.ingress,
+            channel=self.channel,
+        )
+
+
+def _with_shared_cache(engine: EngineConfig, is_shared: bool) -> EngineConfig:
+    cache = engine.cache.model_copy(update={"is_shared": is_shared})
+    return engine.model_copy(update={"cache": cache})
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, mapping by mapping."""
+    result = dict(base)
+    for key, value in changes.items():
+        before = result.get(key)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            result[key] = _merged(before, value)
+        else:
+            result[key] = value
+    return result
