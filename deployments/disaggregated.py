@@ -21,12 +21,15 @@ def assemble(config: DisaggregatedConfig, build: BuildEngine) -> serve.Applicati
     """The application over engines that `build` makes."""
     ports = config.channel.tcp_port_range
     prefill, decode = config.prefill_app, config.decode_app
+    is_exact = prefill.engine.parallel == decode.engine.parallel
     prefill_replicas = serve.deployment(
         EngineReplica, name=PREFILL_REPLICA, **replica_options(prefill)
     ).bind(prefill.engine, build, ExchangeOptions(config.transfer, ports))
     decode_replicas = serve.deployment(
         EngineReplica, name=DECODE_REPLICA, **replica_options(decode)
-    ).bind(decode.engine, build, ExchangeOptions(config.transfer, ports, prefill_replicas))
+    ).bind(
+        decode.engine, build, ExchangeOptions(config.transfer, ports, prefill_replicas, is_exact)
+    )
     return serve.deployment(IngressDeployment, **ingress_options(config)).bind(
         decode_replicas, config
     )

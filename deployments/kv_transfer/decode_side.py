@@ -83,6 +83,10 @@ class Prefilling:
     listener: KvListener
     copier: CopyThread
     config: TransferConfig
+    is_exact: bool
+    """Whether prefill replicas have this one's arithmetic; else they have other ranks, and greedy
+    tokens are equal in float32."""
+
     figures: TransferFigures
 
     @property
@@ -128,6 +132,7 @@ class _Transfer:
         self._first: SequenceDelta | None = None
         self._first_s = 0.0
         self._num_present = 0
+        self._fingerprint = ""
         self._is_deposited = False
         self._timer: asyncio.TimerHandle | None = None
         self._over: asyncio.Future[None] = self._loop.create_future()
@@ -140,7 +145,9 @@ class _Transfer:
             return self._request
         if self._first.finish_reason is not None:
             return None
-        return replace(self._request, emitted=(self._first.token_ids,))
+        return replace(
+            self._request, emitted=(self._first.token_ids,), fingerprint=self._fingerprint
+        )
 
     async def close(self) -> None:
         """Give back what is held, once nobody copies into it."""
@@ -166,6 +173,7 @@ class _Transfer:
         now_s = self._loop.time()
         self._shared.figures.reserved(now_s - self._started_s)
         self._num_present = blocks.num_present
+        self._fingerprint = blocks.fingerprint
         self._do(self._transfer.reserved(blocks.num_present, blocks.block_ids, now_s))
 
     # Channels call these.
@@ -205,7 +213,7 @@ class _Transfer:
         limit = min(self._request.sampling.max_tokens or room, room)
         if delta.finish_reason is FinishReason.LENGTH and limit > 1:
             delta = replace(delta, finish_reason=None)
-        self._first = delta
+        self._first = replace(delta, fingerprint=self._fingerprint)
 
     def _copied(self, copy: Copy, code: TransferCode | None) -> None:
         self._do(self._transfer.copied(copy, code, self._loop.time()))
@@ -289,10 +297,11 @@ class _Transfer:
         self, key: TransferKey, num_blocks_present: int
     ) -> PrefillEnded | NeedsTcp | Refused:
         config, now_s = self._shared.config, self._loop.time()
+        fingerprint = self._fingerprint if self._shared.is_exact else ""
         call = PrefillCall(
             self._shared.listener.door.address,
             key,
-            first_token_request(self._request),
+            first_token_request(replace(self._request, fingerprint=fingerprint)),
             num_blocks_present,
             self._shared.memory.layout_digest,
             max(0.0, self._started_s + config.timeout_s - now_s),

@@ -36,6 +36,9 @@ class ExchangeOptions:
     prefill: DeploymentHandle | None = None
     """The replicas that compute prompts for this one; None for nobody."""
 
+    is_exact: bool = True
+    """Whether they have this one's arithmetic."""
+
 
 class KvExchange:
     """Both sides of one replica; for its event loop."""
@@ -66,6 +69,7 @@ class KvExchange:
                 self._listener,
                 self._copier,
                 options.transfer,
+                options.is_exact,
                 self.figures,
             )
 

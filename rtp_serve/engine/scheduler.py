@@ -226,7 +226,8 @@ class Scheduler:
 
     def _admit(self, seq: Sequence, hit: PrefixHit, plan: _StepPlan) -> None:
         if seq.status is SequenceStatus.WAITING:
-            seq.num_cached_tokens = min(hit.num_tokens, seq.num_prompt_tokens)
+            # Who gave the first token has said what was cached of the prompt.
+            seq.num_cached_tokens = 0 if seq.num_emitted_tokens else hit.num_tokens
             self.counters.prefix_queries += seq.num_tokens
             self.counters.prefix_hits += hit.num_tokens
             self.counters.partial_hits += hit.num_partial_tokens
