@@ -75,7 +75,7 @@ class Breaker:
         peer.probe_end_s = None
         if peer.is_tripped or peer.count >= self._limits.max_failures:
             peer.is_tripped = True
-            peer.count = max(peer.count, self._limits.max_failures)
+            peer.count = self._limits.max_failures  # however many fail at once
 
     def __len__(self) -> int:
         """Peers that are remembered."""

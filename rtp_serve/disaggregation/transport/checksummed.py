@@ -63,4 +63,4 @@ def _shape(memory: KVParts, num_blocks: int) -> tuple[int, ...]:
 
 
 def _checksum(data: Bytes) -> bytes:
-    return xxhash.xxh3_128_digest(memoryview(data))
+    return xxhash.xxh3_128_digest(data.data)

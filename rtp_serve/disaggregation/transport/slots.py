@@ -3,9 +3,9 @@
     slot i   8 bytes at 64 · i: what the publication that has the slot was told, or later ones
 
 A number is never given twice by one slot. Whoever publishes blocks has a slot for as long as they
-are held; the slot gets its next number *before* the blocks are given back. A reader copies, and then
-looks whether the slot still has the number that it was told: if so, no block was given back before
-the copy ended. That asks for loads and stores that are seen in program order, as on x86.
+are held; the slot gets its next number *before* the blocks are given back. A reader copies, and
+then looks whether the slot still has the number that it was told: if so, no block was given back
+before the copy ended. That asks for loads and stores that are seen in program order, as on x86.
 """
 
 from dataclasses import dataclass
