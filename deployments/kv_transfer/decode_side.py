@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.kv_transfer.copy_thread import CopyThread
 from deployments.kv_transfer.figures import TransferFigures
 from deployments.kv_transfer.inbound import InboundChannel, Keyed, KvListener
+from deployments.kv_transfer.predictions import Predictions
 from deployments.kv_transfer.wire import (
     FirstToken,
     PrefillCall,
@@ -30,7 +31,8 @@ from deployments.kv_transfer.wire import (
     unpack_first,
 )
 from deployments.token_stream.wire import NeedsTcp, Refused, WireError
-from rtp_serve.config.disaggregation import TransferConfig
+from rtp_serve.config.disaggregation import PREFILL_REPLICA, TransferConfig
+from rtp_serve.disaggregation.breaker import Breaker
 from rtp_serve.disaggregation.decode_transfer import DecodeTransfer
 from rtp_serve.disaggregation.lifecycle import (
     Ask,
@@ -88,6 +90,8 @@ class Prefilling:
     tokens are equal in float32."""
 
     figures: TransferFigures
+    predictions: Predictions
+    breaker: Breaker
 
     @property
     def limits(self) -> TransferLimits:
@@ -104,11 +108,14 @@ async def prefill_elsewhere(
     `AsyncEngine.receive` raises.
     """
     transfer = _Transfer(shared, name, request, deliver)
+    num_tokens = len(request.prompt_token_ids)
     shared.listener.listen(name, transfer)
+    shared.predictions.begun(num_tokens)
     try:
         return await transfer.run()
     finally:
-        await transfer.close()
+        shared.predictions.ended(num_tokens)
+        transfer.close()
         shared.listener.forget(name)
 
 
@@ -149,7 +156,7 @@ class _Transfer:
             self._request, emitted=(self._first.token_ids,), fingerprint=self._fingerprint
         )
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Give back what is held, once nobody copies into it."""
         self._do(self._transfer.cancel())
         if self._timer is not None:
@@ -182,7 +189,8 @@ class _Transfer:
         self._channels[message.key] = channel
         now_s = self._loop.time()
         match message:
-            case Taken(key):
+            case Taken(key, load):
+                self._shared.predictions.heard(channel.hello.replica, load)
                 self._transfer.heard(key, now_s)
             case Accepted(key, first_block, block_ids, slot, slot_value):
                 hello = channel.hello
@@ -261,6 +269,8 @@ class _Transfer:
                 shared.engine.end_reception(request_id)
             case GiveUp(code):
                 shared.figures.gave_up(code)
+                if code is not TransferCode.NO_RESERVATION:
+                    shared.breaker.failed(PREFILL_REPLICA, self._loop.time())
 
     def _say(self, message: Received | Abort) -> None:
         channel = self._channels.get(message.key)
@@ -271,6 +281,8 @@ class _Transfer:
         now_s = self._loop.time()
         exposed_s = now_s - self._first_s if self._first_s else 0.0
         self._shared.figures.brought(now_s - self._started_s, exposed_s)
+        self._shared.predictions.brought(exposed_s)
+        self._shared.breaker.succeeded(PREFILL_REPLICA)
 
     async def _call(self, key: TransferKey, num_blocks_present: int) -> None:
         """Hold the control call of an attempt open; whatever ends it badly fails the attempt."""

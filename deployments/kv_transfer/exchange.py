@@ -15,10 +15,13 @@ from deployments.kv_transfer.decode_side import Deliver, Prefilling, prefill_els
 from deployments.kv_transfer.figures import TransferFigures
 from deployments.kv_transfer.inbound import KvListener
 from deployments.kv_transfer.outbound import KvDialer
+from deployments.kv_transfer.predictions import Predictions
 from deployments.kv_transfer.prefill_side import PrefillSide
 from deployments.kv_transfer.shared_slots import make_slots
 from deployments.kv_transfer.wire import PrefillCall, PrefillEnded
-from rtp_serve.config.disaggregation import TransferConfig
+from rtp_serve.config.disaggregation import PREFILL_REPLICA, TransferConfig
+from rtp_serve.disaggregation.breaker import Breaker, BreakerLimits
+from rtp_serve.disaggregation.choice import ChoicePolicy, ChoiceReason
 from rtp_serve.disaggregation.lifecycle import TransferLimits
 from rtp_serve.disaggregation.memory import KVMemory
 from rtp_serve.engine.async_engine import AsyncEngine
@@ -55,6 +58,10 @@ class KvExchange:
         self.figures = TransferFigures()
         self._copier = CopyThread(memory, self.figures)
         self._numbers = itertools.count(1)
+        self._loop = asyncio.get_running_loop()
+        # Serve says which replica is asked, so all of them are one peer here.
+        self._breaker = Breaker(BreakerLimits())
+        self._predictions = Predictions(engine, ChoicePolicy())
         self._shared: Prefilling | None = None
         self._listener: KvListener | None = None
         if options.prefill is not None:
@@ -71,6 +78,8 @@ class KvExchange:
                 options.transfer,
                 options.is_exact,
                 self.figures,
+                self._predictions,
+                self._breaker,
             )
 
     async def start(self) -> None:
@@ -79,7 +88,21 @@ class KvExchange:
 
     def is_for_others(self, request: Request) -> bool:
         """Whether a prefill replica is to compute the prompt."""
-        return self._shared is not None and can_be_moved(request)
+        if self._shared is None:
+            return False
+        obstacle = self._obstacle(request)
+        if self._shared.config.choice == "always" and obstacle is None:
+            return True
+        choice = self._predictions.choose(request, obstacle)
+        self.figures.chose(choice.reason)
+        return not choice.is_local
+
+    def _obstacle(self, request: Request) -> ChoiceReason | None:
+        if not can_be_moved(request):
+            return ChoiceReason.UNSUPPORTED
+        if not self._breaker.may_try(PREFILL_REPLICA, self._loop.time()):
+            return ChoiceReason.CIRCUIT_OPEN
+        return None
 
     async def bring(self, request: Request, deliver: Deliver) -> Request | None:
         """See `prefill_elsewhere`."""

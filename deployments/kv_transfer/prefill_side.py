@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from deployments.kv_transfer.outbound import KvDialer, OutboundChannel
-from deployments.kv_transfer.wire import PrefillCall, PrefillEnded, Taken, pack_first
+from deployments.kv_transfer.wire import PrefillCall, PrefillEnded, PrefillLoad, Taken, pack_first
 from rtp_serve.disaggregation.lifecycle import (
     Bump,
     PrefillAction,
@@ -89,7 +89,8 @@ class _Attempt:
 
     async def run(self) -> PrefillEnded:
         self._engine.submit(self._request, self, self)
-        self._channel.send(Taken(self._key))
+        stats = self._engine.stats
+        self._channel.send(Taken(self._key, PrefillLoad(stats.token_s, stats.num_tokens_behind)))
         self._channel.speak(self._key, self)
         self._set_timer()
         await self._over

@@ -67,10 +67,21 @@ class FirstToken(msgspec.Struct, frozen=True, array_like=True, tag=FIRST_TOKEN_T
     delta: Delta
 
 
+class PrefillLoad(msgspec.Struct, frozen=True, array_like=True):
+    """What a prefill replica knows of its times."""
+
+    token_s: float
+    """What a prompt's token costs there; 0 while that is not known."""
+
+    num_tokens_behind: int
+    """Tokens that it has yet to compute."""
+
+
 class Taken(msgspec.Struct, frozen=True, array_like=True, tag=8):
     """From the prefill replica: its engine has taken the request, which may wait there."""
 
     key: TransferKey
+    load: PrefillLoad
 
 
 FromPrefill = Hello | Taken | Accepted | Ready | FirstToken | Failed | Heartbeat

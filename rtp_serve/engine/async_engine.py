@@ -103,6 +103,11 @@ class AsyncEngine:
             self._changed.notify_all()
 
     @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self._core.block_size
+
+    @property
     def model(self) -> ServedModel:
         """What new requests run on."""
         return self._core.model
@@ -165,6 +170,10 @@ class AsyncEngine:
                 self._aborting.add(request_id)
                 self._inbox.append(lambda: self._core.abort(request_id))
                 self._changed.notify_all()
+
+    def num_cached_blocks(self, request: Request) -> int:
+        """See `EngineCore.num_cached_blocks`."""
+        return self._core.num_cached_blocks(request)
 
     def receive(self, request: Request, receiver: Receiver) -> None:
         """Reserve blocks for a prompt that another engine computes; see `EngineCore.receive`. Until

@@ -20,6 +20,7 @@ from rtp_serve.engine.recorder import EngineRecorder
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.engine.scheduler import Scheduler, SchedulerCounters
 from rtp_serve.engine.sequence import Sequence
+from rtp_serve.engine.step_rate import StepRate
 from rtp_serve.engine.tiering import Tiering
 from rtp_serve.engine.version import ModelVersion
 from rtp_serve.errors import ContextLengthExceeded, InvalidRequest, ModelChanged
@@ -61,6 +62,12 @@ class EngineStats:
     num_cached_blocks: int
     """Those that can be found, held or free."""
 
+    num_tokens_behind: int
+    """Tokens of prompts that were to be computed after the last step before all decode."""
+
+    token_s: float
+    """What a prompt's token costs of late; 0 while that is not known."""
+
 
 class EngineCore:
     """schedule → execute → update."""
@@ -87,6 +94,8 @@ class EngineCore:
         self._exchange = exchange
         # Nothing could run: others hold the blocks that lack.
         self._is_stalled = False
+        self._rate = StepRate()
+        self._num_tokens_behind = 0
         self._recorder = EngineRecorder(sink)
         self._seqs: dict[int, Sequence] = {}
         self._seqs_by_request: dict[str, dict[int, Sequence]] = {}
@@ -118,6 +127,8 @@ class EngineCore:
             num_free_blocks=self._cache.pool.num_free,
             num_blocks=self._cache.pool.num_usable,
             num_cached_blocks=self._cache.pool.num_cached,
+            num_tokens_behind=self._num_tokens_behind,
+            token_s=self._rate.token_s,
         )
 
     @property
@@ -253,6 +264,13 @@ class EngineCore:
         """Where its blocks are, for exchanges with others."""
         return self._exchanging.memory
 
+    def num_cached_blocks(self, request: Request) -> int:
+        """Of a prompt's full blocks, those that are here. An estimate, for any thread."""
+        namespace, block_size = self.version_for(request).namespace, self.block_size
+        root = root_hash(namespace, request.cache_salt)
+        chain = chain_hashes(root, request.prompt_token_ids, block_size)
+        return len(self._cache.pool.lookup(chain))
+
     def receive(self, request: Request, receiver: Receiver) -> None:
         """Reserve blocks for the prompt of a request that will come with output of another engine,
         as soon as there is room. Held until it is admitted, or `end_reception`."""
@@ -311,6 +329,10 @@ class EngineCore:
             if self._seqs[new.seq_id].first_scheduled_s is None:
                 self._recorder.scheduled(self._seqs[new.seq_id], started_s)
         output = self._execute(scheduled)
+        self._rate.observe(scheduled.num_tokens, self._clock.monotonic() - started_s)
+        # A step of decodes leaves everybody a token behind, and needs no counting.
+        is_decode = scheduled.is_decode and not self._scheduler.num_waiting
+        self._num_tokens_behind = 0 if is_decode else self._scheduler.num_tokens_behind
         deltas = self._scheduler.update(scheduled, output)
         self._recorder.expert_loads(output.expert_loads)
         if self._tiering is not None:

@@ -87,6 +87,13 @@ class Scheduler:
         return len(self._waiting) + (self._tiering.num_restoring if self._tiering else 0)
 
     @property
+    def num_tokens_behind(self) -> int:
+        """Tokens that are to be computed before each sequence gets its next one; of what waits,
+        those that are cached too."""
+        seqs = [*self._running, *self._waiting]
+        return sum(seq.num_tokens - seq.num_computed_tokens for seq in seqs)
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 

@@ -18,17 +18,13 @@ from enum import StrEnum
 from hashlib import blake2b
 
 from rtp_serve.engine.sequence import Sequence, SequenceStatus
+from rtp_serve.engine.step_rate import StepRate
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.kv_store.lower_tiers import LowerTiers, Restore, Store
 from rtp_serve.kv_store.reservation import MAX_TENANT_BYTES, StoreRequest
 
 _MAX_RESTORES = 4
-_MIN_TOKENS = 32
-"""Steps of fewer tokens say little of what a prompt's token costs."""
-
-_WEIGHT = 0.2
-"""Of the newest step."""
 
 
 class RestoreStart(StrEnum):
@@ -73,7 +69,7 @@ class Tiering:
         self._tiers = tiers
         self._restoring: dict[int, _Restoring] = {}
         self._storing: dict[int, Store] = {}
-        self._token_s = 0.0
+        self._rate = StepRate()
         cache.keep_fresh()
 
     @property
@@ -113,7 +109,7 @@ class Tiering:
         pool.hold(cached_ids)
         block_ids = tuple(pool.allocate(num_wanted))
         requests = tuple(_request_of(seq, index) for index in range(first + num_wanted))
-        job = Restore(requests, first, block_ids, self._token_s * self._cache.block_size)
+        job = Restore(requests, first, block_ids, self._rate.token_s * self._cache.block_size)
         self._restoring[id(job)] = _Restoring(
             job, seq, seq.status, [*cached_ids, *block_ids], origin=seq
         )
@@ -174,9 +170,7 @@ class Tiering:
 
     def end_step(self, num_tokens: int, elapsed_s: float, has_errors: bool) -> None:
         """A step has run: keep what it has filled, unless some of that is of no use."""
-        if num_tokens >= _MIN_TOKENS:
-            weight = _WEIGHT if self._token_s else 1.0
-            self._token_s += weight * (elapsed_s / num_tokens - self._token_s)
+        self._rate.observe(num_tokens, elapsed_s)
         fresh = self._cache.take_fresh()
         if fresh and not has_errors:
             requests = [

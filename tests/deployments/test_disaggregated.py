@@ -1,10 +1,7 @@
 """Prompts computed at prefill replicas: on the decode replicas' node and on another one."""
 
 import json
-import os
 import random
-import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +12,7 @@ import pytest
 
 from deployments.aggregated import app as aggregated
 from deployments.disaggregated import app as disaggregated
-from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA, DisaggregatedConfig
+from rtp_serve.config.disaggregation import DisaggregatedConfig
 from rtp_serve.config.serving import AppConfig
 from tests.deployments.applications import RaySession, RunningApp, running, tiny_engine
 
