@@ -122,7 +122,8 @@ class AsyncEngine:
         with self._changed:
             self._raise_if_dead()
             num_waiting = self._core.stats.num_waiting + self._num_arriving
-            if num_waiting + len(indices) > self._max_queued:
+            is_new = not request.emitted  # another engine has admitted what goes on here
+            if is_new and num_waiting + len(indices) > self._max_queued:
                 raise Overloaded(f"{num_waiting} requests are waiting; try again later")
             if request.request_id in self._sinks:
                 raise InvalidRequest(f"request_id {request.request_id!r} is in use", "request_id")
