@@ -18,8 +18,8 @@ from deployments.coalesce import CoalescingClient
 from deployments.exposure import exposed_options
 from deployments.http_server import HttpServer
 from deployments.replica_client import ReplicaClient
+from deployments.replica_search import StreamLimits
 from deployments.request_id import WithoutRequestId
-from deployments.stream_runner import StreamLimits
 from deployments.token_stream.listener import TokenListener
 from rtp_serve.api.chat import ChatService
 from rtp_serve.api.completion import CompletionService

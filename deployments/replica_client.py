@@ -9,8 +9,9 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.exposition import merge_expositions
+from deployments.replica_search import StreamLimits
 from deployments.resumption_figures import ResumptionFigures
-from deployments.stream_runner import StreamLimits, StreamRunner
+from deployments.stream_runner import StreamRunner
 from deployments.token_stream.listener import TokenListener
 from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.client import Reloaded, ServedModel

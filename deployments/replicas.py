@@ -24,6 +24,8 @@ from deployments.token_stream.wire import Call, NeedsTcp, Record, Refused, decod
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.engine import EngineConfig, ModelSource
 from rtp_serve.config.user_config import parse_user_config
+from rtp_serve.disaggregation.protocol import Span, TransferKey
+from rtp_serve.disaggregation.transport.checksummed import ExportedBlocks
 from rtp_serve.engine.async_engine import AsyncEngine
 from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.client import Reloaded, ServedModel
@@ -211,6 +213,15 @@ class EngineReplica:
             return kv_wire.encode(_refusal(EngineDead(reason)))
         except RtpServeError as error:
             return kv_wire.encode(_refusal(error))
+
+    async def export_blocks(
+        self, key: TransferKey, block_ids: tuple[int, ...], layers: Span, *, replica: str
+    ) -> ExportedBlocks | None:
+        """Bytes of blocks that `replica` has published; None if it is not this one, or not any
+        more. Big answers go through Ray's object store."""
+        if self._exchange is None or replica != self._replica:
+            return None
+        return await self._exchange.export(key, block_ids, layers)
 
     async def served_model(self) -> ServedModel:
         return await self._engine.served_model()

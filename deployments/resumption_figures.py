@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from deployments.journal import EngineFailed
+from deployments.live_replicas import ReplicaWithdrawn
 from deployments.token_stream.streams import ChannelLost
 from rtp_serve.errors import RtpServeError
 from rtp_serve.observability.metrics import PREFIX
@@ -11,7 +12,7 @@ _BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
 
 
 class ResumptionFigures:
-    """An ingress's own; reasons are `channel_lost`, `engine_failed` and `call_failed`."""
+    """An ingress's own; reasons are `channel_lost`, `engine_failed`, `drained` and `call_failed`."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -52,4 +53,6 @@ def _reason(loss: RtpServeError) -> str:
             return "channel_lost"
         case EngineFailed():
             return "engine_failed"
+        case ReplicaWithdrawn():
+            return "drained"
     return "call_failed"

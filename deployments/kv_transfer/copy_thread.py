@@ -8,7 +8,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ray.serve.handle import DeploymentHandle
+
 from deployments.kv_transfer.figures import TransferFigures
+from deployments.kv_transfer.remote_blocks import RemoteBlocks
 from rtp_serve.disaggregation.lifecycle import Copy
 from rtp_serve.disaggregation.memory import KVMemory
 from rtp_serve.disaggregation.protocol import MemoryDescriptor, TransferCode, TransferKey
@@ -26,7 +29,7 @@ Copied = Callable[[Copy, TransferCode | None], None]
 class _Job:
     copy: Copy
     source: BlockSource | None
-    """None of a peer whose memory cannot be read."""
+    """None of an attempt that was forgotten meanwhile."""
 
     copied: Copied
 
@@ -34,12 +37,16 @@ class _Job:
 class CopyThread:
     """The thread, and the memories that it copies from. Methods are for one event loop."""
 
-    def __init__(self, memory: KVMemory, figures: TransferFigures) -> None:
+    def __init__(
+        self, memory: KVMemory, handle: DeploymentHandle | None, figures: TransferFigures
+    ) -> None:
+        """`handle` leads to the prefill replicas, None where there are none."""
         self._memory = memory
+        self._handle = handle
         self._figures = figures
         self._loop = asyncio.get_running_loop()
         self._peers: dict[str, Peer | None] = {}
-        self._sources: dict[TransferKey, BlockSource | None] = {}
+        self._sources: dict[TransferKey, BlockSource] = {}
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -55,8 +62,7 @@ class CopyThread:
     def publish(self, key: TransferKey, replica: str, memory: MemoryDescriptor, slot: Slot) -> None:
         """An attempt's blocks are in this memory, as long as the slot says so."""
         if key not in self._sources:
-            peer = self._peer(replica, memory)
-            self._sources[key] = peer.source(slot) if peer is not None else None
+            self._sources[key] = self._source(key, replica, memory, slot)
 
     def forget(self, key: TransferKey) -> None:
         """Nothing more is copied of this attempt."""
@@ -81,6 +87,15 @@ class CopyThread:
             self._changed.notify()
         self._thread.join()
 
+    def _source(
+        self, key: TransferKey, replica: str, memory: MemoryDescriptor, slot: Slot
+    ) -> BlockSource:
+        peer = self._peer(replica, memory)
+        if peer is not None:
+            return peer.source(slot)
+        assert self._handle is not None, "nobody publishes for a replica that asks nobody"
+        return RemoteBlocks(self._handle, replica, key, self._memory.parts)
+
     def _peer(self, replica: str, memory: MemoryDescriptor) -> Peer | None:
         if replica not in self._peers:
             self._peers[replica] = self._join(replica, memory)
@@ -91,7 +106,7 @@ class CopyThread:
         try:
             return SharedMemoryPeer(memory, own.description, own.parts)
         except (WrongLayout, SharedMemoryUnavailable) as error:
-            logger.warning("the blocks of replica %s cannot be read: %s", replica, error.message)
+            logger.info("replica %s sends its blocks, for %s", replica, error.message)
             return None
 
     def _run(self) -> None:
@@ -109,7 +124,7 @@ class CopyThread:
     def _move(self, job: _Job) -> TransferCode | None:
         copy = job.copy
         if job.source is None:
-            return TransferCode.WRONG_LAYOUT
+            return TransferCode.CANCELLED
         try:
             is_good = job.source.copy(copy.source_block_ids, copy.target_block_ids, copy.layers)
         except WrongLayout:

@@ -24,6 +24,8 @@ from rtp_serve.disaggregation.breaker import Breaker, BreakerLimits
 from rtp_serve.disaggregation.choice import ChoicePolicy, ChoiceReason
 from rtp_serve.disaggregation.lifecycle import TransferLimits
 from rtp_serve.disaggregation.memory import KVMemory
+from rtp_serve.disaggregation.protocol import Span, TransferKey
+from rtp_serve.disaggregation.transport.checksummed import ExportedBlocks
 from rtp_serve.engine.async_engine import AsyncEngine
 from rtp_serve.engine.request import Request
 
@@ -56,7 +58,7 @@ class KvExchange:
         self._dialer = KvDialer(node_id, replica, memory.published(slots_descriptor), heartbeat_s)
         self._prefill_side = PrefillSide(engine, self._dialer, slots)
         self.figures = TransferFigures()
-        self._copier = CopyThread(memory, self.figures)
+        self._copier = CopyThread(memory, options.prefill, self.figures)
         self._numbers = itertools.count(1)
         self._loop = asyncio.get_running_loop()
         # Serve says which replica is asked, so all of them are one peer here.
@@ -113,6 +115,12 @@ class KvExchange:
     async def prefill(self, call: PrefillCall) -> PrefillEnded:
         """See `PrefillSide.run`."""
         return await self._prefill_side.run(call)
+
+    async def export(
+        self, key: TransferKey, block_ids: tuple[int, ...], layers: Span
+    ) -> ExportedBlocks | None:
+        """See `PrefillSide.export`."""
+        return await self._prefill_side.export(key, block_ids, layers)
 
     async def close(self) -> None:
         """Others find that this replica is gone."""

@@ -26,9 +26,11 @@ from rtp_serve.disaggregation.protocol import (
     Accepted,
     Failed,
     Ready,
+    Span,
     TransferCode,
     TransferKey,
 )
+from rtp_serve.disaggregation.transport.checksummed import ExportedBlocks, export_blocks
 from rtp_serve.disaggregation.transport.slots import Slot, Slots
 from rtp_serve.engine.async_engine import AsyncEngine
 from rtp_serve.engine.request import FinishReason, SequenceDelta
@@ -42,6 +44,21 @@ class PrefillSide:
         self._engine = engine
         self._dialer = dialer
         self._slots = slots
+        self._attempts: dict[TransferKey, _Attempt] = {}
+
+    async def export(
+        self, key: TransferKey, block_ids: tuple[int, ...], layers: Span
+    ) -> ExportedBlocks | None:
+        """The bytes of blocks that an attempt has published; None if they are not held any more.
+
+        Raises WrongLayout if there are no such blocks.
+        """
+        memory = self._engine.memory
+        if memory is None or key not in self._attempts:
+            return None
+        exported = await asyncio.to_thread(export_blocks, memory.parts, block_ids, layers)
+        attempt = self._attempts.get(key)
+        return exported if attempt is not None and not attempt.is_over else None
 
     async def run(self, call: PrefillCall) -> PrefillEnded:
         """One attempt, until the decode side has everything or it has come to nothing.
@@ -54,10 +71,12 @@ class PrefillSide:
         if slot is None:
             raise Overloaded("as many prompts as there can be are held for others")
         attempt = _Attempt(self._engine, channel, slot, self._slots, call)
+        self._attempts[call.key] = attempt
         try:
             return await attempt.run()
         finally:
             attempt.end()
+            del self._attempts[call.key]
 
 
 class _Attempt:
@@ -86,6 +105,10 @@ class _Attempt:
         self._num_told = 0
         self._timer: asyncio.TimerHandle | None = None
         self._over: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def is_over(self) -> bool:
+        return self._transfer.is_over
 
     async def run(self) -> PrefillEnded:
         self._engine.submit(self._request, self, self)

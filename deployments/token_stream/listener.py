@@ -8,6 +8,7 @@ import hmac
 import logging
 import secrets
 import socket
+from collections.abc import Callable
 from itertools import count
 from typing import cast
 
@@ -81,16 +82,22 @@ class TokenListener:
             self._servers.append(await loop.create_server(lambda: InboundChannel(self), sock=sock))
             self._tcp_port = sock.getsockname()[1]
 
-    def open_stream(self, request: Request, before: StreamKey | None = None) -> TokenStream:
+    def open_stream(
+        self,
+        request: Request,
+        before: StreamKey | None = None,
+        on_opened: Callable[[], None] | None = None,
+    ) -> TokenStream:
         """A new stream, or another attempt at the one of the attempt `before`.
 
-        It gets what replicas send under its own key until `close_stream`.
+        It gets what replicas send under its own key until `close_stream`; `on_opened` is called
+        when one has taken it.
         """
         if before is None:
             key = StreamKey(next(self._stream_ids))
         else:
             key = StreamKey(before.stream, before.attempt + 1)
-        stream = TokenStream(key, request.request_id, len(request.indices))
+        stream = TokenStream(key, request.request_id, len(request.indices), on_opened)
         self._streams[key] = stream
         return stream
 
@@ -119,8 +126,8 @@ class TokenListener:
             case Opened(key=key):
                 stream = self._streams.get(key)
                 if stream is not None:
-                    stream.is_opened = True
                     self._channels[key] = channel
+                    stream.opened(channel.replica)
                 else:
                     channel.abort(key)
             case Hello():
@@ -156,6 +163,11 @@ class InboundChannel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._hello: Hello | None = None
         self._deadline = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self.close)
+
+    @property
+    def replica(self) -> str:
+        assert self._hello is not None, "a message before the hello was let through"
+        return self._hello.replica
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not derive from asyncio's.

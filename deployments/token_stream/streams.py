@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from deployments.token_stream.wire import Finished, StreamKey
 from rtp_serve.engine.request import NOTHING_CACHED, FinishReason, SequenceDelta
@@ -21,21 +21,39 @@ class TokenStream:
     Belongs to one event loop. An error is raised once all deltas before it were read.
     """
 
-    def __init__(self, key: StreamKey, request_id: str, num_sequences: int) -> None:
+    def __init__(
+        self,
+        key: StreamKey,
+        request_id: str,
+        num_sequences: int,
+        on_opened: Callable[[], None] | None = None,
+    ) -> None:
         self.key = key
         self.request_id = request_id
-        self.is_opened = False
-        """Whether a replica has taken it, now or in its past."""
+        self.replica = ""
+        """Which one has taken it, now or in its past; none yet while empty."""
 
+        self._on_opened = on_opened
         self._num_unfinished = num_sequences
         self._pending: deque[SequenceDelta] = deque()
         self._error: Exception | None = None
         self._changed = asyncio.Event()
 
     @property
+    def is_opened(self) -> bool:
+        return bool(self.replica)
+
+    @property
     def is_complete(self) -> bool:
         """Whether the last delta of every sequence has arrived."""
         return self._num_unfinished == 0
+
+    def opened(self, replica: str) -> None:
+        """That replica's engine has taken it."""
+        self.replica = replica
+        self._changed.set()
+        if self._on_opened is not None:
+            self._on_opened()
 
     def push(self, delta: SequenceDelta) -> None:
         self._pending.append(delta)
@@ -48,6 +66,14 @@ class TokenStream:
         if not self.is_complete and self._error is None:
             self._error = error
             self._changed.set()
+
+    async def until_opened(self) -> None:
+        """Raises what the stream failed with before a replica took it. While nobody reads it."""
+        while not self.is_opened:
+            if self._error is not None:
+                raise self._error
+            self._changed.clear()
+            await self._changed.wait()
 
     def __aiter__(self) -> "TokenStream":
         return self

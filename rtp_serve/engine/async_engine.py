@@ -159,7 +159,8 @@ class AsyncEngine:
 
     def _raise_if_full(self, request: Request) -> None:
         num_waiting = self._core.stats.num_waiting + self._num_arriving
-        if num_waiting + len(request.indices) > self._max_queued:
+        is_new = not request.emitted  # another engine has admitted what goes on here
+        if is_new and num_waiting + len(request.indices) > self._max_queued:
             raise Overloaded(f"{num_waiting} requests are waiting; try again later")
 
     def abort(self, request_id: str) -> None:

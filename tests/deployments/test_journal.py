@@ -33,7 +33,9 @@ def test_the_rest_has_what_was_emitted_and_leaves_out_what_has_ended():
 def test_the_client_is_told_of_the_prompt_and_the_model_once_a_sequence():
     journal = StreamJournal(REQUEST)
     journal.take(FIRST)
-    assert journal.rest.emitted == ((5,), (), ())
+    rest = journal.rest
+    assert rest.emitted == ((5,), (), ())
+    journal.follow(rest)
     again = journal.take(replace(FIRST, token_ids=(6,)))
     assert (again.token_ids, again.fingerprint, again.num_cached_tokens) == ((6,), "", 0)
     other = replace(FIRST, index=1)
@@ -49,3 +51,29 @@ def test_nothing_is_noted_of_another_model_or_of_an_engines_end():
     with pytest.raises(EngineFailed, match="broke"):
         journal.take(SequenceDelta("r", 1, finish_reason=FinishReason.ABORT, error="broke"))
     assert journal.rest == rest
+
+
+def test_what_came_after_the_rest_was_noted_is_not_repeated():
+    journal = StreamJournal(REQUEST)
+    journal.take(FIRST)
+    rest = journal.rest
+    journal.take(SequenceDelta("r", 0, (6, 7)))
+    journal.take(SequenceDelta("r", 1, (8,), finish_reason=FinishReason.STOP))
+    journal.follow(rest)
+    assert journal.take(SequenceDelta("r", 0, (6,), fingerprint="fp")) is None
+    news = journal.take(SequenceDelta("r", 0, (7, 9)))
+    assert news is not None
+    assert news.token_ids == (9,)
+    assert journal.take(SequenceDelta("r", 1, (8,), finish_reason=FinishReason.STOP)) is None
+    assert journal.rest.emitted == ((5, 6, 7, 9), None, ())
+
+
+def test_other_tokens_than_the_client_has_are_no_continuation():
+    journal = StreamJournal(REQUEST)
+    journal.take(FIRST)
+    rest = journal.rest
+    journal.take(SequenceDelta("r", 0, (6, 7)))
+    journal.follow(rest)
+    with pytest.raises(EngineFailed, match="other tokens"):
+        journal.take(SequenceDelta("r", 0, (6, 8)))
+    assert journal.rest.emitted == ((5, 6, 7), (), ())

@@ -15,8 +15,8 @@ from ray import serve
 
 from deployments.args import replica_options
 from deployments.replica_client import ReplicaClient
+from deployments.replica_search import StreamLimits
 from deployments.replicas import EngineReplica
-from deployments.stream_runner import StreamLimits
 from deployments.token_stream.listener import TokenListener
 from rtp_serve.clock import WallClock
 from rtp_serve.config.serving import AppConfig

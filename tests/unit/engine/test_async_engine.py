@@ -1,5 +1,6 @@
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -97,6 +98,23 @@ def test_a_full_queue_is_refused_and_nothing_is_kept():
     worker.gate.set()
     assert sink.finished.wait(10)
     assert {d.request_id for batch in sink.batches for d in batch} == {"r0", "r1"}
+    engine.shutdown()
+
+
+def test_a_full_queue_refuses_nothing_that_another_engine_has_admitted():
+    worker = GatedWorker()
+    engine = AsyncEngine(make_core(worker=worker), max_queued=1)
+    sink = RecordingSink().expect(3)
+    engine.submit(make_request("first", max_tokens=1), sink)
+    assert worker.entered.wait(10)
+    engine.submit(make_request("second", max_tokens=1), sink)
+    third = make_request("third", max_tokens=2, ignore_eos=True)
+    first_token = predicted_tokens(third)[:1]
+    engine.submit(replace(third, emitted=(tuple(first_token),)), sink)
+    worker.gate.set()
+    assert sink.finished.wait(10)
+    (last,) = [d for batch in sink.batches for d in batch if d.request_id == "third"]
+    assert [*first_token, *last.token_ids] == predicted_tokens(third)
     engine.shutdown()
 
 

@@ -1,0 +1,36 @@
+"""Serve's own router, which also tells this process's streams which replicas are left, and brings
+a call to a given replica where its keyword `replica` names one.
+
+Serve pickles this module by value: what all of a process must share is in another one.
+"""
+
+from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
+from ray.serve.request_router import PendingRequest, RunningReplica
+
+from deployments import live_replicas
+
+
+class WatchedRouter(PowerOfTwoChoicesRequestRouter):
+    """Picks the emptier of two replicas, as Serve does by default."""
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        name = pending_request.kwargs.get("replica") if pending_request is not None else None
+        named = [each for each in candidate_replicas if each.replica_id.unique_id == name]
+        if named:
+            return [named]
+        # Without a candidate Serve would ask for ever; another replica says that it is not the one.
+        ranked: list[list[RunningReplica]] = await super().choose_replicas(
+            candidate_replicas, pending_request
+        )
+        return ranked
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        super().update_replicas(replicas)
+        # Told before a request can reach any of them: who is not named has been withdrawn.
+        deployment = self._deployment_id
+        names = frozenset(replica.replica_id.unique_id for replica in replicas)
+        live_replicas.of(deployment.app_name, deployment.name).tell(names)
