@@ -34,7 +34,7 @@ from rtp_serve.disaggregation.transport.checksummed import ExportedBlocks, expor
 from rtp_serve.disaggregation.transport.slots import Slot, Slots
 from rtp_serve.engine.async_engine import AsyncEngine
 from rtp_serve.engine.request import FinishReason, SequenceDelta
-from rtp_serve.errors import Overloaded
+from rtp_serve.errors import Overloaded, WrongLayout
 
 
 class PrefillSide:
@@ -63,9 +63,12 @@ class PrefillSide:
     async def run(self, call: PrefillCall) -> PrefillEnded:
         """One attempt, until the decode side has everything or it has come to nothing.
 
-        Raises TcpNeeded or OSError if the decode replica cannot be reached, and what
+        Raises TcpNeeded or OSError if the decode replica cannot be reached, WrongLayout, and what
         `AsyncEngine.submit` raises; nothing was begun then. Cancelling it aborts.
         """
+        memory = self._engine.memory
+        if memory is None or memory.description.layout_digest != call.layout_digest:
+            raise WrongLayout("this replica and the one that asks hold blocks in different ways")
         channel = await self._dialer.connect(call.address)
         slot = self._slots.allocate()
         if slot is None:

@@ -1,5 +1,7 @@
-"""A prefill replica whose memory cannot be mapped, as on another node: its blocks come through Ray's
-object store, as answers to calls that Serve brings to that very replica."""
+"""Blocks of a prefill replica whose memory cannot be mapped, as on another node.
+
+They come through Ray's object store, as answers to calls that Serve brings to that very replica.
+"""
 
 from collections.abc import Sequence
 

@@ -1,9 +1,14 @@
 """Prompts computed at prefill replicas: on the decode replicas' node and on another one."""
 
 import json
+import os
 import random
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +17,24 @@ import pytest
 
 from deployments.aggregated import app as aggregated
 from deployments.disaggregated import app as disaggregated
-from rtp_serve.config.disaggregation import DisaggregatedConfig
+from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA, DisaggregatedConfig
 from rtp_serve.config.serving import AppConfig
-from tests.deployments.applications import RaySession, RunningApp, running, tiny_engine
+from tests.deployments.applications import (
+    BACK,
+    FRONT,
+    RaySession,
+    RunningApp,
+    running,
+    tiny_engine,
+)
 
 NUM_PROMPTS = 200
 
 
 def config_of(model: Path, **options: Any) -> DisaggregatedConfig:
-    replica = {"num_cpus": 0.25, "health_check_period_s": 0.5}
-    prefill = {"replica": replica, "engine": {}} | options.pop("prefill", {})
+    replica = {"num_cpus": 0.25, "health_check_period_s": 0.5, **options.pop("replica", {})}
+    prefill = options.pop("prefill", {})
+    prefill = {"engine": {}, **prefill, "replica": {**replica, **prefill.get("replica", {})}}
     engine = {**tiny_engine(model), "dtype": "float32", **options.pop("engine", {})}
     transfer = {"choice": "always", "lease_s": 1.0, **options.pop("transfer", {})}
     return DisaggregatedConfig(
@@ -93,6 +106,19 @@ def served(session: RaySession, tiny_model: Path) -> Iterator[RunningApp]:
         yield app
 
 
+def is_idle(served: RunningApp) -> bool:
+    """Nothing runs, waits or is held, on either side."""
+    now = figures(served)
+    return now["num_requests_running"] == now["kv_cache_usage_ratio"] == 0
+
+
+def wait_until_idle(served: RunningApp, seconds: float = 10) -> None:
+    deadline_s = time.monotonic() + seconds
+    while not is_idle(served):
+        assert time.monotonic() < deadline_s, "something is held still"
+        threading.Event().wait(0.05)
+
+
 @pytest.mark.ray
 def test_answers_are_those_of_one_engine(served: RunningApp, expected: list[Any]):
     assert complete_all(served, make_bodies(NUM_PROMPTS)) == expected
@@ -100,3 +126,97 @@ def test_answers_are_those_of_one_engine(served: RunningApp, expected: list[Any]
     assert after["prefills_elsewhere_total"] == NUM_PROMPTS
     assert after.get("prefill_fallbacks_total", 0) == 0
     assert after["transfer_bytes_total"] > 0
+    wait_until_idle(served)
+
+
+@pytest.mark.ray
+def test_answers_from_another_node_are_the_same(
+    session: RaySession, tiny_model: Path, expected: list[Any]
+):
+    config = config_of(
+        tiny_model,
+        replica={"resources": {FRONT: 1}},
+        prefill={"replica": {"resources": {BACK: 1}}},
+    )
+    num_prompts = 40
+    with running(session, "pd-nodes", disaggregated(config)) as app:
+        assert complete_all(app, make_bodies(num_prompts)) == expected[:num_prompts]
+        after = figures(app)
+        assert after["prefills_elsewhere_total"] == num_prompts
+        wait_until_idle(app)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("prefill_tp", "decode_tp"), [(1, 2), (2, 1)])
+def test_ranks_may_differ(
+    session: RaySession,
+    tiny_model: Path,
+    expected: list[Any],
+    prefill_tp: int,
+    decode_tp: int,
+):
+    config = config_of(
+        tiny_model,
+        engine={"parallel": {"tp": decode_tp}},
+        prefill={"engine": {"parallel": {"tp": prefill_tp}}},
+    )
+    greedy = [
+        (body, choices)
+        for body, choices in zip(make_bodies(NUM_PROMPTS), expected, strict=True)
+        if body["temperature"] == 0
+    ][:40]
+    with running(session, f"pd-{prefill_tp}-{decode_tp}", disaggregated(config)) as app:
+        answers = complete_all(app, [body for body, _ in greedy])
+        after = figures(app)
+    assert after["prefills_elsewhere_total"] == len(greedy)
+    texts = [choices[0]["text"] for choices in answers]
+    assert texts == [choices[0]["text"] for _, choices in greedy]
+
+
+@pytest.mark.ray
+def test_what_cannot_be_moved_is_answered_here(served: RunningApp):
+    before = figures(served)["prefills_elsewhere_total"]
+    two = complete(served, {"prompt": "two of them", "n": 2, "seed": 3, "max_tokens": 4})
+    assert len(two) == 2
+    assert figures(served)["prefills_elsewhere_total"] == before
+
+
+@pytest.mark.ray
+def test_one_token_is_the_whole_answer(served: RunningApp):
+    body = {"prompt": "x" * 50, "temperature": 0, "ignore_eos": True}
+    (one,) = complete(served, {**body, "max_tokens": 1})
+    (two,) = complete(served, {**body, "max_tokens": 2})
+    assert one["finish_reason"] == "length"
+    assert two["text"].startswith(one["text"])
+    wait_until_idle(served)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("deployment", [PREFILL_REPLICA, DECODE_REPLICA])
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_side_costs_time_alone(
+    session: RaySession, tiny_model: Path, expected: list[Any], deployment: str, blow: int
+):
+    """In the middle of a hundred answers; replicas that are stopped do not go on."""
+    config = config_of(tiny_model, replica={"health_check_timeout_s": 2.0})
+    bodies = make_bodies(100)
+    with running(session, f"pd-{deployment.lower()}-{blow}", disaggregated(config)) as app:
+        (victim,) = app.pids(deployment)
+        with ThreadPoolExecutor(1) as threads:
+            answering = threads.submit(complete_all, app, bodies, 100)
+            while not figures(app).get("generation_tokens_total"):
+                pass
+            os.kill(victim, blow)
+            assert answering.result() == expected[:100]
+        wait_until_idle(app)
+
+
+@pytest.mark.ray
+def test_who_goes_away_leaves_nothing_held(served: RunningApp):
+    """At whatever stage: the request is cut a little later each time."""
+    url = f"{served.url}/v1/completions"
+    for delay_ms in range(0, 60, 3):
+        body = {"prompt": f"{delay_ms} " + "y" * 1500, "max_tokens": 2000, "stream": True}
+        with suppress(httpx.ReadTimeout):
+            httpx.post(url, json=body, timeout=httpx.Timeout(5, read=0.001 + delay_ms / 1000))
+    wait_until_idle(served, seconds=5)
