@@ -226,21 +226,25 @@ class _Transfer:
     def _copied(self, copy: Copy, code: TransferCode | None) -> None:
         self._do(self._transfer.copied(copy, code, self._loop.time()))
 
-    def _set_timer(self) -> None:
-        """A lease that was renewed meanwhile sets the next one."""
-        deadline_s = self._transfer.next_deadline_s
-        if deadline_s is not None:
-            self._timer = self._loop.call_at(deadline_s, self._tick)
-
     def _tick(self) -> None:
+        self._timer = None
         self._do(self._transfer.tick(self._loop.time()))
-        self._set_timer()
 
     def _do(self, actions: tuple[DecodeAction, ...]) -> None:
         for action in actions:
             self._act(action)
         if self._transfer.is_over and not self._over.done():
             self._over.set_result(None)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """It may be too early, after which the next one is set, but never too late."""
+        deadline_s = self._transfer.next_deadline_s
+        if deadline_s is None or (self._timer is not None and self._timer.when() <= deadline_s):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(deadline_s, self._tick)
 
     def _act(self, action: DecodeAction) -> None:
         shared, request_id = self._shared, self._request.request_id
