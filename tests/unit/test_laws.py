@@ -11,6 +11,7 @@ CONTROL_PLANE = [
     "rtp_serve",
     "rtp_serve.config.engine",
     "rtp_serve.engine.async_engine",
+    "rtp_serve.disaggregation.decode_transfer",
     "rtp_serve.kv_cache.manager",
     "rtp_serve.kv_store.arena_files",
     "rtp_serve.kv_store.index",

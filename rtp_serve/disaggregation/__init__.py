@@ -1,0 +1,1 @@
+"""Prefill on one replica, decode on another. See docs/disaggregation.md."""

@@ -1,0 +1,1 @@
+"""Ways in which blocks come from one replica's KV memory to another's."""
