@@ -189,6 +189,12 @@ class SharedMemoryUnavailable(RtpServeError):
     code = "shared_memory_unavailable"
 
 
+class WrongLayout(RtpServeError):
+    """Blocks of one replica's KV memory cannot be copied into another's, or are not in it."""
+
+    code = "wrong_layout"
+
+
 class RankError(RtpServeError):
     """Ranks that compute together cannot go on; `rank` is the one whose doing it is."""
 

@@ -7,6 +7,7 @@ that makes a file removes it.
 """
 
 import fcntl
+import mmap
 import os
 import re
 from contextlib import suppress
@@ -46,6 +47,35 @@ class SharedFile:
     def forget_name(self) -> None:
         """Nobody finds the file any more; those who have it keep it."""
         _unlink(self.path, self._identity)
+
+
+def map_for_reading(name: str, num_bytes: int, root: Path = SHARED_MEMORY) -> mmap.mmap:
+    """The memory that another process has made and holds, which stays while it is mapped here.
+
+    `name` may come from anywhere. Raises SharedMemoryUnavailable if there is no such file, nobody
+    holds it, or it has another length.
+    """
+    if not _NAME.fullmatch(name):
+        raise SharedMemoryUnavailable(f"{name!r} cannot be a name in shared memory")
+    path = root / f"{_PREFIX}{name}{_SUFFIX}"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise SharedMemoryUnavailable(f"cannot map {path}: {error}") from error
+    try:
+        if _remove_if_unheld(descriptor, path):
+            raise SharedMemoryUnavailable(f"{path} was left by a process that died")
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        found = os.fstat(descriptor)
+        if found.st_size != num_bytes or not _is_at(found, path):
+            raise SharedMemoryUnavailable(
+                f"{path} has {found.st_size} bytes, not {num_bytes}, or was replaced"
+            )
+        return mmap.mmap(descriptor, num_bytes, prot=mmap.PROT_READ)
+    except OSError as error:
+        raise SharedMemoryUnavailable(f"cannot map {path}: {error}") from error
+    finally:
+        os.close(descriptor)
 
 
 def _open_or_make(path: Path, num_bytes: int) -> int:
