@@ -1,6 +1,7 @@
 """Small KV memories whose every tile tells where it is."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -22,9 +23,13 @@ DOUBLED: tuple[Span, ...] = tuple((head, head + 1) for head in range(4) for _ in
 
 def content(tag: int, layers: Span = (0, NUM_LAYERS)) -> np.ndarray:
     """[layers, 2, all heads, tile_bytes]: bytes that no other tag has at any place."""
+    return _whole(tag)[layers[0] : layers[1]]
+
+
+@cache
+def _whole(tag: int) -> np.ndarray:
     rng = np.random.default_rng(tag)
-    whole = rng.integers(0, 256, (NUM_LAYERS, 2, NUM_HEADS, TILE_BYTES), np.uint8)
-    return whole[layers[0] : layers[1]]
+    return rng.integers(0, 256, (NUM_LAYERS, 2, NUM_HEADS, TILE_BYTES), np.uint8)
 
 
 def empty(division: Sequence[Span] = WHOLE, num_blocks: int = NUM_BLOCKS) -> KVParts:
