@@ -12,7 +12,7 @@ _BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
 
 
 class ResumptionFigures:
-    """An ingress's own; reasons are `channel_lost`, `engine_failed`, `drained` and `call_failed`."""
+    """An ingress's own, by reason: `channel_lost`, `engine_failed`, `drained`, `call_failed`."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()

@@ -118,6 +118,27 @@ class ReloadFailed(RtpServeError):
     code = "reload_failed"
 
 
+class StreamNotFound(RtpServeError):
+    """No stream of that id is kept for this caller."""
+
+    status = 404
+    code = "stream_not_found"
+
+
+class StreamExists(RtpServeError):
+    """A stream of this request id is kept already."""
+
+    status = 409
+    code = "stream_exists"
+
+
+class StreamEventsGone(RtpServeError):
+    """The events that come next are not kept any more."""
+
+    status = 410
+    code = "stream_events_gone"
+
+
 class NoKVTiers(RtpServeError):
     """There is nothing below the device's cache that could be trimmed or pinned."""
 

@@ -54,6 +54,7 @@ class Boundary:
             return
         asked_for = Headers(scope=scope).get("x-request-id", "")
         request_id = asked_for if _REQUEST_ID.fullmatch(asked_for) else f"req-{self._draw_id()}"
+        scope.setdefault("state", {})["request_id"] = request_id
         answer = _Answer(send, request_id)
         start_s = self._clock.monotonic()
         self._metrics.start()

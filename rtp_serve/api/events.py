@@ -23,22 +23,30 @@ def event(body: Mapping[str, Any]) -> bytes:
     return b"data: " + _encode(body) + b"\n\n"
 
 
-class EventStream(Response):
-    """Sends chunks as they come. Owns the generator and closes it, whatever happens.
+async def events_of(
+    chunks: AsyncGenerator[Mapping[str, Any], None],
+) -> AsyncGenerator[bytes, None]:
+    """An event a chunk, and that it is done. Closes `chunks`, whatever happens."""
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            yield event(chunk)
+    yield DONE
 
-    The status line waits for the first chunk, so an error before it gets a status of its own.
-    Nothing is buffered here: while the client does not read, no chunk is asked for, and a client
+
+class EventStream(Response):
+    """Sends events as they come. Owns the generator and closes it, whatever happens.
+
+    The status line waits for the first event, so an error before it gets a status of its own.
+    Nothing is buffered here: while the client does not read, no event is asked for, and a client
     that takes nothing for `stall_timeout_s` seconds (at most twice that) is given up.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, chunks: AsyncGenerator[Mapping[str, Any], None], stall_timeout_s: float
-    ) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], stall_timeout_s: float) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._chunks = chunks
+        self._events = events
         self._stall_timeout_s = stall_timeout_s
         self._num_sent = 0
         self._is_sending = False
@@ -47,14 +55,14 @@ class EventStream(Response):
         await unless_gone(self._write(send), disconnect(receive), self._stall())
 
     async def _write(self, send: Send) -> None:
-        async with aclosing(self._chunks) as chunks:
-            async for chunk in chunks:
+        async with aclosing(self._events) as events:
+            async for each in events:
                 if not self._num_sent:
                     await self._send(send, self._start())
-                await self._send(send, _part(event(chunk), more_body=True))
+                await self._send(send, _part(each, more_body=True))
             if not self._num_sent:
                 await self._send(send, self._start())
-            await self._send(send, _part(DONE, more_body=False))
+            await self._send(send, _part(b"", more_body=False))
 
     async def _send(self, send: Send, message: Message) -> None:
         self._is_sending = True

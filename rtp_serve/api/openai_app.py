@@ -15,6 +15,7 @@ from rtp_serve.api.chat import ChatService
 from rtp_serve.api.completion import CompletionService
 from rtp_serve.api.context import ServingContext
 from rtp_serve.api.errors import routing_error_response
+from rtp_serve.api.kept_streams import KeptStreams
 from rtp_serve.api.metrics import HttpMetrics
 from rtp_serve.api.routes.access import RouteTable
 from rtp_serve.api.routes.cache import CacheRoutes
@@ -22,6 +23,7 @@ from rtp_serve.api.routes.generation import generation_endpoint
 from rtp_serve.api.routes.models import ModelRoutes
 from rtp_serve.api.routes.operations import OperationsRoutes
 from rtp_serve.api.routes.playground import PlaygroundRoute
+from rtp_serve.api.routes.streams import StreamRoutes
 from rtp_serve.api.routes.tokenization import TokenizationRoutes
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.api import ApiConfig
@@ -62,8 +64,10 @@ def _route_table(context: ServingContext, config: ApiConfig, metrics: HttpMetric
     tokens = TokenizationRoutes(context)
     cache = CacheRoutes(context, config.auth)
     operations = OperationsRoutes(context.engine, metrics, config)
-    chat = generation_endpoint(ChatService(context), config.limits)
-    completion = generation_endpoint(CompletionService(context), config.limits)
+    kept = KeptStreams(config.streams, config.limits.request_timeout_s)
+    streams = StreamRoutes(kept, config.limits.client_stall_timeout_s)
+    chat = generation_endpoint(ChatService(context), config.limits, kept)
+    completion = generation_endpoint(CompletionService(context), config.limits, kept)
 
     table = RouteTable(Gate(config.auth))
     table.add("GET", "/", Access.OPEN, PlaygroundRoute().page)
@@ -78,6 +82,8 @@ def _route_table(context: ServingContext, config: ApiConfig, metrics: HttpMetric
     table.add("GET", "/v1/models/{name:path}", Access.KEY, models.retrieve)
     table.add("POST", "/v1/chat/completions", Access.KEY, chat)
     table.add("POST", "/v1/completions", Access.KEY, completion)
+    table.add("GET", "/v1/streams/{id}", Access.KEY, streams.resume)
+    table.add("DELETE", "/v1/streams/{id}", Access.KEY, streams.end)
     table.add("POST", "/tokenize", Access.KEY, tokens.tokenize)
     table.add("POST", "/detokenize", Access.KEY, tokens.detokenize)
     return table
@@ -90,8 +96,8 @@ def _layers(
     cors = Middleware(
         CORSMiddleware,
         allow_origins=config.cors_origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type", "x-request-id"],
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["authorization", "content-type", "last-event-id", "x-request-id"],
         expose_headers=["x-request-id", "retry-after"],
     )
     boundary = Middleware(

@@ -42,6 +42,9 @@ class StreamOptions(Body):
     include_usage: bool = False
     """End the stream with a chunk that carries the whole request's usage."""
 
+    resumable: bool = False
+    """Ours: number the events and keep them; the stream outlives its connection for a while."""
+
 
 class GenerationBody(Body):
     """What chats and completions have in common."""

@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
+from rtp_serve.errors import UnsupportedParameter
+
 P = TypeVar("P")
 
 
@@ -27,6 +29,11 @@ class Service(Protocol[P]):
         ...
 
 
+def is_resumable(body: Mapping[str, Any]) -> bool:
+    """Whether a body that was prepared asks for a stream that outlives its connection."""
+    return bool((body.get("stream_options") or {}).get("resumable"))
+
+
 async def answer(
     service: Service[P], body: Mapping[str, Any], tenant: str = ""
 ) -> Mapping[str, Any]:
@@ -38,8 +45,14 @@ async def answer(
 async def answer_stream(
     service: Service[P], body: Mapping[str, Any], tenant: str = ""
 ) -> AsyncGenerator[Mapping[str, Any], None]:
-    """The answer in chunks, whatever `body` says of streaming."""
+    """The answer in chunks, whatever `body` says of streaming. Raises UnsupportedParameter for one
+    that is to be resumable, which is HTTP's."""
     prepared = await service.prepare({**body, "stream": True}, tenant)
+    if is_resumable(body):
+        raise UnsupportedParameter(
+            "stream_options.resumable must be false or left out: streams are resumed over HTTP",
+            "stream_options.resumable",
+        )
     async with aclosing(service.stream(prepared)) as chunks:
         async for chunk in chunks:
             yield chunk

@@ -94,6 +94,22 @@ class LimitsConfig(Config):
     """A client that takes nothing for so long while we stream is dropped."""
 
 
+class KeptStreamsConfig(Config):
+    """Streams with `stream_options: {resumable: true}`, which outlive their connection."""
+
+    max_streams: int = Field(default=256, ge=0)
+    """How many an ingress keeps, running and over; 0: none can be resumed."""
+
+    max_bytes: ByteSize = 1 << 20
+    """Events kept of each; the oldest go first."""
+
+    grace_s: float = Field(default=30.0, gt=0)
+    """One that nobody reads for so long is aborted."""
+
+    keep_s: float = Field(default=60.0, ge=0)
+    """After its end it can be read for so long."""
+
+
 class ApiConfig(Config):
     """The OpenAI-compatible HTTP server."""
 
@@ -102,6 +118,9 @@ class ApiConfig(Config):
 
     limits: LimitsConfig = LimitsConfig()
     """Hard caps on each request."""
+
+    streams: KeptStreamsConfig = KeptStreamsConfig()
+    """Streams that clients may resume."""
 
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call the API from a browser; none by default."""

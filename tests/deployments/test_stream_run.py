@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from itertools import pairwise
 
 import pytest
 
@@ -196,7 +197,7 @@ def test_withdrawals_are_no_losses_and_losses_are():
         reading = asyncio.create_task(stage.read())
         await stage.replicas.attempt(1)
         names = ("a", "b", "c", "d")
-        for number, (name, left) in enumerate(zip(names, names[1:], strict=False), 1):
+        for number, (name, left) in enumerate(pairwise(names), 1):
             (await stage.replicas.attempt(number)).tokens.opened(name)
             stage.live.tell(frozenset({left}))
         last = await stage.replicas.attempt(4)

@@ -30,7 +30,7 @@ class ScriptedEngine:
     """One an engine; those with tiers can be trimmed and pinned."""
 
     stall_after: int | None = None
-    """Give this many deltas, then none, for ever."""
+    """Give this many deltas, then none until `go_on`."""
 
     failure: Exception | None = None
     """Raised after `fail_after` deltas."""
@@ -52,6 +52,7 @@ class ScriptedEngine:
     """(token ids, salt, seconds)"""
 
     has_stalled: asyncio.Event = field(default_factory=asyncio.Event)
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def generate(self, request: Request) -> AsyncGenerator[SequenceDelta, None]:
         self.requests.append(request)
@@ -105,7 +106,7 @@ class ScriptedEngine:
             raise self.failure
         if count == self.stall_after:
             self.has_stalled.set()
-            await asyncio.Event().wait()
+            await self.go_on.wait()
         await asyncio.sleep(0)
 
     def _deltas(self, request: Request) -> Iterator[SequenceDelta]:
