@@ -106,7 +106,7 @@ class ApplicationEntry(Config):
     def config(self) -> AppConfig:
         """`args` of an application of ours. Raises ConfigError."""
         where = f"args of application {self.name!r}"
-        return parse_config(_TOPOLOGIES[self.import_path], self.args, where)
+        return parse_config(_TOPOLOGIES.get(self.import_path, AppConfig), self.args, where)
 
 
 class ServeFile(Config):
@@ -163,7 +163,7 @@ def _check_overrides(application: ApplicationEntry) -> None:
     names = [name for name, _ in application.config.pools]
     for override in application.deployments:
         if override.get("name") in names and "user_config" in override:
-            parse_user_config(override["user_config"])
+            parse_user_config(override["user_config"], override["name"])
 
 
 def _check_listeners(listeners: list[ApplicationEntry]) -> None:

@@ -4,13 +4,13 @@ from typing import Any
 
 from rtp_serve.config.engine import ModelSource
 from rtp_serve.config.parse import parse_config
+from rtp_serve.config.serving import ENGINE_REPLICA
 from rtp_serve.errors import ConfigError
 
-_WHERE = "user_config of engine replicas"
 
-
-def parse_user_config(values: Any) -> ModelSource:
+def parse_user_config(values: Any, deployment: str = ENGINE_REPLICA) -> ModelSource:
     """Which weights to run. Raises ConfigError; there is no default to fall back to by mistake."""
+    where = f"user_config of {deployment}"
     if isinstance(values, dict) and "model" not in values:
-        raise ConfigError(f"{_WHERE}: model: must be given")
-    return parse_config(ModelSource, values, _WHERE)
+        raise ConfigError(f"{where}: model: must be given")
+    return parse_config(ModelSource, values, where)

@@ -105,9 +105,9 @@ def test_an_interrupted_call_leaves_the_model_whole(llm: LLM, monkeypatch: pytes
     model = llm._core._executor._worker._worker._versions[0].runner._model
     forward = model.forward
 
-    def interrupted(*arguments: Any) -> Any:
+    def interrupted(*arguments: Any, **options: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
-        return forward(*arguments)
+        return forward(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(model, "forward", interrupted)
