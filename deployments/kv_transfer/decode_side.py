@@ -31,6 +31,7 @@ from deployments.kv_transfer.wire import (
     unpack_first,
 )
 from deployments.token_stream.wire import NeedsTcp, Refused, WireError
+from rtp_serve.clock import Clock
 from rtp_serve.config.disaggregation import PREFILL_REPLICA, TransferConfig
 from rtp_serve.disaggregation.breaker import Breaker
 from rtp_serve.disaggregation.decode_transfer import DecodeTransfer
@@ -92,6 +93,8 @@ class Prefilling:
     figures: TransferFigures
     predictions: Predictions
     breaker: Breaker
+    clock: Clock
+    """For what is measured; another process of this node has the same."""
 
     @property
     def limits(self) -> TransferLimits:
@@ -137,7 +140,8 @@ class _Transfer:
         self._channels: dict[TransferKey, InboundChannel] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._first: SequenceDelta | None = None
-        self._first_s = 0.0
+        self._began_s = shared.clock.monotonic()
+        self._last_layer_s = 0.0
         self._num_present = 0
         self._fingerprint = ""
         self._is_deposited = False
@@ -178,7 +182,7 @@ class _Transfer:
 
     def _on_reserved(self, blocks: Reserved) -> None:
         now_s = self._loop.time()
-        self._shared.figures.reserved(now_s - self._started_s)
+        self._shared.figures.reserved(self._shared.clock.monotonic() - self._began_s)
         self._num_present = blocks.num_present
         self._fingerprint = blocks.fingerprint
         self._do(self._transfer.reserved(blocks.num_present, blocks.block_ids, now_s))
@@ -201,7 +205,7 @@ class _Transfer:
             case Ready(key, blocks, layers):
                 self._do(self._transfer.ready(key, blocks, layers, now_s))
             case FirstToken(key):
-                self._take_first(message)
+                self._take_first(channel, message)
                 self._do(self._transfer.first_token(key, now_s))
             case Failed(key, code):
                 self._do(self._transfer.failed(key, code, now_s))
@@ -212,10 +216,12 @@ class _Transfer:
     def lose(self, key: TransferKey) -> None:
         self._do(self._transfer.lost(key, self._loop.time()))
 
-    def _take_first(self, message: FirstToken) -> None:
+    def _take_first(self, channel: InboundChannel, message: FirstToken) -> None:
         """The last one only if the whole request says so."""
         if self._first is not None:
             return
+        now_s = self._shared.clock.monotonic()
+        self._last_layer_s = message.last_layer_s if channel.is_local else now_s
         delta = unpack_first(self._request.request_id, message)
         room = self._shared.engine.model.max_model_len - len(self._request.prompt_token_ids)
         limit = min(self._request.sampling.max_tokens or room, room)
@@ -257,7 +263,6 @@ class _Transfer:
                 shared.copier.copy(action, self._copied)
             case Forward():
                 assert self._first is not None, "there is a first token"
-                self._first_s = self._loop.time()
                 self._deliver(self._first)
                 if self._first.finish_reason is not None:
                     self._do(self._transfer.cancel())
@@ -282,9 +287,9 @@ class _Transfer:
             channel.send(message)
 
     def _note(self) -> None:
-        now_s = self._loop.time()
-        exposed_s = now_s - self._first_s if self._first_s else 0.0
-        self._shared.figures.brought(now_s - self._started_s, exposed_s)
+        now_s = self._shared.clock.monotonic()
+        exposed_s = now_s - self._last_layer_s if self._last_layer_s else 0.0
+        self._shared.figures.brought(now_s - self._began_s, exposed_s)
         self._shared.predictions.brought(exposed_s)
         self._shared.breaker.succeeded(PREFILL_REPLICA)
 

@@ -19,6 +19,7 @@ from deployments.kv_transfer.predictions import Predictions
 from deployments.kv_transfer.prefill_side import PrefillSide
 from deployments.kv_transfer.shared_slots import make_slots
 from deployments.kv_transfer.wire import PrefillCall, PrefillEnded
+from rtp_serve.clock import WallClock
 from rtp_serve.config.disaggregation import PREFILL_REPLICA, TransferConfig
 from rtp_serve.disaggregation.breaker import Breaker, BreakerLimits
 from rtp_serve.disaggregation.choice import ChoicePolicy, ChoiceReason
@@ -56,7 +57,9 @@ class KvExchange:
         heartbeat_s = TransferLimits(options.transfer.lease_s).heartbeat_s
         slots, slots_descriptor = make_slots(f"{secrets.token_hex(8)}-slots")
         self._dialer = KvDialer(node_id, replica, memory.published(slots_descriptor), heartbeat_s)
-        self._prefill_side = PrefillSide(engine, self._dialer, slots)
+        self._prefill_side = PrefillSide(
+            engine, self._dialer, slots, options.transfer.layer_groups, WallClock()
+        )
         self.figures = TransferFigures()
         self._copier = CopyThread(memory, options.prefill, self.figures)
         self._numbers = itertools.count(1)
@@ -82,6 +85,7 @@ class KvExchange:
                 self.figures,
                 self._predictions,
                 self._breaker,
+                WallClock(),
             )
 
     async def start(self) -> None:

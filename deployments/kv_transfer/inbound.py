@@ -4,6 +4,7 @@ transfer."""
 import asyncio
 import hmac
 import logging
+import socket
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -109,12 +110,18 @@ class InboundChannel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._hello: Hello | None = None
         self._current: dict[str, TransferKey] = {}
+        self._is_local = False
         self._deadline = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self.close)
 
     @property
     def hello(self) -> Hello:
         assert self._hello is not None, "nothing is told before a hello"
         return self._hello
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the peer is on this node."""
+        return self._is_local
 
     def forget(self, transfer: str) -> None:
         self._current.pop(transfer, None)
@@ -130,7 +137,9 @@ class InboundChannel(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not derive from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
-        if not may_enter(transport.get_extra_info("socket")):
+        connection = transport.get_extra_info("socket")
+        self._is_local = connection.family == socket.AF_UNIX
+        if not may_enter(connection):
             self.close()
 
     def data_received(self, data: bytes) -> None:

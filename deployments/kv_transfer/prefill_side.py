@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from deployments.kv_transfer.outbound import KvDialer, OutboundChannel
 from deployments.kv_transfer.wire import PrefillCall, PrefillEnded, PrefillLoad, Taken, pack_first
+from rtp_serve.clock import Clock
 from rtp_serve.disaggregation.lifecycle import (
     Bump,
     PrefillAction,
@@ -40,8 +41,17 @@ from rtp_serve.errors import Overloaded, WrongLayout
 class PrefillSide:
     """What one prefill replica computes for others."""
 
-    def __init__(self, engine: AsyncEngine, dialer: KvDialer, slots: Slots) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        dialer: KvDialer,
+        slots: Slots,
+        layer_groups: int,
+        clock: Clock,
+    ) -> None:
+        self._clock = clock
         self._engine = engine
+        self._layer_groups = layer_groups
         self._dialer = dialer
         self._slots = slots
         self._attempts: dict[TransferKey, _Attempt] = {}
@@ -73,7 +83,9 @@ class PrefillSide:
         slot = self._slots.allocate()
         if slot is None:
             raise Overloaded("as many prompts as there can be are held for others")
-        attempt = _Attempt(self._engine, channel, slot, self._slots, call)
+        attempt = _Attempt(
+            self._engine, channel, slot, self._slots, call, self._layer_groups, self._clock
+        )
         self._attempts[call.key] = attempt
         try:
             return await attempt.run()
@@ -92,7 +104,11 @@ class _Attempt:
         slot: Slot,
         slots: Slots,
         call: PrefillCall,
+        layer_groups: int,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
+        self.max_groups = layer_groups
         self._engine = engine
         self._channel = channel
         self._slots = slots
@@ -106,6 +122,7 @@ class _Attempt:
         self._request = replace(call.request, request_id=f"{call.key.transfer}#{call.key.epoch}")
         self._first: SequenceDelta | None = None
         self._num_told = 0
+        self._last_layer_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._over: asyncio.Future[None] = self._loop.create_future()
 
@@ -141,6 +158,7 @@ class _Attempt:
         self._hand_over(self._on_deltas, deltas)
 
     def ready(self, first: int, block_ids: Sequence[int], layers: range) -> None:
+        self._last_layer_s = self._clock.monotonic()
         self._hand_over(self._on_ready, first, tuple(block_ids), layers)
 
     def _hand_over(self, take: object, *arguments: object) -> None:
@@ -204,7 +222,7 @@ class _Attempt:
                 send(Ready(key, blocks, layers))
             case SendFirstToken(key):
                 assert self._first is not None, "there is a first token"
-                send(pack_first(key, self._first))
+                send(pack_first(key, self._first, self._last_layer_s))
             case SendFailed(key, code):
                 send(Failed(key, code))
             case StopComputing():

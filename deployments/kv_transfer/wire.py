@@ -65,6 +65,9 @@ class FirstToken(msgspec.Struct, frozen=True, array_like=True, tag=FIRST_TOKEN_T
 
     key: TransferKey
     delta: Delta
+    last_layer_s: float
+    """When the prompt's last layer was computed, by the sender's monotonic clock: which is the
+    receiver's on one node."""
 
 
 class PrefillLoad(msgspec.Struct, frozen=True, array_like=True):
@@ -118,8 +121,8 @@ def decode_from_decode(data: bytes) -> FromDecode:
     return _decode(_from_decode, data)
 
 
-def pack_first(key: TransferKey, delta: SequenceDelta) -> FirstToken:
-    return FirstToken(key, pack_delta(_NO_STREAM, delta))
+def pack_first(key: TransferKey, delta: SequenceDelta, last_layer_s: float) -> FirstToken:
+    return FirstToken(key, pack_delta(_NO_STREAM, delta), last_layer_s)
 
 
 def unpack_first(request_id: str, first: FirstToken) -> SequenceDelta:

@@ -15,15 +15,16 @@ from typing import Protocol
 from rtp_serve.engine.sequence import Sequence as TokenSequence
 from rtp_serve.kv_cache.block_pool import BlockPool
 
-_MAX_GROUPS = 8
-"""Layers are told in so many groups a step at most: the last one's copy is what is exposed."""
-
 _MIN_TOKENS_PER_GROUP = 64
 """A step of fewer is over so soon that a word for each group would cost more than it saves."""
 
 
 class PublicationSink(Protocol):
     """Who wants a prompt's keys and values."""
+
+    max_groups: int
+    """In so many groups layers are told in a step, at most: the last one's copy is what is
+    exposed."""
 
     def ready(self, first: int, block_ids: Sequence[int], layers: range) -> None:
         """Blocks `first`, first + 1, … of the chain are in these blocks of the device, for these
@@ -90,7 +91,8 @@ class Publishing:
             self._add_part(publication, seq, min(end, seq.num_prompt_tokens))
         if not self._parts:
             return 0
-        num_groups = max(1, min(_MAX_GROUPS, num_tokens // _MIN_TOKENS_PER_GROUP))
+        wanted = max(part.publication.sink.max_groups for part in self._parts)
+        num_groups = max(1, min(wanted, num_tokens // _MIN_TOKENS_PER_GROUP))
         return -(-self._num_layers // num_groups)
 
     def tell(self, num_layers: int) -> None:

@@ -40,6 +40,8 @@ class Side:
 class Told:
     """What a publication has said: which block is where, and in which layers."""
 
+    max_groups = 8
+
     def __init__(self) -> None:
         self.block_ids: dict[int, int] = {}
         self.layers: dict[int, set[int]] = {}
