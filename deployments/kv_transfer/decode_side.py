@@ -142,6 +142,7 @@ class _Transfer:
         self._first: SequenceDelta | None = None
         self._began_s = shared.clock.monotonic()
         self._last_layer_s = 0.0
+        self._copied_s = 0.0
         self._num_present = 0
         self._fingerprint = ""
         self._is_deposited = False
@@ -230,6 +231,7 @@ class _Transfer:
         self._first = replace(delta, fingerprint=self._fingerprint)
 
     def _copied(self, copy: Copy, code: TransferCode | None) -> None:
+        self._copied_s = self._shared.clock.monotonic()
         self._do(self._transfer.copied(copy, code, self._loop.time()))
 
     def _tick(self) -> None:
@@ -288,7 +290,8 @@ class _Transfer:
 
     def _note(self) -> None:
         now_s = self._shared.clock.monotonic()
-        exposed_s = now_s - self._last_layer_s if self._last_layer_s else 0.0
+        is_known = self._first is not None
+        exposed_s = max(0.0, self._copied_s - self._last_layer_s) if is_known else 0.0
         self._shared.figures.brought(now_s - self._began_s, exposed_s)
         self._shared.predictions.brought(exposed_s)
         self._shared.breaker.succeeded(PREFILL_REPLICA)

@@ -40,7 +40,7 @@ class TransferFigures:
             "prefill_elsewhere", "Request to the last layer of its prompt."
         )
         self._exposed = self._histogram(
-            "exposed_transfer", "First token to the last layer: what the second token waits for."
+            "exposed_transfer", "End of the prompt's last layer to the end of the last copy."
         )
 
     def reserved(self, wait_s: float) -> None:
