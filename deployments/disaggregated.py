@@ -31,5 +31,5 @@ def assemble(config: DisaggregatedConfig, build: BuildEngine) -> serve.Applicati
         decode.engine, build, ExchangeOptions(config.transfer, ports, prefill_replicas, is_exact)
     )
     return serve.deployment(IngressDeployment, **ingress_options(config)).bind(
-        decode_replicas, config
+        decode_replicas, config, [prefill_replicas]
     )

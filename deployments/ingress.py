@@ -4,7 +4,7 @@ Torch is never imported here: it would cost seconds and 200 MiB for every ingres
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -48,8 +48,12 @@ class Ingress:
     """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, replicas: DeploymentHandle, config: AppConfig
+        self,
+        replicas: DeploymentHandle,
+        config: AppConfig,
+        helpers: Sequence[DeploymentHandle] = (),
     ) -> None:
+        """`helpers`: see `ReplicaClient`."""
         configure_logging()
         self._config = config
         self._listener = TokenListener(
@@ -63,6 +67,7 @@ class Ingress:
             replicas,
             self._listener,
             StreamLimits(config.ingress.replica_timeout_s, config.ingress.max_resumptions),
+            helpers,
         )
         tokenizer, chat_template = await asyncio.to_thread(_load_text, config)
         self._context = ServingContext(

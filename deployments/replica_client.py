@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from itertools import chain
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
@@ -27,9 +28,16 @@ class ReplicaClient:
     """Runs requests on the replicas behind `handle`; belongs to one event loop."""
 
     def __init__(
-        self, handle: DeploymentHandle, listener: TokenListener, limits: StreamLimits
+        self,
+        handle: DeploymentHandle,
+        listener: TokenListener,
+        limits: StreamLimits,
+        helpers: Sequence[DeploymentHandle] = (),
     ) -> None:
+        """`helpers` lead to engines that run no streams, as prefill replicas: they are reloaded,
+        asked for figures and told of caches like the others, and need not be there."""
         self._handle = handle
+        self._helpers = helpers
         self._replica_timeout_s = limits.replica_timeout_s
         self._figures = ResumptionFigures()
         self._streams = StreamRunner(handle, listener, limits, self._figures)
@@ -86,7 +94,8 @@ class ReplicaClient:
         return by_store
 
     async def check_health(self) -> None:
-        await self._broadcast("check_health")
+        if all(isinstance(each, Exception) for each in await self._ask("check_health")):
+            raise EngineDead("no replica answers")
 
     async def metrics_text(self) -> str:
         """The streams' figures, and those of the replicas that answer."""
@@ -105,9 +114,30 @@ class ReplicaClient:
         return answers
 
     async def _ask_all(self, method: str, timeout_s: float, *arguments: Any) -> list[Any]:
-        """What each replica returns or raises. Raises EngineDead when there is none to ask."""
+        """What each replica and helper returns or raises. Raises EngineDead when there is no
+        replica to ask."""
+        own, *others = await asyncio.gather(
+            *(
+                self._ask(method, *arguments, timeout_s=timeout_s, handle=handle)
+                for handle in (self._handle, *self._helpers)
+            ),
+            return_exceptions=True,
+        )
+        if isinstance(own, BaseException):
+            raise own
+        helped = [each for each in others if not isinstance(each, BaseException)]
+        return [*own, *chain.from_iterable(helped)]
+
+    async def _ask(
+        self,
+        method: str,
+        *arguments: Any,
+        timeout_s: float = _STATUS_TIMEOUT_S,
+        handle: DeploymentHandle | None = None,
+    ) -> list[Any]:
+        """What each of a deployment's replicas returns or raises."""
         try:
-            response = self._handle.broadcast(method, *arguments)
+            response = (handle or self._handle).broadcast(method, *arguments)
             results = await response.results_async(timeout_s=timeout_s, return_exceptions=True)
         except (RayError, RayServeException, TimeoutError) as error:
             raise EngineDead(f"no replica answers: {type(error).__name__}") from error

@@ -280,7 +280,7 @@ class _Transfer:
                 shared.engine.end_reception(request_id)
             case GiveUp(code):
                 shared.figures.gave_up(code)
-                if code is not TransferCode.NO_RESERVATION:
+                if self._transfer.key.epoch:  # else nobody was asked
                     shared.breaker.failed(PREFILL_REPLICA, self._loop.time())
 
     def _say(self, message: Received | Abort) -> None:

@@ -123,7 +123,7 @@ class EngineCore:
     def stats(self) -> EngineStats:
         return EngineStats(
             num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting,
+            num_waiting=self._scheduler.num_waiting + self._num_asking,
             num_free_blocks=self._cache.pool.num_free,
             num_blocks=self._cache.pool.num_usable,
             num_cached_blocks=self._cache.pool.num_cached,
@@ -271,6 +271,11 @@ class EngineCore:
         chain = chain_hashes(root, request.prompt_token_ids, block_size)
         return len(self._cache.pool.lookup(chain))
 
+    @property
+    def _num_asking(self) -> int:
+        """Requests that wait for room while others compute their prompts."""
+        return self._exchange.receiving.num_asking if self._exchange is not None else 0
+
     def receive(self, request: Request, receiver: Receiver) -> None:
         """Reserve blocks for the prompt of a request that will come with output of another engine,
         as soon as there is room. Held until it is admitted, or `end_reception`."""
@@ -287,6 +292,7 @@ class EngineCore:
         """Hold nothing for it any more; nobody writes to its blocks. Unknown ones are ignored."""
         self._exchanging.receiving.end(request_id)
         self._after_release()
+        self._recorder.state(self._scheduler, self._cache.usage)
 
     def publish(self, request_id: str, sink: PublicationSink) -> None:
         """Tell `sink` of the keys and values of this request's prompt, which is yet to be added."""
@@ -296,6 +302,7 @@ class EngineCore:
         """Tell and hold nothing of it any more. Unknown ones are ignored."""
         self._exchanging.publishing.end(request_id)
         self._after_release()
+        self._recorder.state(self._scheduler, self._cache.usage)
 
     @property
     def _exchanging(self) -> Exchange:

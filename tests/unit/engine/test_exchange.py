@@ -12,6 +12,7 @@ import pytest
 
 from rtp_serve.engine.receiving import Reserved
 from rtp_serve.engine.request import FinishReason, Request, SequenceDelta, first_token_request
+from rtp_serve.observability.metrics import PrometheusSink
 from tests.factories import (
     EOS,
     NUM_LAYERS,
@@ -216,6 +217,16 @@ def test_room_is_given_in_order_and_after_those_who_wait_here():
     core.end_reception("b")
     core.end_reception("c")
     assert core.stats.num_free_blocks == core.stats.num_blocks
+
+
+def test_what_is_held_shows_until_it_is_given_back():
+    sink = PrometheusSink()
+    core = make_core(num_blocks=11, sink=sink)
+    core.receive(make_request("a", make_prompt(64)), Room())
+    run_to_end(core, [make_request("b", make_prompt(20, seed=1))])
+    assert "kv_cache_usage_ratio 0.4" in sink.render()
+    core.end_reception("a")
+    assert "kv_cache_usage_ratio 0.0" in sink.render()
 
 
 def test_who_gives_up_asking_is_forgotten():
