@@ -21,7 +21,7 @@ from rtp_serve.engine.sequence import Sequence, SequenceStatus
 from rtp_serve.engine.step_rate import StepRate
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_cache.manager import KVCacheManager
-from rtp_serve.kv_store.lower_tiers import LowerTiers, Restore, Store
+from rtp_serve.kv_store.lower_tiers import STORE_BLOCKS, LowerTiers, Restore, Store
 from rtp_serve.kv_store.reservation import MAX_TENANT_BYTES, StoreRequest
 
 _MAX_RESTORES = 4
@@ -164,9 +164,18 @@ class Tiering:
         """Until a job has ended."""
         self._tiers.wait(timeout_s)
 
-    def set_hurry(self, num_running: int, num_waiting: int) -> None:
-        """Storing takes its time while sequences decode, and nobody waits for the blocks it has."""
-        self._tiers.set_hurry(num_running == 0 or num_waiting > 0)
+    def begin_step(self, num_scheduled: Items[int], is_decoding: bool, num_waiting: int) -> None:
+        """Storing takes its time beside a step of sequences with so many tokens each, unless
+        somebody waits for the blocks it has, or what the step fills would find no room."""
+        block_size = self._cache.block_size
+        num_filled = sum(num_tokens // block_size + 1 for num_tokens in num_scheduled)
+        self._tiers.set_pace(is_in_hurry=num_waiting > 0, num_expected=num_filled)
+        self._tiers.set_decoding(is_decoding)
+
+    def end_steps(self) -> None:
+        """No sequence runs."""
+        self._tiers.set_pace(is_in_hurry=True)
+        self._tiers.set_decoding(False)
 
     def end_step(self, num_tokens: int, elapsed_s: float, has_errors: bool) -> None:
         """A step has run: keep what it has filled, unless some of that is of no use."""
@@ -268,10 +277,13 @@ class Tiering:
         del self._restoring[id(restoring.job)]
 
     def _store(self, requests: Items[StoreRequest], block_ids: Items[int]) -> None:
-        job = self._tiers.store(requests, block_ids)
-        if job is not None:
-            self._cache.pool.hold(job.block_ids)
-            self._storing[id(job)] = job
+        """In parts, so that the device has blocks back before all are stored."""
+        for first in range(0, len(requests), STORE_BLOCKS):
+            part = slice(first, first + STORE_BLOCKS)
+            job = self._tiers.store(requests[part], block_ids[part])
+            if job is not None:
+                self._cache.pool.hold(job.block_ids)
+                self._storing[id(job)] = job
 
 
 def _request_of(seq: Sequence, index: int) -> StoreRequest:
