@@ -108,7 +108,8 @@ class Tiering:
             return RestoreStart.LATER
         pool.hold(cached_ids)
         block_ids = tuple(pool.allocate(num_wanted))
-        requests = tuple(_request_of(seq, index) for index in range(first + num_wanted))
+        chain = seq.block_hashes[: first + num_wanted]
+        requests = tuple(_requests(chain, seq.namespace, seq.cache_salt))
         job = Restore(requests, first, block_ids, self._rate.token_s * self._cache.block_size)
         self._restoring[id(job)] = _Restoring(
             job, seq, seq.status, [*cached_ids, *block_ids], origin=seq
@@ -183,7 +184,8 @@ class Tiering:
         fresh = self._cache.take_fresh()
         if fresh and not has_errors:
             requests = [
-                _request(each.key, each.parent, each.namespace, each.salt) for each in fresh
+                StoreRequest(each.key, each.parent, _tenant(each.salt), _tag(each.namespace))
+                for each in fresh
             ]
             self._store(requests, [each.block_id for each in fresh])
 
@@ -191,12 +193,7 @@ class Tiering:
         """Store what the device has of a chain, from its beginning, in case the tiers have lost it;
         what they have they refuse. Between steps."""
         block_ids = self._cache.pool.lookup(chain)
-        parents = [None, *chain]
-        requests = [
-            _request(key, parent, namespace, salt)
-            for key, parent, _ in zip(chain, parents, block_ids, strict=False)
-        ]
-        self._store(requests, block_ids)
+        self._store(_requests(chain[: len(block_ids)], namespace, salt), block_ids)
 
     def close(self) -> None:
         """End the jobs."""
@@ -286,13 +283,17 @@ class Tiering:
                 self._storing[id(job)] = job
 
 
-def _request_of(seq: Sequence, index: int) -> StoreRequest:
-    parent = seq.block_hashes[index - 1] if index else None
-    return _request(seq.block_hashes[index], parent, seq.namespace, seq.cache_salt)
+def _requests(chain: Items[BlockHash], namespace: bytes, salt: str) -> list[StoreRequest]:
+    """For a chain, from its beginning."""
+    tenant, tag = _tenant(salt), _tag(namespace)
+    parents = [None, *chain[:-1]]
+    return [
+        StoreRequest(key, parent, tenant, tag) for key, parent in zip(chain, parents, strict=True)
+    ]
 
 
-def _request(key: BlockHash, parent: BlockHash | None, namespace: bytes, salt: str) -> StoreRequest:
-    return StoreRequest(key, parent, _tenant(salt), namespace[:8].ljust(8, b"\0"))
+def _tag(namespace: bytes) -> bytes:
+    return namespace[:8].ljust(8, b"\0")
 
 
 def _tenant(salt: str) -> str:

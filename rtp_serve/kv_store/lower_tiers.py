@@ -35,7 +35,6 @@ from rtp_serve.kv_store.transfer_rate import TransferRate
 STORE_BLOCKS = 16
 """Of a job that stores, at most: they are reserved and completed at once."""
 
-
 _log = logging.getLogger(__name__)
 
 
