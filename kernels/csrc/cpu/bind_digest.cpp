@@ -11,7 +11,8 @@ namespace nb = nanobind;
 class Buffer {
  public:
   Buffer(nb::handle object, int flags) {
-    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_SIMPLE | flags) != 0) nb::raise_python_error();
+    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_SIMPLE | flags) != 0)
+      nb::raise_python_error();
   }
   ~Buffer() { PyBuffer_Release(&view_); }
   Buffer(const Buffer&) = delete;
@@ -29,8 +30,9 @@ nb::bytes py_digest_copy(nb::handle target_, nb::handle source_) {
   const Buffer target(target_, PyBUF_WRITABLE), source(source_, 0);
   const int64_t bytes = source.bytes();
   if (target.bytes() != bytes || bytes < kMinDigestBytes || bytes % kDigestLineBytes != 0) {
-    throw nb::value_error("digest_copy: target and source must be equally many bytes, in whole "
-                          "lines of 64, at least 256");
+    throw nb::value_error(
+        "digest_copy: target and source must be equally many bytes, in whole "
+        "lines of 64, at least 256");
   }
   if (!target.is_aligned() || !source.is_aligned()) {
     throw nb::value_error("digest_copy: target and source must be aligned to 64 bytes");
