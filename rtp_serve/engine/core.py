@@ -256,7 +256,7 @@ class EngineCore:
                 self._scheduler.abort(seq)
                 self._forget(seq)
         self._after_release()
-        self._pace_tiers()
+        self._note_idle()
         self._recorder.state(self._scheduler, self._cache.usage)
 
     @property
@@ -335,6 +335,12 @@ class EngineCore:
         for new in scheduled.new_seqs:
             if self._seqs[new.seq_id].first_scheduled_s is None:
                 self._recorder.scheduled(self._seqs[new.seq_id], started_s)
+        if self._tiering is not None:
+            self._tiering.begin_step(
+                scheduled.num_scheduled_tokens,
+                self._scheduler.is_decoding,
+                self._scheduler.num_waiting,
+            )
         output = self._execute(scheduled)
         self._rate.observe(scheduled.num_tokens, self._clock.monotonic() - started_s)
         # A step of decodes leaves everybody a token behind, and needs no counting.
@@ -346,7 +352,7 @@ class EngineCore:
             self._tiering.end_step(
                 scheduled.num_tokens, self._clock.monotonic() - started_s, bool(output.errors)
             )
-        self._pace_tiers()
+        self._note_idle()
         self._record(deltas)
         self._after_release()
         if not scheduled.seq_ids:
@@ -355,9 +361,9 @@ class EngineCore:
             self._debug(scheduled, self._clock.monotonic() - started_s)
         return deltas
 
-    def _pace_tiers(self) -> None:
-        if self._tiering is not None:
-            self._tiering.set_hurry(self._scheduler.num_running, self._scheduler.num_waiting)
+    def _note_idle(self) -> None:
+        if self._tiering is not None and not self._scheduler.num_running:
+            self._tiering.end_steps()
 
     def _published(self, scheduled: SchedulerOutput) -> SchedulerOutput:
         """The step, with reports after some layers if it computes what is published."""

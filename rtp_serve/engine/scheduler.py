@@ -98,6 +98,11 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether a running sequence has begun its answer."""
+        return any(seq.num_output_tokens for seq in self._running)
+
+    @property
     def has_work(self) -> bool:
         return self.has_candidates or (self._tiering is not None and self._tiering.is_active)
 

@@ -21,7 +21,7 @@ from rtp_serve.engine.sequence import Sequence, SequenceStatus
 from rtp_serve.engine.step_rate import StepRate
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_cache.manager import KVCacheManager
-from rtp_serve.kv_store.lower_tiers import LowerTiers, Restore, Store
+from rtp_serve.kv_store.lower_tiers import STORE_BLOCKS, LowerTiers, Restore, Store
 from rtp_serve.kv_store.reservation import MAX_TENANT_BYTES, StoreRequest
 
 _MAX_RESTORES = 4
@@ -108,7 +108,8 @@ class Tiering:
             return RestoreStart.LATER
         pool.hold(cached_ids)
         block_ids = tuple(pool.allocate(num_wanted))
-        requests = tuple(_request_of(seq, index) for index in range(first + num_wanted))
+        chain = seq.block_hashes[: first + num_wanted]
+        requests = tuple(_requests(chain, seq.namespace, seq.cache_salt))
         job = Restore(requests, first, block_ids, self._rate.token_s * self._cache.block_size)
         self._restoring[id(job)] = _Restoring(
             job, seq, seq.status, [*cached_ids, *block_ids], origin=seq
@@ -164,9 +165,18 @@ class Tiering:
         """Until a job has ended."""
         self._tiers.wait(timeout_s)
 
-    def set_hurry(self, num_running: int, num_waiting: int) -> None:
-        """Storing takes its time while sequences decode, and nobody waits for the blocks it has."""
-        self._tiers.set_hurry(num_running == 0 or num_waiting > 0)
+    def begin_step(self, num_scheduled: Items[int], is_decoding: bool, num_waiting: int) -> None:
+        """Storing takes its time beside a step of sequences with so many tokens each, unless
+        somebody waits for the blocks it has, or what the step fills would find no room."""
+        block_size = self._cache.block_size
+        num_filled = sum(num_tokens // block_size + 1 for num_tokens in num_scheduled)
+        self._tiers.set_pace(is_in_hurry=num_waiting > 0, num_expected=num_filled)
+        self._tiers.set_decoding(is_decoding)
+
+    def end_steps(self) -> None:
+        """No sequence runs."""
+        self._tiers.set_pace(is_in_hurry=True)
+        self._tiers.set_decoding(False)
 
     def end_step(self, num_tokens: int, elapsed_s: float, has_errors: bool) -> None:
         """A step has run: keep what it has filled, unless some of that is of no use."""
@@ -174,7 +184,8 @@ class Tiering:
         fresh = self._cache.take_fresh()
         if fresh and not has_errors:
             requests = [
-                _request(each.key, each.parent, each.namespace, each.salt) for each in fresh
+                StoreRequest(each.key, each.parent, _tenant(each.salt), _tag(each.namespace))
+                for each in fresh
             ]
             self._store(requests, [each.block_id for each in fresh])
 
@@ -182,12 +193,7 @@ class Tiering:
         """Store what the device has of a chain, from its beginning, in case the tiers have lost it;
         what they have they refuse. Between steps."""
         block_ids = self._cache.pool.lookup(chain)
-        parents = [None, *chain]
-        requests = [
-            _request(key, parent, namespace, salt)
-            for key, parent, _ in zip(chain, parents, block_ids, strict=False)
-        ]
-        self._store(requests, block_ids)
+        self._store(_requests(chain[: len(block_ids)], namespace, salt), block_ids)
 
     def close(self) -> None:
         """End the jobs."""
@@ -268,19 +274,26 @@ class Tiering:
         del self._restoring[id(restoring.job)]
 
     def _store(self, requests: Items[StoreRequest], block_ids: Items[int]) -> None:
-        job = self._tiers.store(requests, block_ids)
-        if job is not None:
-            self._cache.pool.hold(job.block_ids)
-            self._storing[id(job)] = job
+        """In parts, so that the device has blocks back before all are stored."""
+        for first in range(0, len(requests), STORE_BLOCKS):
+            part = slice(first, first + STORE_BLOCKS)
+            job = self._tiers.store(requests[part], block_ids[part])
+            if job is not None:
+                self._cache.pool.hold(job.block_ids)
+                self._storing[id(job)] = job
 
 
-def _request_of(seq: Sequence, index: int) -> StoreRequest:
-    parent = seq.block_hashes[index - 1] if index else None
-    return _request(seq.block_hashes[index], parent, seq.namespace, seq.cache_salt)
+def _requests(chain: Items[BlockHash], namespace: bytes, salt: str) -> list[StoreRequest]:
+    """For a chain, from its beginning."""
+    tenant, tag = _tenant(salt), _tag(namespace)
+    parents = [None, *chain[:-1]]
+    return [
+        StoreRequest(key, parent, tenant, tag) for key, parent in zip(chain, parents, strict=True)
+    ]
 
 
-def _request(key: BlockHash, parent: BlockHash | None, namespace: bytes, salt: str) -> StoreRequest:
-    return StoreRequest(key, parent, _tenant(salt), namespace[:8].ljust(8, b"\0"))
+def _tag(namespace: bytes) -> bytes:
+    return namespace[:8].ljust(8, b"\0")
 
 
 def _tenant(salt: str) -> str:

@@ -17,7 +17,6 @@ The copies run without the interpreter lock. Knows neither files nor policy.
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,17 +28,19 @@ from rtp_serve.kv_store.slab_header import (
     HEADER_BYTES,
     SlabHeader,
     SlabMark,
-    checksum_of,
     decode,
     encode,
     mark_of,
     ready,
+    ready_at,
     reserved,
 )
+from rtp_serve.native.digest_copy import digest_copy
 
 Bytes = npt.NDArray[np.uint8]
-Copy = Callable[[Bytes, Bytes], Any]
-"""Copies from the second to the first, which are equally long."""
+Copy = Callable[[Bytes, Bytes], bytes]
+"""Copies from the second to the first, which are equally long; the checksum (see `checksum_of`) of
+the bytes that it read, each of them once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Arena:
     """Slabs over memory that others share."""
 
     def __init__(
-        self, memory: mmap.mmap | bytearray, geometry: ArenaGeometry, copy: Copy = np.copyto
+        self, memory: mmap.mmap | bytearray, geometry: ArenaGeometry, copy: Copy = digest_copy
     ) -> None:
         """`memory` has the geometry's total bytes; it is held as long as the arena is."""
         whole = np.frombuffer(memory, np.uint8)
@@ -73,7 +74,7 @@ class Arena:
         The index is to be told: `complete` if True. False if the reservation has ended; there is
         nothing to be found then, and `abandon` says that nobody writes any more.
 
-        `source` must not change meanwhile: it is read twice, and what counts is the first time.
+        `source` must not change meanwhile.
         """
         data = np.frombuffer(source, np.uint8)
         assert data.nbytes <= self.geometry.slab_bytes, f"a block of {data.nbytes} bytes"
@@ -81,11 +82,10 @@ class Arena:
         own_mark = encode(reserved(reservation), slab)
         if now_s >= reservation.deadline_s or self._raw_header(slab) != own_mark:
             return False
-        header = ready(reservation, data.nbytes, checksum_of(data.data))
-        self._copy(self._payloads[slab, : data.nbytes], data)
+        checksum = self._copy(self._payloads[slab, : data.nbytes], data)
         if self._raw_header(slab) != own_mark:
             return False
-        self._write_header(slab, header)
+        self._write_header(slab, ready(reservation, data.nbytes, checksum))
         return True
 
     def read_into(self, location: Location, into: memoryview) -> memoryview | None:
@@ -95,12 +95,13 @@ class Arena:
         which the index is to be told (`mismatch`). What `into` holds then is of no use.
         """
         before = self._raw_header(location.slab)
-        header = decode(before, location.slab)
-        if header is None or not header.is_ready_at(location):
+        found = ready_at(before, location)
+        if found is None:
             return None
-        copy = np.frombuffer(into, np.uint8, header.num_bytes)
-        self._copy(copy, self._payloads[location.slab, : header.num_bytes])
-        if self._raw_header(location.slab) != before or checksum_of(copy.data) != header.checksum:
+        num_bytes, expected = found
+        copy = np.frombuffer(into, np.uint8, num_bytes)
+        checksum = self._copy(copy, self._payloads[location.slab, :num_bytes])
+        if self._raw_header(location.slab) != before or checksum != expected:
             return None
         return copy.data
 
@@ -110,10 +111,11 @@ class Arena:
         None if the slab has something else. Without a lease it may have so at any moment: who reads
         compares with the checksum.
         """
-        header = decode(self._raw_header(location.slab), location.slab)
-        if header is None or not header.is_ready_at(location):
+        found = ready_at(self._raw_header(location.slab), location)
+        if found is None:
             return None
-        return self._payloads[location.slab, : header.num_bytes].data.toreadonly(), header.checksum
+        num_bytes, checksum = found
+        return self._payloads[location.slab, :num_bytes].data.toreadonly(), checksum
 
     def mark_reserved(self, reservation: Reservation) -> None:
         """Make the slab nobody's but the reservation's. For the index's owner alone."""

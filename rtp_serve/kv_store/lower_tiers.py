@@ -1,14 +1,13 @@
 """An engine's way to the tiers below its device: two threads beside the steps.
 
     restore    find ──► arena, then disk, then another node ──copy──► device blocks that wait
-    store      device blocks ──copy──► arena            at low priority, and only so many
+    store      device blocks ──copy──► arena            little by little, and only so many
 
 The engine's thread says what and where, and hears at a later step what came of it. Until then the
 device blocks are the job's: nobody else writes them. A job never fails; it moves fewer blocks.
 """
 
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -33,12 +32,8 @@ from rtp_serve.kv_store.slab_header import checksum_of
 from rtp_serve.kv_store.tier_counts import Tier, TierCounts
 from rtp_serve.kv_store.transfer_rate import TransferRate
 
-_STORE_PRIORITY = 5
-"""Below the steps' threads; at the lowest one a busy engine would not let it go on at all."""
-
-_STORE_BLOCKS = 32
-"""Reserved and completed at once."""
-
+STORE_BLOCKS = 16
+"""Of a job that stores, at most: they are reserved and completed at once."""
 
 _log = logging.getLogger(__name__)
 
@@ -148,7 +143,9 @@ class LowerTiers:
         self._finished: deque[Restore | Store] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
-        self._is_in_no_hurry = False
+        self._is_in_hurry = True
+        self._is_decoding = False
+        self._num_expected = 0
         self._threads = [
             threading.Thread(target=self._run_restores, name="kv-restore", daemon=True),
             threading.Thread(target=self._run_stores, name="kv-write-back", daemon=True),
@@ -199,13 +196,19 @@ class LowerTiers:
             self._changed.notify_all()
             return job
 
-    def set_hurry(self, is_in_hurry: bool) -> None:
-        """Whether blocks are to be stored as fast as that goes, or beside steps that decode."""
-        if self._is_in_no_hurry is is_in_hurry:
-            with self._changed:
-                self._is_in_no_hurry = not is_in_hurry
+    def set_pace(self, is_in_hurry: bool, num_expected: int = 0) -> None:
+        """Whether blocks are to be stored as fast as that goes, or beside a step that will bring up
+        to so many: then little by little, as long as there is room for them."""
+        with self._changed:
+            self._is_in_hurry, self._num_expected = is_in_hurry, num_expected
+            if self._has_to_hurry():
                 self._changed.notify_all()
-            self._access.client.note_decoding(self._owner, not is_in_hurry)
+
+    def set_decoding(self, is_decoding: bool) -> None:
+        """Whether sequences decode, beside which the disk is written little by little."""
+        if self._is_decoding is not is_decoding:
+            self._is_decoding = is_decoding
+            self._access.client.note_decoding(self._owner, is_decoding)
 
     def take_finished(self) -> list[Restore | Store]:
         """Jobs that have ended since the last call. A restore that leaves blocks to be computed is
@@ -346,26 +349,23 @@ class LowerTiers:
             self.counts[tier].restored += num_blocks
             self.counts[tier].restore_s += elapsed_s
 
+    def _has_to_hurry(self) -> bool:
+        has_room = self._num_storing + self._num_expected <= self._max_storing
+        return self._is_closed or self._is_in_hurry or not has_room
+
     def _leave_cores_alone(self, seconds: float) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_in_no_hurry or self._is_closed, seconds)
+            self._changed.wait_for(self._has_to_hurry, seconds)
 
     def _run_stores(self) -> None:
-        # On Linux this is the priority of the thread alone.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _STORE_PRIORITY)
         self._run(self._stores, self._store)
 
     def _store(self, job: Store) -> None:
-        for first in range(0, len(job.requests), _STORE_BLOCKS):
-            end = first + _STORE_BLOCKS
-            self._put(job.requests[first:end], job.block_ids[first:end])
-
-    def _put(self, requests: Sequence[StoreRequest], block_ids: Sequence[int]) -> None:
-        answers = self._access.client.reserve(requests, self._owner)
+        answers = self._access.client.reserve(job.requests, self._owner)
         pace = Pace()
         written: list[Reservation] = []
         not_written: list[Reservation] = []
-        for answer, block_id in zip(answers, block_ids, strict=True):
+        for answer, block_id in zip(answers, job.block_ids, strict=True):
             if isinstance(answer, Reservation):
                 pace.begin()
                 now_s = self._clock.monotonic()

@@ -9,7 +9,6 @@ and a restart finds what it had. What the disk is too slow for is not written: a
 One process of the node has it, a KV-store actor or an engine that is alone; see `StoreClient`.
 """
 
-import os
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -34,9 +33,6 @@ from rtp_serve.kv_store.reservation import Refusal, Reservation, StoreRequest
 
 _SPILL_BLOCKS = 8
 """Written with one sync."""
-
-_PRIORITY = 5
-"""Below the steps of an engine in this process."""
 
 _TICK_S = 1.0
 """How often the dead are looked for."""
@@ -234,8 +230,6 @@ class NodeStore:
             )
 
     def _run(self) -> None:
-        # On Linux this is the priority of the thread alone.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PRIORITY)
         pace = Pace()
         tick_s = self._clock.monotonic()
         while True:

@@ -2,6 +2,10 @@
 
 A thread that copies a second's worth of blocks at once takes a core from steps that need both. The
 same work, spread, costs each step its share of it.
+
+A lower priority is no help. Threads of a step do not sleep between its parts, so what is below them
+gets a core when the scheduler cannot keep it waiting any more: a piece then lasts as long as many
+steps, each of which it disturbs, and the disk, which waits a dozen times for a segment, is late.
 """
 
 import time

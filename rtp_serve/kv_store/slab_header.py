@@ -56,14 +56,6 @@ class SlabHeader:
     num_bytes: int = 0
     checksum: bytes = _NO_CHECKSUM
 
-    def is_ready_at(self, location: Location) -> bool:
-        """Whether the slab has, as far as the header knows, the bytes that the location means."""
-        return (
-            self.mark is SlabMark.READY
-            and self.generation == location.generation
-            and self.request.key == location.key
-        )
-
 
 def reserved(reservation: Reservation) -> SlabHeader:
     """The header of a slab that was given to a writer."""
@@ -117,6 +109,18 @@ def decode(raw: bytes, slab: int) -> SlabHeader | None:
     above = BlockHash(parent) if has_parent else None
     request = StoreRequest(BlockHash(key), above, tenant.decode("utf-8", "surrogatepass"), tag)
     return SlabHeader(SlabMark(mark), request, generation, deadline_s, num_bytes, checksum)
+
+
+def ready_at(raw: bytes, location: Location) -> tuple[int, bytes] | None:
+    """Length and checksum of the bytes that the location means; None if its slab, as far as this
+    header knows, does not have them."""
+    fields, (digest,) = raw[: _FIELDS.size], _DIGEST.unpack_from(raw, _FIELDS.size)
+    if xxhash.xxh3_64_intdigest(fields, location.slab) != digest:
+        return None
+    mark, _, generation, key, _, _, num_bytes, checksum, _, _ = _FIELDS.unpack(fields)
+    if (mark, generation, key) != (SlabMark.READY, location.generation, location.key):
+        return None
+    return num_bytes, checksum
 
 
 def mark_of(raw: bytes, header: SlabHeader | None) -> SlabMark:

@@ -26,6 +26,7 @@ from rtp_serve.kv_store.eviction.lru import LRU
 from rtp_serve.kv_store.index_stats import SlabState
 from rtp_serve.kv_store.lower_tiers import StoreAccess
 from rtp_serve.kv_store.node_store import NodeStore
+from rtp_serve.kv_store.pace import Pace
 from tests.factories import (
     MemoryWorker,
     make_core,
@@ -340,6 +341,33 @@ def held_up(core_of: Callable[[StoreAccess], EngineCore], node: Node) -> tuple[E
 
 def _tokens(core: EngineCore) -> list[int]:
     return [token for delta in core.step() for token in delta.token_ids]
+
+
+def test_storing_takes_its_time_beside_steps_until_there_is_no_room_for_what_they_fill(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Pace, "pause_s", lambda _: 3600.0)
+    core = make_core(num_blocks=40, worker=MemoryWorker(40), access=node.access)
+    core.add_request(make_request(prompt=make_prompt(400), max_tokens=100, ignore_eos=True))
+    while not node.store.stats().host.counts.stored:
+        core.step()
+        threading.Event().wait(0.002)
+    assert core.stats.num_running > 0, "nothing was stored before all had ended"
+    core.shutdown()
+
+
+def test_the_disk_is_told_of_sequences_that_decode_and_not_of_those_that_begin(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    notes: list[bool] = []
+    monkeypatch.setattr(
+        node.store, "note_decoding", lambda _, is_decoding: notes.append(is_decoding)
+    )
+    core = make_core(num_blocks=40, worker=MemoryWorker(40), access=node.access)
+    core.add_request(make_request(prompt=make_prompt(100), max_tokens=3, ignore_eos=True))
+    told = [list(notes) for _ in iter(lambda: core.has_work, False) if core.step()]
+    assert told == [[], [True], [True, False]]
+    core.shutdown()
 
 
 def test_others_run_while_a_sequence_is_restored(node: Node):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rtp_serve.kv_store.arena import Arena, Bytes
-from rtp_serve.kv_store.slab_header import SlabMark
+from rtp_serve.kv_store.slab_header import SlabMark, checksum_of
 from tests.unit.kv_store.arenas import (
     content,
     make_arena,
@@ -27,11 +27,14 @@ class Meddler:
         self.after_bytes = 0
         self.meddle = lambda: None
 
-    def __call__(self, into: Bytes, source: Bytes) -> None:
-        np.copyto(into[: self.after_bytes], source[: self.after_bytes])
+    def __call__(self, into: Bytes, source: Bytes) -> bytes:
+        begin = source[: self.after_bytes].tobytes()
+        into[: self.after_bytes] = np.frombuffer(begin, np.uint8)
         meddle, self.meddle = self.meddle, lambda: None
         meddle()
-        np.copyto(into[self.after_bytes :], source[self.after_bytes :])
+        end = source[self.after_bytes :].tobytes()
+        into[self.after_bytes :] = np.frombuffer(end, np.uint8)
+        return checksum_of(memoryview(begin + end))
 
 
 def die() -> None:

@@ -11,7 +11,7 @@ from rtp_serve.kv_store.arena import SlabRecord
 from rtp_serve.kv_store.index_stats import SlabState
 from rtp_serve.kv_store.lease import Lease
 from rtp_serve.kv_store.reservation import Refusal, RefusalReason, Reservation, StoreRequest
-from rtp_serve.kv_store.slab_header import SlabMark, ready, reserved
+from rtp_serve.kv_store.slab_header import SlabMark, encode, ready, ready_at, reserved
 from tests.unit.kv_store.blocks import (
     LIMITS,
     SLAB_BYTES,
@@ -154,7 +154,7 @@ class IndexMachine(RuleBasedStateMachine):
         for place in lease.locations:
             header = self.headers[place.slab].header
             assert header is not None
-            assert header.is_ready_at(place)
+            assert ready_at(encode(header, place.slab), place)
         self.leases.append(lease)
 
     @precondition(lambda self: self.leases)
@@ -169,7 +169,7 @@ class IndexMachine(RuleBasedStateMachine):
             place = data.draw(st.sampled_from(lease.locations))
             self.index.mismatch(place, self.now_s)
             header = self.headers[place.slab].header
-            if header is not None and header.is_ready_at(place):
+            if header is not None and ready_at(encode(header, place.slab), place):
                 self.headers[place.slab] = SlabRecord(place.slab, SlabMark.TORN, None)
         self.index.release(lease.lease_id)
 

@@ -23,6 +23,7 @@ import numpy as np
 from rtp_serve.kv_store.arena import Arena
 from rtp_serve.kv_store.arena_files import ArenaFiles
 from rtp_serve.kv_store.lease import Location
+from rtp_serve.kv_store.slab_header import checksum_of
 from tests.unit.kv_store.arenas import LAYOUT, content, make_reservation, place_of
 
 root, verb, name, slab, generation, deadline_s = sys.argv[1:]
@@ -30,10 +31,14 @@ member = ArenaFiles(Path(root)).join("n", 5000, LAYOUT, 1 << 20)
 
 
 def halfway(into, source):
-    np.copyto(into[:2500], source[:2500])
-    print("halfway", flush=True)
-    sys.stdin.readline()
-    np.copyto(into[2500:], source[2500:])
+    pieces = []
+    for part in (slice(2500), slice(2500, None)):
+        if pieces:
+            print("halfway", flush=True)
+            sys.stdin.readline()
+        pieces.append(source[part].tobytes())
+        into[part] = np.frombuffer(pieces[-1], np.uint8)
+    return checksum_of(memoryview(b"".join(pieces)))
 
 
 arena = Arena(member._memory, member.arena.geometry, halfway)

@@ -11,6 +11,7 @@ from rtp_serve.kv_store.slab_header import (
     encode,
     mark_of,
     ready,
+    ready_at,
     reserved,
 )
 from tests.unit.kv_store.arenas import make_key, make_reservation, place_of
@@ -63,10 +64,13 @@ def test_zeros_are_a_slab_that_was_never_used():
 
 def test_a_ready_header_is_of_one_key_and_generation():
     location = place_of(RESERVATION)
-    assert READY.is_ready_at(location)
-    assert not reserved(RESERVATION).is_ready_at(location)
-    assert not READY.is_ready_at(replace(location, generation=location.generation + 1))
-    assert not READY.is_ready_at(replace(location, key=make_key("b")))
+    raw = encode(READY, location.slab)
+    assert ready_at(raw, location) == (READY.num_bytes, READY.checksum)
+    assert ready_at(encode(reserved(RESERVATION), location.slab), location) is None
+    assert ready_at(raw, replace(location, generation=location.generation + 1)) is None
+    assert ready_at(raw, replace(location, key=make_key("b"))) is None
+    assert ready_at(raw, replace(location, slab=location.slab + 1)) is None
+    assert ready_at(bytes(HEADER_BYTES), location) is None
 
 
 def test_a_tenant_whose_name_does_not_fit_is_caught():
