@@ -50,8 +50,8 @@ def main(
     parallel_step.measure(report, repetitions)
     models.mkdir(parents=True, exist_ok=True)
     parallel_overhead.measure(report, repetitions, model or qwen_directory(models))
-    settings = moe.Settings(repetitions=repetitions)
-    moe.measure(sparse_model or moe.checkpoint(models), settings, report)
+    effort = moe.Effort(repetitions=repetitions)
+    moe.measure(sparse_model or moe.checkpoint(models), effort, report)
     report.show(as_json=as_json)
 
 
