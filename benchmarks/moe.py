@@ -10,6 +10,8 @@ moe_bandwidth_fraction       bytes that our step must read, experts without toke
 moe_tokens_per_s, transformers_tokens_per_s
 active_experts               of a layer, how many of the sequences' tokens go to in a step, by the
                              router's logits in transformers
+others_share                 of the CPU time beside the steps, what other processes used: above 0.06
+                             the machine was not quiet, and the figures are not to be relied on
 
 transformers runs with what is fastest on this machine: of its implementations of experts, and of
 small and huge pages for its weights.
@@ -27,9 +29,7 @@ import typer
 from benchmarks.checkpoints import QWEN3_0_6B, random_bits
 from benchmarks.command import run
 from benchmarks.moe_sides import (
-    IMPLEMENTATIONS,
     PROMPT_TOKENS,
-    Measured,
     Settings,
     Side,
     measure_side,
@@ -128,13 +128,21 @@ class Effort:
 
     threads: int = 2
     probe_bytes: int = 1 << 30
+    patience_s: float = 30.0
+    """Before each, to wait at most until nobody else uses the machine."""
 
 
 def measure(directory: Path, effort: Effort, report: Report) -> None:
     """Every figure of the module's list, into `report`."""
-    settings, active = choose(
-        directory, Settings(effort.batch, effort.steps, effort.threads, 0, effort.probe_bytes)
+    whole = Settings(
+        batch=effort.batch,
+        steps=effort.steps,
+        threads=effort.threads,
+        seed=0,
+        probe_bytes=effort.probe_bytes,
+        patience_s=effort.patience_s,
     )
+    settings, active = choose(directory, whole)
     model = read_model_config(directory)
     read = active_decode_bytes(model, active, effort.batch, PROMPT_TOKENS + effort.steps / 2)
     found: dict[str, list[float]] = {}
@@ -154,6 +162,7 @@ def measure(directory: Path, effort: Effort, report: Report) -> None:
             "active_experts": theirs.active_experts,
             "step_megabytes": read / 1e6,
             "read_gigabytes_per_s": ours.read_bytes_per_s / 1e9,
+            "others_share": max(ours.others_share, theirs.others_share),
         }
         report.run(repetition=number, implementation=settings.implementation, **figures)
         say("  ".join(f"{key} {short(value)}" for key, value in figures.items()))
@@ -165,19 +174,18 @@ def measure(directory: Path, effort: Effort, report: Report) -> None:
 
 def choose(directory: Path, settings: Settings) -> tuple[Settings, float]:
     """With what transformers decodes fastest here, and the experts that a step then needs."""
-
-    def fastest(tried: list[Settings]) -> tuple[Settings, Measured]:
-        found = [(each, measure_side("transformers", directory, each)) for each in tried]
-        for each, measured in found:
-            pages = "huge" if each.has_huge_pages else "small"
-            time_ms = short(measured.step_s * 1e3)
-            say(f"transformers, {each.implementation}, {pages} pages: {time_ms} ms a step")
-        return min(found, key=lambda pair: pair[1].step_s)
-
-    replace = msgspec.structs.replace
-    best, _ = fastest([replace(settings, implementation=name) for name in IMPLEMENTATIONS])
-    best, measured = fastest([replace(best, has_huge_pages=pages) for pages in (False, True)])
-    return best, measured.active_experts
+    found = {}
+    for has_huge_pages in (False, True):
+        tried = msgspec.structs.replace(settings, has_huge_pages=has_huge_pages)
+        found[has_huge_pages] = measured = measure_side("transformers", directory, tried)
+        pages = "huge" if has_huge_pages else "small"
+        say(f"{measured.implementation}, {pages} pages: {short(measured.step_s * 1e3)} ms a step")
+    has_huge_pages = found[True].step_s < found[False].step_s
+    best = found[has_huge_pages]
+    chosen = msgspec.structs.replace(
+        settings, implementation=best.implementation, has_huge_pages=has_huge_pages
+    )
+    return chosen, best.active_experts
 
 
 def main(

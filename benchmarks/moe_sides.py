@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean, median
 from typing import Annotated, Literal
@@ -23,6 +24,7 @@ from benchmarks.ceilings import ReadProbe
 from benchmarks.command import run
 from benchmarks.in_process import InProcessEngine
 from benchmarks.prompts import PromptSource
+from benchmarks.quiet import quiet
 from rtp_serve.config.engine import CacheConfig, EngineConfig, SchedulerConfig
 from rtp_serve.config.model import read_model_config
 from rtp_serve.errors import RtpServeError
@@ -61,9 +63,14 @@ class Settings(msgspec.Struct, frozen=True):
     probe_bytes: int = 1 << 30
     """Plain memory that is read beside the engine's steps."""
 
-    implementation: str = IMPLEMENTATIONS[0]
+    patience_s: float = 30.0
+    """To wait at most until nobody else uses the machine."""
+
+    implementation: str | None = None
+    """transformers: of experts; None tries all."""
+
     has_huge_pages: bool = False
-    """transformers: of both."""
+    """transformers: its weights lie in them."""
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -72,8 +79,14 @@ class Measured(msgspec.Struct, frozen=True):
     step_s: float
     """The median of the decode steps."""
 
+    others_share: float
+    """Of the machine's CPU time, what other processes used meanwhile."""
+
     read_bytes_per_s: float = 0.0
     """Engine: plain reads before and after the steps, in the mean."""
+
+    implementation: str = ""
+    """transformers: the fastest of those tried."""
 
     active_experts: float = 0.0
     """transformers: of a layer, in the mean of some steps."""
@@ -108,30 +121,43 @@ def measure_engine(directory: Path, settings: Settings) -> Measured:
     memory = ReadProbe(settings.probe_bytes)
     memory.choose()
     prompts = _prompts(directory, settings)
-    with closing(InProcessEngine(config)) as engine:
+    with closing(InProcessEngine(config)) as engine, quiet(list, settings.patience_s) as contention:
         before = memory.bytes_per_s()
         with closing(engine.steps(prompts, _FIRST_STEPS + settings.steps + 1)) as steps:
             step_s = _median_step_s(steps, settings.steps)
-        return Measured(step_s, read_bytes_per_s=fmean((before, memory.bytes_per_s())))
+        rate = fmean((before, memory.bytes_per_s()))
+    return Measured(step_s, contention.others_share, read_bytes_per_s=rate)
 
 
 def measure_transformers(directory: Path, settings: Settings) -> Measured:
     torch.set_num_threads(settings.threads)
-    theirs = Transformers(directory, settings.implementation)
+    theirs = Transformers(directory)
     prompts = _prompts(directory, settings)
-    with closing(theirs.steps(prompts)) as steps:
-        step_s = _median_step_s(steps, settings.steps)
-    return Measured(step_s, active_experts=theirs.active_experts(prompts))
+    names = [settings.implementation] if settings.implementation else IMPLEMENTATIONS
+    found = []
+    for name in names:
+        theirs.choose(name)
+        with (
+            quiet(list, settings.patience_s) as contention,
+            closing(theirs.steps(prompts)) as steps,
+        ):
+            step_s = _median_step_s(steps, settings.steps)
+        found.append(Measured(step_s, contention.others_share, implementation=name))
+    fastest = min(found, key=attrgetter("step_s"))
+    return msgspec.structs.replace(fastest, active_experts=theirs.active_experts(prompts))
 
 
 class Transformers:
     """Greedy decoding of a batch by transformers, step by step."""
 
-    def __init__(self, directory: Path, implementation: str) -> None:
+    def __init__(self, directory: Path) -> None:
         # slow to import, and of one side alone
         from transformers import AutoModelForCausalLM
 
         self._model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
+
+    def choose(self, implementation: str) -> None:
+        """Of experts, from now on."""
         self._model.set_experts_implementation(implementation)
 
     @torch.inference_mode()
