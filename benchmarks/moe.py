@@ -1,7 +1,8 @@
 """A mixture of experts, eight sequences decoding: the engine against transformers.
 
-Both have the same random weights in bfloat16 and the same threads, in one process, and take turns:
-a repetition is some decode steps of each, between reads of memory.
+Both have the same random weights in bfloat16, the same prompts and the same threads, each in a
+process of its own (`benchmarks/moe_sides.py`), started anew for each repetition: where memory comes
+to lie, and whose threads are still about, is then neither side's luck for a whole run.
 
 moe_x_transformers           our tokens per second over theirs, by each repetition's median step
 moe_bandwidth_fraction       bytes that our step must read, experts without tokens left out, per
@@ -9,35 +10,35 @@ moe_bandwidth_fraction       bytes that our step must read, experts without toke
 moe_tokens_per_s, transformers_tokens_per_s
 active_experts               of a layer, how many of the sequences' tokens go to in a step, by the
                              router's logits in transformers
+others_share                 of the CPU time beside the steps, what other processes used: above 0.06
+                             the machine was not quiet, and the figures are not to be relied on
 
-transformers runs with the fastest of its implementations of experts on this machine.
+transformers runs with what is fastest on this machine: of its implementations of experts, and of
+small and huge pages for its weights.
 """
 
 import json
 import shutil
-import time
-from collections.abc import Generator, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
 from typing import Annotated, Any
 
-import torch
+import msgspec
 import typer
 
-from benchmarks.ceilings import ReadProbe
 from benchmarks.checkpoints import QWEN3_0_6B, random_bits
 from benchmarks.command import run
-from benchmarks.in_process import InProcessEngine
-from benchmarks.prompts import PromptSource
+from benchmarks.moe_sides import (
+    PROMPT_TOKENS,
+    Settings,
+    Side,
+    measure_side,
+)
 from benchmarks.report import Report, say
 from benchmarks.samples import short
 from benchmarks.traffic import active_decode_bytes
-from rtp_serve.config.engine import CacheConfig, EngineConfig, SchedulerConfig
 from rtp_serve.config.model import read_model_config
 from rtp_serve.loader.safetensors_writer import write_bfloat16
-from rtp_serve.worker.threads import use_compute_threads
 
 FIGURES = ("moe_x_transformers", "moe_bandwidth_fraction")
 
@@ -59,10 +60,6 @@ MOE_1B: dict[str, Any] = {
     "mlp_only_layers": [],
 }
 """Of 1.07 billion weights, both spellings."""
-
-# batched_mm copies an expert's weights for every pair: gigabytes a layer for the prompts.
-_IMPLEMENTATIONS = ("grouped_mm", "eager")
-_PROMPT_TOKENS = 32
 
 
 def checkpoint(parent: Path) -> Path:
@@ -120,123 +117,75 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-class Transformers:
-    """Greedy decoding of a batch by transformers, step by step."""
-
-    def __init__(self, directory: Path) -> None:
-        # slow to import, and not needed to read this module's figures
-        from transformers import AutoModelForCausalLM
-
-        self._model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
-
-    def choose(self, prompts: list[tuple[int, ...]]) -> str:
-        """Keep the implementation of experts whose steps are fastest; its name."""
-        times: dict[str, float] = {}
-        for name in _IMPLEMENTATIONS:
-            self._model.set_experts_implementation(name)
-            with closing(self.steps(prompts)) as steps:
-                times[name] = median(timed_steps(steps, 1))
-            say(f"transformers, {name}: {short(times[name] * 1e3)} ms a step")
-        fastest = min(times, key=times.__getitem__)
-        self._model.set_experts_implementation(fastest)
-        return fastest
-
-    @torch.inference_mode()
-    def steps(self, prompts: list[tuple[int, ...]]) -> Generator[None, None, None]:
-        """The prompts' step, then one token of each at a time, without end."""
-        tokens, cache = torch.tensor(prompts), None
-        while True:
-            output = self._model(tokens, cache=cache, use_cache=True, logits_to_keep=1)
-            tokens, cache = output.logits[:, -1].argmax(-1, keepdim=True), output.past_key_values
-            yield
-
-    @torch.inference_mode()
-    def active_experts(self, prompts: list[tuple[int, ...]]) -> float:
-        """Experts of a layer that a decode step of the batch needs, in the mean of some steps."""
-        tokens, cache, counts = torch.tensor(prompts), None, []
-        top_k = self._model.config.num_experts_per_tok
-        for step in range(6):
-            output = self._model(tokens, cache=cache, output_router_logits=True)
-            tokens, cache = output.logits[:, -1].argmax(-1, keepdim=True), output.past_key_values
-            if step:
-                counts += [
-                    len(logits.topk(top_k).indices.unique()) for logits in output.router_logits
-                ]
-        return fmean(counts)
-
-
-def timed_steps(steps: Iterator[object], count: int) -> list[float]:
-    """Seconds of `count` decode steps; the first ones, with the prompts, are left out."""
-    next(steps)
-    next(steps)
-    times = []
-    for _ in range(count):
-        started_s = time.perf_counter()
-        next(steps)
-        times.append(time.perf_counter() - started_s)
-    return times
-
-
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Effort:
     """How much is measured."""
 
     batch: int = 8
     repetitions: int = 7
-    steps: int = 12
+    steps: int = 24
     """Of each, in a repetition."""
 
     threads: int = 2
+    probe_bytes: int = 1 << 30
+    patience_s: float = 30.0
+    """Before each, to wait at most until nobody else uses the machine."""
 
 
-def measure(
-    directory: Path, settings: Settings, report: Report, probe_bytes: int = 1 << 30
-) -> None:
+def measure(directory: Path, effort: Effort, report: Report) -> None:
     """Every figure of the module's list, into `report`."""
-    config = EngineConfig(
-        model=str(directory),
-        num_threads=settings.threads,
-        max_model_len=1024,
-        cache=CacheConfig(num_blocks=64 * settings.batch),
-        scheduler=SchedulerConfig(max_num_seqs=settings.batch),
+    whole = Settings(
+        batch=effort.batch,
+        steps=effort.steps,
+        threads=effort.threads,
+        seed=0,
+        probe_bytes=effort.probe_bytes,
+        patience_s=effort.patience_s,
     )
-    use_compute_threads(settings.threads)
-    torch.set_num_threads(settings.threads)
+    settings, active = choose(directory, whole)
     model = read_model_config(directory)
-    prompts = PromptSource(model.vocab_size, seed=1)
-    memory = ReadProbe(probe_bytes)
-    memory.choose()
-    with closing(InProcessEngine(config)) as engine:
-        theirs = Transformers(directory)
-        name = theirs.choose(prompts.prompts(settings.batch, _PROMPT_TOKENS))
-        active = theirs.active_experts(prompts.prompts(settings.batch, _PROMPT_TOKENS))
-        read = active_decode_bytes(model, active, settings.batch, _PROMPT_TOKENS)
-        found: dict[str, list[float]] = {}
-        for number in range(settings.repetitions):
-            batch = prompts.prompts(settings.batch, _PROMPT_TOKENS)
-            before = memory.bytes_per_s()
-            with closing(engine.steps(batch, settings.steps + 3)) as steps:
-                our_s = median(timed_steps(steps, settings.steps))
-                for _ in steps:
-                    pass
-            rate = fmean((before, memory.bytes_per_s()))
-            with closing(theirs.steps(batch)) as steps:
-                their_s = median(timed_steps(steps, settings.steps))
-            figures = {
-                "moe_x_transformers": their_s / our_s,
-                "moe_bandwidth_fraction": read / our_s / rate,
-                "moe_tokens_per_s": settings.batch / our_s,
-                "transformers_tokens_per_s": settings.batch / their_s,
-                "active_experts": active,
-                "step_megabytes": read / 1e6,
-                "read_gigabytes_per_s": rate / 1e9,
-            }
-            report.run(repetition=number, implementation=name, **figures)
-            say("  ".join(f"{key} {short(value)}" for key, value in figures.items()))
-            for key, value in figures.items():
-                found.setdefault(key, []).append(value)
+    read = active_decode_bytes(model, active, effort.batch, PROMPT_TOKENS + effort.steps / 2)
+    found: dict[str, list[float]] = {}
+    for number in range(effort.repetitions):
+        own = msgspec.structs.replace(settings, seed=number + 1)
+        # Neither always has the machine as the other leaves it.
+        order: list[Side] = ["engine", "transformers"]
+        if number % 2:
+            order.reverse()
+        sides = {side: measure_side(side, directory, own) for side in order}
+        ours, theirs = sides["engine"], sides["transformers"]
+        figures = {
+            "moe_x_transformers": theirs.step_s / ours.step_s,
+            "moe_bandwidth_fraction": read / ours.step_s / ours.read_bytes_per_s,
+            "moe_tokens_per_s": effort.batch / ours.step_s,
+            "transformers_tokens_per_s": effort.batch / theirs.step_s,
+            "active_experts": theirs.active_experts,
+            "step_megabytes": read / 1e6,
+            "read_gigabytes_per_s": ours.read_bytes_per_s / 1e9,
+            "others_share": max(ours.others_share, theirs.others_share),
+        }
+        report.run(repetition=number, implementation=settings.implementation, **figures)
+        say("  ".join(f"{key} {short(value)}" for key, value in figures.items()))
+        for key, value in figures.items():
+            found.setdefault(key, []).append(value)
     for key, values in found.items():
         report.add(key, values)
+
+
+def choose(directory: Path, settings: Settings) -> tuple[Settings, float]:
+    """With what transformers decodes fastest here, and the experts that a step then needs."""
+    found = {}
+    for has_huge_pages in (False, True):
+        tried = msgspec.structs.replace(settings, has_huge_pages=has_huge_pages)
+        found[has_huge_pages] = measured = measure_side("transformers", directory, tried)
+        pages = "huge" if has_huge_pages else "small"
+        say(f"{measured.implementation}, {pages} pages: {short(measured.step_s * 1e3)} ms a step")
+    has_huge_pages = found[True].step_s < found[False].step_s
+    best = found[has_huge_pages]
+    chosen = msgspec.structs.replace(
+        settings, implementation=best.implementation, has_huge_pages=has_huge_pages
+    )
+    return chosen, best.active_experts
 
 
 def main(
@@ -252,8 +201,8 @@ def main(
     """Decode of a mixture of experts, against transformers and against memory."""
     directory = model or checkpoint(Path("build/models"))
     report = Report(output)
-    settings = Settings(batch=batch, repetitions=repetitions, threads=threads)
-    measure(directory, settings, report)
+    effort = Effort(batch=batch, repetitions=repetitions, threads=threads)
+    measure(directory, effort, report)
     report.show(as_json=as_json)
 
 

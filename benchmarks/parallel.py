@@ -42,6 +42,9 @@ def main(
     sparse_model: Annotated[
         Path | None, typer.Option(help="Of experts; default: one of a billion weights.")
     ] = None,
+    patience_s: Annotated[
+        float, typer.Option(help="Before steps of experts, to wait at most for a quiet machine.")
+    ] = 30.0,
     as_json: bool = typer.Option(False, "--json"),
 ) -> None:
     """Print the figures."""
@@ -50,8 +53,8 @@ def main(
     parallel_step.measure(report, repetitions)
     models.mkdir(parents=True, exist_ok=True)
     parallel_overhead.measure(report, repetitions, model or qwen_directory(models))
-    settings = moe.Settings(repetitions=repetitions)
-    moe.measure(sparse_model or moe.checkpoint(models), settings, report)
+    effort = moe.Effort(repetitions=repetitions, patience_s=patience_s)
+    moe.measure(sparse_model or moe.checkpoint(models), effort, report)
     report.show(as_json=as_json)
 
 

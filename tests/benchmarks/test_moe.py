@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.moe import FIGURES, MOE_1B, Settings, measure, tensor_shapes, write_checkpoint
+from benchmarks.moe import FIGURES, MOE_1B, Effort, measure, tensor_shapes, write_checkpoint
 from benchmarks.report import Report
 from benchmarks.traffic import active_decode_bytes
 from rtp_serve.config.model import parse_model_config
@@ -24,10 +24,10 @@ TINY = MOE_1B | {
 def test_every_figure_is_measured(tmp_path: Path):
     write_checkpoint(tmp_path / "model", TINY)
     report = Report()
-    settings = Settings(batch=3, repetitions=2, steps=4)
-    measure(tmp_path / "model", settings, report, probe_bytes=1 << 20)
+    effort = Effort(batch=3, repetitions=1, steps=4, probe_bytes=1 << 20, patience_s=0)
+    measure(tmp_path / "model", effort, report)
     assert set(FIGURES) <= report.figures.keys()
-    assert all(spread.num_samples == 2 for spread in report.figures.values())
+    assert all(spread.num_samples == 1 for spread in report.figures.values())
     assert 2 <= report.figures["active_experts"].median <= 6
 
 

@@ -16,7 +16,7 @@ def test_the_parallel_benchmark_prints_what_it_promises(tmp_path: Path):
     write_sparse(tmp_path / "sparse", TINY)
     command = [
         "benchmarks.parallel", "--json", "--repetitions", "1", "--models", str(tmp_path / "models"),
-        "--model", str(model), "--sparse-model", str(tmp_path / "sparse"),
+        "--model", str(model), "--sparse-model", str(tmp_path / "sparse"), "--patience-s", "0",
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", *command],
