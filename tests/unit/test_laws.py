@@ -19,6 +19,8 @@ CONTROL_PLANE = [
     "rtp_serve.native.rank_group",
     "rtp_serve.native.step_ring",
     "rtp_serve.observability.metrics",
+    "rtp_serve.routing.master",
+    "rtp_serve.simulation.fleet",
     "rtp_serve.text.stream",
     "rtp_serve.text.chat_template",
     "rtp_serve.loader.hub",

@@ -1,0 +1,78 @@
+"""The workers as they last reported, as arrays by slot."""
+
+import numpy as np
+
+from rtp_serve.routing.slots import Slots
+from rtp_serve.routing.types import Bools, Floats, Ints, Role, WorkerId, WorkerStatus
+
+_ROLES = tuple(Role)
+_ROLE_NUMBERS = {role: number for number, role in enumerate(_ROLES)}
+
+
+class Fleet:
+    """One row a slot. Array attributes are read only, [max_workers]."""
+
+    def __init__(self, max_workers: int) -> None:
+        self.slots = Slots(max_workers)
+        self.nodes = Slots(max_workers)
+        self.num_blocks: Ints = np.zeros(max_workers, np.int64)
+        self.num_free_blocks: Ints = np.zeros(max_workers, np.int64)
+        self.num_decoding: Ints = np.zeros(max_workers, np.int64)
+        self.itl_s: Floats = np.zeros(max_workers)
+        self.node_slots: Ints = np.full(max_workers, -1, np.int64)
+        """−1 of a worker without a node's tiers."""
+        self._seen_s: Floats = np.full(max_workers, -np.inf)
+        self._roles: Ints = np.full(max_workers, -1, np.int64)
+        self._epochs = [0] * max_workers
+        self._is_usable: Bools = np.zeros(max_workers, np.bool_)
+        self._by_role: dict[frozenset[Role], Ints] = {}
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def worker_id(self, slot: int) -> WorkerId:
+        return WorkerId(self.slots.name(slot))
+
+    def epoch(self, worker_id: WorkerId) -> int | None:
+        """Of its present life; None if it is unknown."""
+        slot = self.slots.get(worker_id)
+        return None if slot is None else self._epochs[slot]
+
+    def update(self, status: WorkerStatus, now: float) -> int:
+        """Take a report; the slot of the worker, which may be new."""
+        slot = self.slots.add(status.worker_id)
+        self.num_blocks[slot] = status.num_blocks
+        self.num_free_blocks[slot] = status.num_free_blocks
+        self.num_decoding[slot] = status.num_decoding
+        self.itl_s[slot] = status.itl_s
+        self.node_slots[slot] = self.nodes.add(status.node_id) if status.node_id else -1
+        self._seen_s[slot] = now
+        self._epochs[slot] = status.epoch
+        role = _ROLE_NUMBERS[status.role]
+        if self._roles[slot] != role or not self._is_usable[slot]:
+            self._roles[slot], self._is_usable[slot] = role, True
+            self._by_role.clear()
+        return slot
+
+    def remove(self, worker_id: WorkerId) -> int:
+        """It is gone; the slot that it had."""
+        slot = self.slots.remove(worker_id)
+        self._roles[slot], self._is_usable[slot] = -1, False
+        self._by_role.clear()
+        return slot
+
+    def silence(self, now: float, limit_s: float) -> tuple[WorkerId, ...]:
+        """Pass over workers that have said nothing for longer, until they do; name the new ones."""
+        late = np.flatnonzero(self._is_usable & (now - self._seen_s > limit_s)).tolist()
+        if late:
+            self._is_usable[late] = False
+            self._by_role.clear()
+        return tuple(self.worker_id(slot) for slot in late)
+
+    def usable(self, roles: frozenset[Role]) -> Ints:
+        """Slots of workers of these roles that report; not to be written to."""
+        found = self._by_role.get(roles)
+        if found is None:
+            wanted = np.isin(self._roles, [_ROLE_NUMBERS[role] for role in roles])
+            found = self._by_role[roles] = np.flatnonzero(self._is_usable & wanted)
+        return found

@@ -1,0 +1,321 @@
+"""The Master: what workers said, what was sent to them, and where the next request goes.
+
+Pure: time is an argument, and so is the randomness of the policies that want some. All of its state
+is soft; workers' reports build it again.
+"""
+
+from collections.abc import Sequence
+from math import inf
+from random import Random
+
+import numpy as np
+
+from rtp_serve.config.routing import RoutingConfig, SloClass
+from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.routing.admission import Admission
+from rtp_serve.routing.assumed_blocks import AssumedBlocks
+from rtp_serve.routing.block_stream import BlockDelta, SnapshotPage, StreamOutcome
+from rtp_serve.routing.decode import choose_decode
+from rtp_serve.routing.fleet import Fleet
+from rtp_serve.routing.ledger import Entry, Ledger, RequestState
+from rtp_serve.routing.policies.registry import make_policy
+from rtp_serve.routing.predictor import PredictorSettings, PrefillPredictor
+from rtp_serve.routing.prefix_index import PrefixIndex
+from rtp_serve.routing.types import (
+    Candidates,
+    Choice,
+    Decision,
+    Ints,
+    Outcome,
+    PrefillPoint,
+    RequestFeatures,
+    Role,
+    WorkerId,
+    WorkerStatus,
+)
+
+_PREFILL = frozenset({Role.MIXED, Role.PREFILL})
+_DECODE = frozenset({Role.DECODE})
+_ITS_OWN = frozenset({Role.MIXED})
+
+_MEMORY = 0.02
+"""Weight of the latest request in the mean prefill time."""
+
+
+class Master:
+    """Composes index, ledger, predictor, admission and policy."""
+
+    def __init__(self, config: RoutingConfig, rng: Random) -> None:
+        self._config = config
+        self._rng = rng
+        self._policy = make_policy(config.policy, config.knobs)
+        self._fleet = Fleet(config.max_workers)
+        self._index = PrefixIndex(self._fleet.slots)
+        self._assumed = AssumedBlocks()
+        self._ledger = Ledger(config.max_workers)
+        self._predictor = PrefillPredictor(
+            config.max_workers,
+            PredictorSettings(
+                config.predictor.forgetting,
+                config.predictor.outlier_clip,
+                default_tokens_per_s=config.predictor.default_tokens_per_s,
+            ),
+        )
+        self._admission = Admission(config.admission)
+        self._mean_prefill_s = 0.0
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that were sent and have not ended."""
+        return len(self._ledger)
+
+    # -- what workers say --
+
+    def on_delta(self, delta: BlockDelta) -> StreamOutcome:
+        """A worker's blocks have changed. NEEDS_SNAPSHOT: ask it for one."""
+        if delta.holder not in self._fleet.slots:
+            return StreamOutcome.NEEDS_SNAPSHOT
+        return self._index.apply(delta)
+
+    def on_page(self, page: SnapshotPage) -> StreamOutcome:
+        """A part of all blocks that a worker has."""
+        if page.holder not in self._fleet.slots:
+            return StreamOutcome.NEEDS_SNAPSHOT
+        return self._index.apply_page(page)
+
+    def on_status(self, status: WorkerStatus, now: float) -> tuple[str, ...]:
+        """A worker's report; requests that it has lost."""
+        known = self._fleet.epoch(status.worker_id)
+        if known is not None and status.epoch < known:
+            return ()
+        lost: tuple[str, ...] = ()
+        if known is not None and status.epoch > known:
+            lost = self._lose(self._ledger.at(self._slot(status.worker_id)), now)
+            self._index.forget(status.worker_id)
+        slot = self._fleet.update(status, now)
+        if known != status.epoch:
+            self._predictor.start(slot, status.self_benchmark)
+        for each in status.prefilled:
+            self._on_first_token(slot, each.request_id, each.point, now)
+        for request_id in status.finished_ids:
+            self._end(request_id, RequestState.FINISHED, now)
+        self._ledger.confirm(slot, status.waiting_ids, status.running_ids, now)
+        mentioned = frozenset(status.waiting_ids + status.running_ids)
+        return lost + self._lose(self._ledger.missing(slot, mentioned), now)
+
+    def on_finished(self, request_id: str, now: float) -> None:
+        """A request has ended, well or not: its worker said so, or who waited for it."""
+        self._end(request_id, RequestState.FINISHED, now)
+
+    def on_lost(self, request_id: str, now: float) -> None:
+        """Whoever sent it could not reach its worker."""
+        self._end(request_id, RequestState.LOST, now)
+
+    def remove(self, worker_id: WorkerId, now: float) -> tuple[str, ...]:
+        """A worker is gone for good; requests that went with it."""
+        lost = self._lose(self._ledger.at(self._slot(worker_id)), now)
+        self._index.forget(worker_id)
+        self._fleet.remove(worker_id)
+        return lost
+
+    def expire(self, now: float) -> dict[str, RequestState]:
+        """Give up what is overdue and pass over who is silent; to be called every second or so."""
+        config = self._config
+        self._fleet.silence(now, config.worker_silence_s)
+        found = self._ledger.overdue(now, config.transit_timeout_s, config.in_flight_timeout_s)
+        for request_id, state in found.items():
+            self._end(request_id, state, now)
+        return found
+
+    # -- what is asked --
+
+    def schedule(self, request: RequestFeatures, now: float) -> Decision:
+        """Choose workers for a request and book what it needs, or say why not."""
+        slots = self._prefill_slots(request)
+        if not len(slots):
+            return Decision(request.request_id, Outcome.NO_WORKER, "no worker can prefill")
+        cached_blocks = self._index.match(request.block_hashes, self._assumed.masks)
+        candidates = self._candidates(request, slots, cached_blocks, now)
+        slo = self._slo(request)
+        limit_s = self._admission.limit_s(request, slo, now)
+        if limit_s < inf:
+            least_s = float(candidates.ttft_s.min())
+            if least_s > limit_s:
+                return self._rejection(request, candidates, least_s, limit_s, now)
+        choice = self._policy.choose(request, candidates, self._rng)
+        return self._book(request, candidates, choice, slo, now)
+
+    # -- deciding --
+
+    def _prefill_slots(self, request: RequestFeatures) -> Ints:
+        slots = self._fleet.usable(_PREFILL)
+        if request.excluded:
+            excluded = [self._fleet.slots.get(each) for each in request.excluded]
+            slots = slots[~np.isin(slots, [each for each in excluded if each is not None])]
+        if len(self._fleet.usable(_ITS_OWN)):
+            fitting = slots[self._free_blocks()[slots] >= self._demand(request)]
+            return fitting if len(fitting) else slots
+        return slots
+
+    def _candidates(
+        self, request: RequestFeatures, slots: Ints, cached_blocks: Ints, now: float
+    ) -> Candidates:
+        ledger, fleet = self._ledger, self._fleet
+        cached = np.minimum(cached_blocks[slots] * self._config.block_size, request.num_tokens - 1)
+        num_blocks = np.maximum(fleet.num_blocks[slots], 1)
+        return Candidates(
+            worker_ids=tuple(map(fleet.worker_id, slots.tolist())),
+            slots=slots,
+            wait_s=ledger.wait_s(fleet.slots.size, now)[slots],
+            prefill_s=self._predictor.predict(slots, request.num_tokens - cached, cached),
+            load_s=np.zeros(len(slots)),
+            num_cached_tokens=cached,
+            num_in_flight=ledger.num_in_flight[slots],
+            num_decoding=fleet.num_decoding[slots],
+            free_fraction=self._free_blocks()[slots] / num_blocks,
+            num_tokens=request.num_tokens,
+            num_remote_tokens=int(cached.max()),
+            mean_prefill_s=self._mean_prefill_s,
+        )
+
+    def _book(
+        self,
+        request: RequestFeatures,
+        candidates: Candidates,
+        choice: Choice,
+        slo: SloClass,
+        now: float,
+    ) -> Decision:
+        at = choice.position
+        slot = int(candidates.slots[at])
+        decode_slot = self._decode_slot(request, slot, slo)
+        if decode_slot is None:
+            return Decision(
+                request.request_id,
+                Outcome.NO_WORKER,
+                f"no decode worker has {self._demand(request)} blocks free",
+            )
+        num_cached = int(candidates.num_cached_tokens[at])
+        prefill_s = float(candidates.prefill_s[at] + candidates.load_s[at])
+        num_new = request.num_tokens - num_cached
+        missing = request.block_hashes[num_cached // self._config.block_size :]
+        self._ledger.create(
+            Entry(
+                request.request_id,
+                slot,
+                decode_slot,
+                num_new,
+                prefill_s,
+                self._num_blocks(request.num_tokens),
+                self._demand(request),
+                now,
+                missing,
+            )
+        )
+        self._assumed.assume(slot, missing)
+        self._ledger.sent(request.request_id, now)
+        self._admission.admitted(request, num_new, prefill_s, now)
+        memory = _MEMORY if self._mean_prefill_s else 1.0
+        self._mean_prefill_s += memory * (prefill_s - self._mean_prefill_s)
+        return Decision(
+            request.request_id,
+            Outcome.ROUTED,
+            choice.reason,
+            candidates.worker_ids[at],
+            self._fleet.worker_id(decode_slot),
+            float(candidates.wait_s[at]) + prefill_s,
+            num_cached,
+            candidates=candidates,
+            costs=choice.costs,
+        )
+
+    def _decode_slot(self, request: RequestFeatures, slot: int, slo: SloClass) -> int | None:
+        if slot in self._fleet.usable(_ITS_OWN):
+            return slot
+        fleet = self._fleet
+        return choose_decode(
+            fleet.usable(_DECODE),
+            self._free_blocks(),
+            fleet.num_blocks,
+            fleet.itl_s,
+            self._demand(request),
+            slo.itl_s or inf,
+        )
+
+    def _rejection(
+        self,
+        request: RequestFeatures,
+        candidates: Candidates,
+        least_s: float,
+        limit_s: float,
+        now: float,
+    ) -> Decision:
+        after_s = self._admission.retry_after_s(least_s - limit_s, len(candidates), now)
+        return Decision(
+            request.request_id,
+            Outcome.REJECTED,
+            f"first token in {least_s:.3g} s at the soonest, {limit_s:.3g} s are allowed",
+            predicted_ttft_s=least_s,
+            retry_after_s=after_s,
+            candidates=candidates,
+            costs=candidates.ttft_s,
+        )
+
+    # -- small things --
+
+    def _slot(self, worker_id: WorkerId) -> int:
+        slot = self._fleet.slots.get(worker_id)
+        assert slot is not None, f"{worker_id} is unknown"
+        return slot
+
+    def _slo(self, request: RequestFeatures) -> SloClass:
+        classes = self._config.slo_classes
+        return classes.get(request.slo_class) or classes["default"]
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._config.block_size)
+
+    def _demand(self, request: RequestFeatures) -> int:
+        """Blocks that it holds at most, as far as room is kept for it."""
+        to_come = min(request.max_new_tokens, self._config.reserve_new_tokens)
+        return self._num_blocks(request.num_tokens + to_come)
+
+    def _free_blocks(self) -> Ints:
+        """Neither held nor promised, [max_workers]."""
+        fleet = self._fleet
+        free: Ints = np.minimum(
+            fleet.num_blocks - self._ledger.reserved_blocks, fleet.num_free_blocks
+        )
+        return free
+
+    def _on_first_token(
+        self, slot: int, request_id: str, point: PrefillPoint | None, now: float
+    ) -> None:
+        entry = self._ledger.first_token(slot, request_id, now)
+        if entry is not None:
+            self._assumed.settle(slot, entry.assumed)
+        if point is not None:
+            self._predictor.learn(slot, point)
+
+    def _end(self, request_id: str, state: RequestState, now: float) -> None:
+        entry = self._ledger.end(request_id, state, now)
+        if entry is not None and not entry.has_first_token:
+            self._assumed.settle(entry.slot, entry.assumed)
+
+    def _lose(self, request_ids: Sequence[str], now: float) -> tuple[str, ...]:
+        for request_id in request_ids:
+            self._end(request_id, RequestState.LOST, now)
+        return tuple(request_ids)
+
+    def cached_blocks(self, hashes: Sequence[BlockHash]) -> dict[WorkerId, int]:
+        """How many of them each worker has, from the beginning; workers without are left out."""
+        lengths = self._index.match(hashes)
+        return {
+            self._fleet.worker_id(int(slot)): int(lengths[slot]) for slot in lengths.nonzero()[0]
+        }
+
+    def check_invariants(self) -> None:
+        self._fleet.slots.check_invariants()
+        self._index.check_invariants()
+        self._assumed.check_invariants()
+        self._ledger.check_invariants()

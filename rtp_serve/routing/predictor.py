@@ -1,0 +1,127 @@
+"""How long a prefill takes on a worker, learned from those that it has done.
+
+    seconds = a + b · new + c · new · (context + new / 2)
+
+`new` tokens are computed after `context` tokens; the last product is what attention reads. Each
+worker has its own (a, b, c), fitted by recursive least squares on relative errors, so that a prompt
+of 100 tokens counts as much as one of 100,000. Old samples fade, and one that is far off (a worker
+that was put aside for a while) moves the fit no further than a plausible one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from rtp_serve.routing.types import Floats, Ints, PrefillPoint
+
+_SCALE = 1024.0
+"""Tokens of one unit, so that coefficients are of one order."""
+
+_NUM_TERMS = 3
+
+_PRIOR_VARIANCE = 100.0
+"""In relative errors squared: the first samples decide."""
+
+_MAX_VARIANCE = 1e3
+"""Of a coefficient. Without a limit, forgetting makes it grow while samples say nothing new."""
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorSettings:
+    """How a predictor learns."""
+
+    forgetting: float = 0.995
+    """Weight of a sample after the next one has come, in (0, 1]."""
+
+    clip: float = 4.0
+    """A residual counts as so many typical ones at most."""
+
+    floor_s: float = 0.002
+    """Added to a prediction before errors are taken relative to it."""
+
+    default_tokens_per_s: float = 4096.0
+    """Of a worker of which nothing is known, in a fleet of which nothing is known."""
+
+
+class PrefillPredictor:
+    """Of all workers, by slot."""
+
+    def __init__(self, max_slots: int, settings: PredictorSettings | None = None) -> None:
+        self._settings = settings or PredictorSettings()
+        self._coefficients: Floats = np.zeros((max_slots, _NUM_TERMS))
+        self._covariances: Floats = np.zeros((max_slots, _NUM_TERMS, _NUM_TERMS))
+        self._deviations = [0.0] * max_slots  # typical relative residuals
+        self._num_samples = [0] * max_slots
+
+    def start(self, slot: int, benchmark: Iterable[PrefillPoint] = ()) -> None:
+        """A worker begins: with its own measurements, or with what others need on average."""
+        points = tuple(benchmark)
+        known = [i for i, count in enumerate(self._num_samples) if count and i != slot]
+        if known and not points:  # equal workers that measured themselves must look equal
+            self._coefficients[slot] = self._coefficients[known].mean(axis=0)
+        else:
+            self._coefficients[slot] = (0.0, _SCALE / self._settings.default_tokens_per_s, 0.0)
+        self._covariances[slot] = np.eye(_NUM_TERMS) * _PRIOR_VARIANCE
+        self._deviations[slot] = 0.0
+        self._num_samples[slot] = 0
+        for point in points:
+            self._learn(slot, point, clipped=False)
+
+    def learn(self, slot: int, point: PrefillPoint) -> None:
+        """A prefill was done."""
+        self._learn(slot, point, clipped=True)
+
+    def predict(self, slots: Ints, num_new_tokens: Ints, num_context_tokens: Ints) -> Floats:
+        """Seconds, [n] like the arguments. Never negative."""
+        rows = np.maximum(self._coefficients[slots], 0.0)
+        new = num_new_tokens / _SCALE
+        context = num_context_tokens / _SCALE
+        return rows[:, 0] + new * (rows[:, 1] + rows[:, 2] * (context + new / 2))
+
+    def predict_one(self, slot: int, num_new_tokens: int, num_context_tokens: int) -> float:
+        """As `predict`, of one worker."""
+        a, b, c = (max(0.0, each) for each in self._coefficients[slot].tolist())
+        new, context = num_new_tokens / _SCALE, num_context_tokens / _SCALE
+        return float(a + new * (b + c * (context + new / 2)))
+
+    def coefficients(self, slot: int) -> tuple[float, float, float]:
+        """(a, b, c) for units of 1,024 tokens, and whatever their signs."""
+        a, b, c = self._coefficients[slot].tolist()
+        return a, b, c
+
+    def restore(self, slot: int, coefficients: tuple[float, float, float]) -> None:
+        """Go on from what another predictor had learned."""
+        self.start(slot)
+        self._coefficients[slot] = coefficients
+        self._covariances[slot] *= 0.01
+        self._num_samples[slot] = 1
+
+    def _learn(self, slot: int, point: PrefillPoint, *, clipped: bool) -> None:
+        settings = self._settings
+        new, context = point.num_new_tokens / _SCALE, point.num_context_tokens / _SCALE
+        predicted = self.predict_one(slot, point.num_new_tokens, point.num_context_tokens)
+        weight = 1.0 / (settings.floor_s + (predicted if clipped else point.duration_s))
+        x = np.array((1.0, new, new * (context + new / 2))) * weight
+        residual = point.duration_s * weight - float(x @ self._coefficients[slot])
+        if clipped:
+            residual = self._clip(slot, residual)
+        covariance = self._covariances[slot]
+        px = covariance @ x
+        gain = px / (settings.forgetting + float(x @ px))
+        self._coefficients[slot] += gain * residual
+        covariance -= np.outer(gain, px)
+        if covariance.trace() < _NUM_TERMS * _MAX_VARIANCE:
+            covariance /= settings.forgetting
+        self._num_samples[slot] += 1
+
+    def _clip(self, slot: int, residual: float) -> float:
+        """Bound it by the typical one, and make what is left count for what is typical."""
+        typical = self._deviations[slot]
+        if typical:
+            limit = self._settings.clip * max(typical, 0.02)
+            residual = min(max(residual, -limit), limit)
+        self._deviations[slot] = (
+            typical + 0.05 * (abs(residual) - typical) if typical else (abs(residual))
+        )
+        return residual

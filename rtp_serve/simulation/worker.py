@@ -1,0 +1,174 @@
+"""A modelled engine: prefills one prompt after the other, decodes all sequences together.
+
+While a prompt is computed, sequences get a token with each of its chunks, and each chunk takes a
+decode step longer.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rtp_serve.routing.block_stream import BlockDelta
+from rtp_serve.routing.types import Prefilled, PrefillPoint, Role, WorkerId, WorkerStatus
+from rtp_serve.simulation.block_cache import BlockCache
+from rtp_serve.simulation.decode_pool import DecodePool
+from rtp_serve.simulation.engine_model import EngineModel
+from rtp_serve.simulation.events import Events
+from rtp_serve.simulation.requests import Served
+
+Ended = Callable[[int], None]
+
+
+@dataclass(slots=True)
+class _Prefill:
+    number: int
+    served: Served
+    num_blocks: int
+    """That it holds while it runs."""
+
+
+class ModelledWorker:
+    """One replica. `changed` is called whenever there is something to report."""
+
+    def __init__(
+        self,
+        worker_id: WorkerId,
+        model: EngineModel,
+        block_size: int,
+        events: Events,
+        changed: Callable[["ModelledWorker"], None],
+    ) -> None:
+        self.worker_id = worker_id
+        self._model = model
+        self._block_size = block_size
+        self._events = events
+        self._changed = changed
+        self._cache = BlockCache(model.num_blocks)
+        self._version = 0
+        self._queue: deque[_Prefill] = deque()
+        self._prefilling: _Prefill | None = None
+        self._rate_while_prefilling = 0.0
+        self._decoding: dict[int, _Prefill] = {}
+        self._pool = DecodePool()
+        self._num_held_blocks = 0
+        self._wake_up = 0  # the number of the planned one that still counts
+        self._prefilled: list[Prefilled] = []
+        self._finished: list[str] = []
+
+    def submit(self, number: int, served: Served) -> None:
+        """A request comes, number `number` of the trace."""
+        request = served.request
+        tokens = request.num_tokens + request.num_new_tokens
+        self._queue.append(_Prefill(number, served, -(-tokens // self._block_size)))
+        if self._prefilling is None:
+            self._start_next()
+
+    def report(self) -> tuple[BlockDelta | None, WorkerStatus]:
+        """What has happened since the last one."""
+        added, removed = self._cache.changes()
+        delta = None
+        if added or removed:
+            base, self._version = self._version, self._version + 1
+            delta = BlockDelta(self.worker_id, 1, base, self._version, added, removed)
+        running = [*self._decoding]
+        if self._prefilling is not None:
+            running.append(self._prefilling.number)
+        status = WorkerStatus(
+            self.worker_id,
+            1,
+            Role.MIXED,
+            num_blocks=self._model.num_blocks,
+            num_free_blocks=max(0, self._model.num_blocks - self._num_held_blocks),
+            num_decoding=len(self._decoding),
+            itl_s=self._step_s() if self._decoding else 0.0,
+            waiting_ids=tuple(str(each.number) for each in self._queue),
+            running_ids=tuple(map(str, running)),
+            prefilled=tuple(self._prefilled),
+            finished_ids=tuple(self._finished),
+            self_benchmark=() if self._version else tuple(self._model.self_benchmark()),
+        )
+        self._prefilled, self._finished = [], []
+        return delta, status
+
+    # -- prefill --
+
+    def _start_next(self) -> None:
+        if not self._queue or not self._has_room(self._queue[0]):
+            return
+        prefill = self._prefilling = self._queue.popleft()
+        request = prefill.served.request
+        found = self._cache.use(request.block_hashes)
+        cached = min(found * self._block_size, request.num_tokens - 1)
+        prefill.served.num_cached_tokens = cached
+        self._hold(prefill.num_blocks)
+        new = request.num_tokens - cached
+        num_chunks = -(-new // self._model.chunk_tokens)
+        took = self._model.prefill_s(new, cached)
+        self._advance()
+        if self._decoding:
+            took += num_chunks * self._step_s()
+        self._rate_while_prefilling = num_chunks / took
+        self._set_rate()
+        point = PrefillPoint(new, cached, took)
+        self._events.after(took, lambda: self._end_prefill(prefill, point))
+
+    def _end_prefill(self, prefill: _Prefill, point: PrefillPoint) -> None:
+        now, request = self._events.now, prefill.served.request
+        prefill.served.ttft_s = now - request.arrival_s
+        self._advance()
+        self._prefilling = None
+        self._cache.store(request.block_hashes)
+        self._prefilled.append(Prefilled(str(prefill.number), point))
+        self._decoding[prefill.number] = prefill
+        self._pool.add(prefill.number, max(0, request.num_new_tokens - 1), request.num_tokens)
+        self._end_sequences()
+        self._start_next()
+        self._set_rate()
+        self._changed(self)
+
+    # -- decode --
+
+    def _step_s(self) -> float:
+        return self._model.decode_step_s(len(self._pool), self._pool.num_kv_tokens)
+
+    def _advance(self) -> None:
+        self._pool.advance(self._events.now)
+
+    def _set_rate(self) -> None:
+        rate = self._rate_while_prefilling if self._prefilling else 1 / self._step_s()
+        self._pool.set_rate(rate)
+        end_s = self._pool.next_end_s()
+        self._wake_up += 1
+        if end_s is not None:
+            number = self._wake_up
+            self._events.at(end_s, lambda: self._on_wake_up(number))
+
+    def _on_wake_up(self, number: int) -> None:
+        if number != self._wake_up:
+            return
+        self._advance()
+        self._end_sequences()
+        if self._prefilling is None:
+            self._start_next()
+        self._set_rate()
+        self._changed(self)
+
+    def _end_sequences(self) -> None:
+        for number in self._pool.pop_ended():
+            prefill = self._decoding.pop(number)
+            prefill.served.e2e_s = self._events.now - prefill.served.request.arrival_s
+            self._hold(-prefill.num_blocks)
+            self._finished.append(str(number))
+
+    # -- memory --
+
+    def _has_room(self, prefill: _Prefill) -> bool:
+        """A sequence waits for memory; one that is larger than all of it runs alone."""
+        held = self._num_held_blocks
+        return not held or held + prefill.num_blocks <= self._model.num_blocks
+
+    def _hold(self, num_blocks: int) -> None:
+        """Cached prefixes have what running sequences leave, and share blocks with them."""
+        self._num_held_blocks += num_blocks
+        self._cache.capacity = max(0, self._model.num_blocks - self._num_held_blocks)
+        self._cache.shrink(self._cache.capacity)

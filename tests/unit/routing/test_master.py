@@ -1,0 +1,202 @@
+from collections import Counter
+from random import Random
+from typing import Any
+
+import pytest
+
+from rtp_serve.config.routing import RoutingConfig
+from rtp_serve.routing.block_stream import BlockDelta, StreamOutcome
+from rtp_serve.routing.ledger import RequestState
+from rtp_serve.routing.master import Master
+from rtp_serve.routing.types import Outcome, Prefilled, PrefillPoint, Role, WorkerId
+from tests.unit.routing.requests import keys, make_request, make_status
+
+BENCHMARK = (PrefillPoint(100, 0, 0.1), PrefillPoint(1000, 0, 1.0), PrefillPoint(1000, 999, 1.0))
+"""1,000 tokens a second."""
+
+
+def make_master(*statuses: Any, **config: Any) -> Master:
+    """Without statuses: two idle workers."""
+    master = Master(RoutingConfig(**config), Random(0))
+    for status in statuses or (
+        make_status("w0", self_benchmark=BENCHMARK),
+        make_status("w1", self_benchmark=BENCHMARK),
+    ):
+        master.on_status(status, 0.0)
+    return master
+
+
+def test_requests_that_come_at_once_are_split_evenly_over_idle_replicas():
+    master = make_master()
+    decisions = [master.schedule(make_request(f"r{i}", 100), 0.0) for i in range(20)]
+    assert Counter(each.worker_id for each in decisions) == {"w0": 10, "w1": 10}
+
+
+def test_a_prefix_draws_requests_and_a_decision_says_so():
+    master = make_master()
+    master.on_delta(BlockDelta("w1", 1, 0, 1, keys(*range(4))))
+    decision = master.schedule(make_request(num_tokens=100, block_hashes=keys(*range(6))), 0.0)
+    assert (decision.outcome, decision.worker_id) == (Outcome.ROUTED, "w1")
+    assert decision.num_cached_tokens == 64
+    assert decision.predicted_ttft_s == pytest.approx(0.036, rel=0.1)
+    assert [each.worker_id for each in decision.table()] == ["w1", "w0"]
+
+
+def test_what_was_sent_draws_the_same_prefix_before_it_is_computed():
+    master = make_master()
+    hashes = keys(*range(62))
+    first = master.schedule(make_request("a", 1000, block_hashes=hashes), 0.0)
+    second = master.schedule(make_request("b", 1000, block_hashes=hashes), 0.9)
+    assert second.worker_id == first.worker_id
+    assert second.num_cached_tokens == 62 * 16
+    assert master.cached_blocks(hashes) == {}
+
+
+def test_at_least_one_token_is_left_to_compute():
+    master = make_master()
+    master.on_delta(BlockDelta("w0", 1, 0, 1, keys(*range(4))))
+    decision = master.schedule(make_request(num_tokens=64, block_hashes=keys(*range(4))), 0.0)
+    assert decision.num_cached_tokens == 63
+
+
+def test_a_first_token_and_an_end_leave_nothing_behind():
+    master = make_master()
+    request = make_request("a", 100, block_hashes=keys(*range(6)))
+    decision = master.schedule(request, 0.0)
+    assert decision.worker_id == "w0"
+    point = PrefillPoint(100, 0, 0.1)
+    master.on_status(make_status("w0", prefilled=(Prefilled("a", point),), running_ids=("a",)), 0.1)
+    master.on_status(make_status("w0", finished_ids=("a",)), 0.2)
+    master.check_invariants()
+    repeated = master.schedule(make_request("a", 100, block_hashes=keys(*range(6))), 0.3)
+    assert repeated.predicted_ttft_s == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_worker_that_restarts_loses_its_requests_and_its_blocks():
+    master = make_master()
+    master.on_delta(BlockDelta("w0", 1, 0, 1, keys("a")))
+    decision = master.schedule(make_request("r", 16, block_hashes=keys("a")), 0.0)
+    assert decision.worker_id == "w0"
+    assert master.on_status(make_status("w0", epoch=2), 1.0) == ("r",)
+    assert master.cached_blocks(keys("a")) == {}
+    assert master.on_status(make_status("w0", epoch=1), 1.1) == ()
+    master.check_invariants()
+
+
+def test_a_worker_that_drops_a_request_is_found_out():
+    master = make_master()
+    master.schedule(make_request("r"), 0.0)
+    master.on_status(make_status("w0", waiting_ids=("r",)), 0.1)
+    assert master.on_status(make_status("w0"), 0.2) == ("r",)
+
+
+def test_a_request_that_never_arrived_is_given_up():
+    master = make_master(transit_timeout_s=2)
+    master.schedule(make_request("r"), 0.0)
+    assert master.expire(1.0) == {}
+    assert master.expire(3.0) == {"r": RequestState.LOST}
+    master.check_invariants()
+
+
+def test_a_silent_worker_gets_nothing_until_it_speaks():
+    master = make_master(make_status("w0"), worker_silence_s=5)
+    master.expire(6.0)
+    assert master.schedule(make_request("a"), 6.0).outcome is Outcome.NO_WORKER
+    master.on_status(make_status("w0"), 7.0)
+    assert master.schedule(make_request("b"), 7.0).worker_id == "w0"
+
+
+def test_a_retry_goes_to_another_worker():
+    master = make_master()
+    excluded = frozenset({WorkerId("w0")})
+    assert master.schedule(make_request(excluded=excluded), 0.0).worker_id == "w1"
+
+
+def test_a_worker_without_memory_is_passed_over():
+    master = make_master(make_status("w0", num_blocks=10), make_status("w1"))
+    request = make_request(num_tokens=200)
+    assert master.schedule(request, 0.0).worker_id == "w1"
+
+
+def test_memory_that_is_promised_is_not_promised_again():
+    master = make_master(
+        make_status("p", role=Role.PREFILL),
+        *(make_status(f"d{i}", role=Role.DECODE, num_blocks=20) for i in range(2)),
+    )
+    decisions = [master.schedule(make_request(f"r{i}", 200), 0.0) for i in range(3)]
+    assert [each.worker_id for each in decisions] == ["p", "p", None]
+    assert [each.decode_worker_id for each in decisions] == ["d0", "d1", None]
+    assert "no decode worker has 14 blocks free" in decisions[2].reason
+    master.on_finished("r0", 1.0)
+    assert master.schedule(make_request("r3", 200), 1.0).decode_worker_id == "d0"
+
+
+def test_a_decode_worker_that_misses_the_itl_target_is_the_last_resort():
+    master = make_master(
+        make_status("p", role=Role.PREFILL),
+        make_status("slow", role=Role.DECODE, itl_s=0.2),
+        make_status("full", role=Role.DECODE, itl_s=0.02, num_free_blocks=30),
+        slo_classes={"default": {"itl_s": 0.05}},
+    )
+    chosen = [master.schedule(make_request(f"r{i}", 200), 0.0).decode_worker_id for i in range(2)]
+    assert chosen == ["full", "full"]
+    assert master.schedule(make_request("big", 600), 0.0).decode_worker_id == "slow"
+
+
+def test_a_worker_nobody_knows_is_asked_for_all_its_blocks():
+    master = make_master()
+    outcome = master.on_delta(BlockDelta("new", 1, 0, 1, keys("a")))
+    assert outcome is StreamOutcome.NEEDS_SNAPSHOT
+
+
+def test_a_worker_that_leaves_takes_its_requests_with_it_and_its_place_is_free():
+    master = make_master(max_workers=2)
+    master.on_delta(BlockDelta("w0", 1, 0, 1, keys("a")))
+    master.schedule(make_request("r", 16, block_hashes=keys("a")), 0.0)
+    assert master.remove(WorkerId("w0"), 1.0) == ("r",)
+    master.on_status(make_status("w2"), 1.0)
+    assert master.cached_blocks(keys("a")) == {}
+    master.check_invariants()
+
+
+SLO = {"default": {"ttft": [{"max_tokens": 500, "ttft_s": 1.0}, {"ttft_s": 4.0}]}}
+
+
+def test_a_request_that_would_be_late_is_refused_at_once():
+    master = make_master(slo_classes=SLO, admission={"fair_slack": 1})
+    for number in range(8):
+        assert master.schedule(make_request(f"r{number}", 400), 0.0).outcome in Outcome
+    decision = master.schedule(make_request("late", 400), 0.0)
+    assert decision.outcome is Outcome.REJECTED
+    assert "are allowed" in decision.reason
+    assert 0 < decision.retry_after_s < 2
+    assert master.schedule(make_request("long", 900), 0.0).outcome is Outcome.ROUTED
+
+
+def test_who_comes_back_after_the_time_that_he_was_told_is_taken():
+    master = make_master(slo_classes=SLO, admission={"fair_slack": 1})
+    while True:
+        decision = master.schedule(make_request(f"r{master.num_in_flight}", 400), 0.0)
+        if decision.outcome is Outcome.REJECTED:
+            break
+    again = master.schedule(make_request("again", 400), decision.retry_after_s + 1e-6)
+    assert again.outcome is Outcome.ROUTED
+
+
+def test_urgent_requests_are_taken_where_others_are_not():
+    master = make_master(slo_classes=SLO, admission={"fair_slack": 1})
+    for number in range(4):
+        master.schedule(make_request(f"r{number}", 400), 0.0)
+    assert master.schedule(make_request("a", 400), 0.0).outcome is Outcome.REJECTED
+    assert master.schedule(make_request("b", 400, priority=20), 0.0).outcome is Outcome.REJECTED
+    assert master.schedule(make_request("c", 400, priority=90), 0.0).outcome is Outcome.ROUTED
+
+
+def test_a_tenant_above_its_share_is_refused_before_the_others():
+    master = make_master(slo_classes=SLO)
+    for number in range(5):
+        master.schedule(make_request(f"r{number}", 400, tenant="greedy"), 0.0)
+    master.schedule(make_request("first", 100, tenant="modest"), 0.0)
+    greedy = master.schedule(make_request("g", 400, tenant="greedy"), 0.0)
+    modest = master.schedule(make_request("m", 400, tenant="modest"), 0.0)
+    assert (greedy.outcome, modest.outcome) == (Outcome.REJECTED, Outcome.ROUTED)
