@@ -46,7 +46,8 @@ class ReplicaConfig(Config):
     """A replica silent for so long is replaced."""
 
     drain_timeout_s: float = Field(default=600.0, ge=0)
-    """A replica that is asked to stop lets its streams finish for so long."""
+    """A replica that is asked to stop hands its streams to others; those that no other one takes
+    may go on there for so long."""
 
     @model_validator(mode="after")
     def _check(self) -> "ReplicaConfig":
@@ -78,7 +79,8 @@ class IngressConfig(Config):
     its replica waits as long for another one."""
 
     max_resumptions: int = Field(default=3, ge=0)
-    """How often a stream may lose its replica and go on at another one; 0 for never."""
+    """How often a stream may lose its replica and go on at another one; 0 for never, and then it
+    also stays with a replica that is asked to stop."""
 
     allow_public_without_keys: bool = False
     """Serve without API keys even where HTTP listens beyond the loopback interface."""
