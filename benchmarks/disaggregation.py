@@ -52,7 +52,7 @@ FIGURES = (
 
 _TRANSFER_TOKENS, _PROMPTS = 1024, 4
 _MAX_MODEL_LEN = 4096
-_CHUNKS = (64, 128, 256, 512)
+_CHUNKS = (64, 96, 128, 256)
 _SLACK = 1.05
 """Times to first token that differ by less are equal."""
 
@@ -80,7 +80,7 @@ def measure_transfers(bench: Bench) -> None:
     """Layer by layer, and all at the end; prompts one after the other."""
     plans = [
         topologies.disaggregated(bench.model, bench.work, bench.num_threads, layer_groups=groups)
-        for groups in (8, 1)
+        for groups in (16, 1)
     ]
     fractions, ratios = [], []
     with ExitStack() as stack:

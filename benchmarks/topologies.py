@@ -43,7 +43,7 @@ def disaggregated(
     work: Path,
     num_threads: int,
     *,
-    layer_groups: int = 8,
+    layer_groups: int = 16,
     chunk: int = 1024,
     num_decode: int = 1,
 ) -> ServerPlan:

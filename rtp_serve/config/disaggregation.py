@@ -50,7 +50,7 @@ class TransferConfig(Config):
     timeout_s: float = Field(default=60.0, gt=0)
     """A prompt that has not come by then is computed by the decode replica."""
 
-    layer_groups: int = Field(default=8, ge=1, le=64)
+    layer_groups: int = Field(default=16, ge=1, le=64)
     """In so many groups of layers a step's keys and values are told and copied, at most; the last
     group's copy is what the answer waits for. 1 copies all when the step has ended."""
 
