@@ -43,7 +43,7 @@ PAUSE = "pause"
 """Stopped, and continued after two leases."""
 
 _NUM_PASSED = 6
-_WAIT_S = 120.0
+_WAIT_S = 60.0
 
 DEPLOYMENTS = {"decode": DECODE_REPLICA, "prefill": PREFILL_REPLICA}
 FAULTS = (KILL, STOP, PAUSE, CUT)
@@ -203,7 +203,7 @@ async def metrics_texts(handle: DeploymentHandle) -> list[tuple[str, str]]:
     return [answer for answer in answers if not isinstance(answer, Exception)]
 
 
-async def until(is_so: Callable[[], Awaitable[Any]], otherwise: str, seconds: float = 60.0) -> Any:
+async def until(is_so: Callable[[], Awaitable[Any]], otherwise: str, seconds: float = 30.0) -> Any:
     """What it gives when it is true. It is asked once more after the time has passed."""
     clock = WallClock()
     deadline_s = clock.monotonic() + seconds
@@ -249,7 +249,6 @@ def served(
     with running(session, "pd-chaos", assemble(config, FaultyBuild(root))) as app:
         yield Application(app, Bench(root))
         files = set[str]().union(*(shared_files(pid) for pid in app.pids(PREFILL_REPLICA)))
-    assert files
     assert not [file for file in files if Path(file).exists()]
 
 
