@@ -19,12 +19,17 @@ class LiveReplicas:
 
     def __init__(self) -> None:
         self._changing = threading.Lock()
-        self._names: frozenset[str] = frozenset()
+        self._names: frozenset[str] | None = None
         self._watchers: set[Callable[[], None]] = set()
+
+    @property
+    def names(self) -> frozenset[str] | None:
+        """None as long as no router has told."""
+        return self._names
 
     def lacks(self, name: str) -> bool:
         """Whether this one was withdrawn and others were not."""
-        names = self._names
+        names = self._names or frozenset()
         return bool(names) and name not in names
 
     def watch(self, watcher: Callable[[], None]) -> None:

@@ -198,9 +198,9 @@ class EngineReplica:
             else:  # it gives its blocks back itself, when nobody copies into them
                 bringing.cancel()
 
-    async def prefill(self, data: bytes) -> bytes:
+    async def prefill(self, data: bytes, *, replica: str = "") -> bytes:
         """A `PrefillCall` in, a `PrefillRecord` out when the other replica has the prompt's keys
-        and values, or the attempt has ended. Cancelling it aborts."""
+        and values, or the attempt has ended. Cancelling it aborts. `replica` is for the router."""
         call = kv_wire.decode_call(data)
         if self._exchange is None:
             return kv_wire.encode(Refused(EngineDead.code, "this replica computes for no other"))

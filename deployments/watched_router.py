@@ -1,9 +1,13 @@
 """Serve's own router, which also tells this process's streams which replicas are left, and brings
 a call to a given replica where its keyword `replica` names one.
 
+With Serve's own, the replica that was chosen for one call takes whichever has waited longest; here
+it takes that one.
+
 Serve pickles this module by value: what all of a process must share is in another one.
 """
 
+from ray.serve._private.common import RequestMetadata
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.request_router import PendingRequest, RunningReplica
 
@@ -27,6 +31,14 @@ class WatchedRouter(PowerOfTwoChoicesRequestRouter):
             candidate_replicas, pending_request
         )
         return ranked
+
+    def _get_pending_request_matching_metadata(
+        self, request_metadata: RequestMetadata | None = None
+    ) -> PendingRequest | None:
+        found: PendingRequest | None = self._get_pending_request_matching_internal_request_id(
+            request_metadata
+        )
+        return found
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)

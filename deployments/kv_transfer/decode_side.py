@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.kv_transfer.copy_thread import CopyThread
 from deployments.kv_transfer.figures import TransferFigures
 from deployments.kv_transfer.inbound import InboundChannel, Keyed, KvListener
+from deployments.kv_transfer.peers import ANYBODY, Peers
 from deployments.kv_transfer.predictions import Predictions
 from deployments.kv_transfer.wire import (
     FirstToken,
@@ -32,13 +33,13 @@ from deployments.kv_transfer.wire import (
 )
 from deployments.token_stream.wire import NeedsTcp, Refused, WireError
 from rtp_serve.clock import Clock
-from rtp_serve.config.disaggregation import PREFILL_REPLICA, TransferConfig
-from rtp_serve.disaggregation.breaker import Breaker
+from rtp_serve.config.disaggregation import TransferConfig
 from rtp_serve.disaggregation.decode_transfer import DecodeTransfer
 from rtp_serve.disaggregation.lifecycle import (
     Ask,
     Copy,
     DecodeAction,
+    DecodeState,
     Deposit,
     Forward,
     GiveUp,
@@ -92,7 +93,7 @@ class Prefilling:
 
     figures: TransferFigures
     predictions: Predictions
-    breaker: Breaker
+    peers: Peers
     clock: Clock
     """For what is measured; another process of this node has the same."""
 
@@ -139,6 +140,9 @@ class _Transfer:
         )
         self._channels: dict[TransferKey, InboundChannel] = {}
         self._calls: set[asyncio.Task[None]] = set()
+        self._num_tokens = len(request.prompt_token_ids)
+        self._peer: str | None = None
+        self._tried: set[str] = set()
         self._first: SequenceDelta | None = None
         self._began_s = shared.clock.monotonic()
         self._last_layer_s = 0.0
@@ -164,6 +168,7 @@ class _Transfer:
     def close(self) -> None:
         """Give back what is held, once nobody copies into it."""
         self._do(self._transfer.cancel())
+        self._leave_peer()
         if self._timer is not None:
             self._timer.cancel()
         for call in self._calls:
@@ -190,12 +195,17 @@ class _Transfer:
 
     # Channels call these.
 
+    def wants(self, key: TransferKey) -> bool:
+        return key == self._transfer.key
+
     def tell(self, channel: InboundChannel, message: Keyed) -> None:
         self._channels[message.key] = channel
         now_s = self._loop.time()
         match message:
             case Taken(key, load):
                 self._shared.predictions.heard(channel.hello.replica, load)
+                if key == self._transfer.key:
+                    self._meet(channel.hello.replica)
                 self._transfer.heard(key, now_s)
             case Accepted(key, first_block, block_ids, slot, slot_value):
                 hello = channel.hello
@@ -211,8 +221,8 @@ class _Transfer:
             case Failed(key, code):
                 self._do(self._transfer.failed(key, code, now_s))
 
-    def beat(self) -> None:
-        self._transfer.heard(self._transfer.key, self._loop.time())
+    def beat(self, key: TransferKey) -> None:
+        self._transfer.heard(key, self._loop.time())
 
     def lose(self, key: TransferKey) -> None:
         self._do(self._transfer.lost(key, self._loop.time()))
@@ -258,9 +268,7 @@ class _Transfer:
         shared, request_id = self._shared, self._request.request_id
         match action:
             case Ask(key, num_blocks_present):
-                call = asyncio.create_task(self._call(key, num_blocks_present))
-                self._calls.add(call)
-                call.add_done_callback(self._calls.discard)
+                self._begin_attempt(key, num_blocks_present)
             case Copy():
                 shared.copier.copy(action, self._copied)
             case Forward():
@@ -275,13 +283,43 @@ class _Transfer:
             case Deposit(num_blocks):
                 self._is_deposited = True
                 shared.engine.deposit(request_id, self._num_present + num_blocks)
-                self._note()
+                if self._transfer.state is DecodeState.DONE:
+                    self._note()
             case Release():
                 shared.engine.end_reception(request_id)
             case GiveUp(code):
                 shared.figures.gave_up(code)
-                if self._transfer.key.epoch:  # else nobody was asked
-                    shared.breaker.failed(PREFILL_REPLICA, self._loop.time())
+                self._blame_peer()
+
+    def _begin_attempt(self, key: TransferKey, num_blocks_present: int) -> None:
+        self._blame_peer()
+        peer = self._shared.peers.choose(self._tried, self._loop.time())
+        if peer is None:
+            self._do(self._transfer.no_peer(key))
+            return
+        self._meet(peer)
+        call = asyncio.create_task(self._call(key, num_blocks_present, peer))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
+    def _meet(self, peer: str) -> None:
+        """This one has the prompt, or will be asked for it."""
+        if peer != self._peer:
+            self._leave_peer()
+            self._peer = peer
+            self._tried.add(peer)
+            self._shared.peers.begun(peer, self._num_tokens)
+
+    def _leave_peer(self) -> None:
+        if self._peer is not None:
+            self._shared.peers.ended(self._peer, self._num_tokens)
+            self._peer = None
+
+    def _blame_peer(self) -> None:
+        """The attempt has failed, if there was one."""
+        if self._peer is not None:
+            self._shared.peers.failed(self._peer, self._loop.time())
+            self._leave_peer()
 
     def _say(self, message: Received | Abort) -> None:
         channel = self._channels.get(message.key)
@@ -294,15 +332,17 @@ class _Transfer:
         exposed_s = max(0.0, self._copied_s - self._last_layer_s) if is_known else 0.0
         self._shared.figures.brought(now_s - self._began_s, exposed_s)
         self._shared.predictions.brought(exposed_s)
-        self._shared.breaker.succeeded(PREFILL_REPLICA)
+        if self._peer is not None:
+            self._shared.peers.succeeded(self._peer)
+            self._leave_peer()
 
-    async def _call(self, key: TransferKey, num_blocks_present: int) -> None:
+    async def _call(self, key: TransferKey, num_blocks_present: int, peer: str) -> None:
         """Hold the control call of an attempt open; whatever ends it badly fails the attempt."""
         try:
-            record = await self._ask(key, num_blocks_present)
+            record = await self._ask(key, num_blocks_present, peer)
             if isinstance(record, NeedsTcp):
                 await self._shared.listener.door.open_tcp()
-                record = await self._ask(key, num_blocks_present)
+                record = await self._ask(key, num_blocks_present, peer)
         except (RayError, RayServeException, WireError, OSError) as error:
             logger.info("the prefill replica failed: %s", type(error).__name__)
             self._do(self._transfer.lost(key, self._loop.time()))
@@ -318,7 +358,7 @@ class _Transfer:
                 self._do(self._transfer.failed(key, TransferCode(code), self._loop.time()))
 
     async def _ask(
-        self, key: TransferKey, num_blocks_present: int
+        self, key: TransferKey, num_blocks_present: int, peer: str
     ) -> PrefillEnded | NeedsTcp | Refused:
         config, now_s = self._shared.config, self._loop.time()
         fingerprint = self._fingerprint if self._shared.is_exact else ""
@@ -331,7 +371,8 @@ class _Transfer:
             max(0.0, self._started_s + config.timeout_s - now_s),
             config.lease_s,
         )
-        response = self._shared.handle.prefill.remote(encode(call))
+        named = {} if peer == ANYBODY else {"replica": peer}
+        response = self._shared.handle.prefill.remote(encode(call), **named)
         try:
             return decode_record(await response)
         except asyncio.CancelledError:

@@ -9,18 +9,20 @@ from dataclasses import dataclass
 import ray
 from ray.serve.handle import DeploymentHandle
 
+from deployments import live_replicas
 from deployments.door import Door
 from deployments.kv_transfer.copy_thread import CopyThread
 from deployments.kv_transfer.decode_side import Deliver, Prefilling, prefill_elsewhere
 from deployments.kv_transfer.figures import TransferFigures
 from deployments.kv_transfer.inbound import KvListener
 from deployments.kv_transfer.outbound import KvDialer
+from deployments.kv_transfer.peers import Peers
 from deployments.kv_transfer.predictions import Predictions
 from deployments.kv_transfer.prefill_side import PrefillSide
 from deployments.kv_transfer.shared_slots import make_slots
 from deployments.kv_transfer.wire import PrefillCall, PrefillEnded
 from rtp_serve.clock import WallClock
-from rtp_serve.config.disaggregation import PREFILL_REPLICA, TransferConfig
+from rtp_serve.config.disaggregation import TransferConfig
 from rtp_serve.disaggregation.breaker import Breaker, BreakerLimits
 from rtp_serve.disaggregation.choice import ChoicePolicy, ChoiceReason
 from rtp_serve.disaggregation.lifecycle import TransferLimits
@@ -29,6 +31,7 @@ from rtp_serve.disaggregation.protocol import Span, TransferKey
 from rtp_serve.disaggregation.transport.checksummed import ExportedBlocks
 from rtp_serve.engine.async_engine import AsyncEngine
 from rtp_serve.engine.request import Request
+from rtp_serve.native.shared_file import forget_name
 
 logger = logging.getLogger("ray.serve")
 
@@ -56,7 +59,8 @@ class KvExchange:
         node_id = ray.get_runtime_context().get_node_id()
         heartbeat_s = TransferLimits(options.transfer.lease_s).heartbeat_s
         slots, slots_descriptor = make_slots(f"{secrets.token_hex(8)}-slots")
-        self._dialer = KvDialer(node_id, replica, memory.published(slots_descriptor), heartbeat_s)
+        self._published = memory.published(slots_descriptor)
+        self._dialer = KvDialer(node_id, replica, self._published, heartbeat_s)
         self._prefill_side = PrefillSide(
             engine, self._dialer, slots, options.transfer.layer_groups, WallClock()
         )
@@ -64,8 +68,6 @@ class KvExchange:
         self._copier = CopyThread(memory, options.prefill, self.figures)
         self._numbers = itertools.count(1)
         self._loop = asyncio.get_running_loop()
-        # Serve says which replica is asked, so all of them are one peer here.
-        self._breaker = Breaker(BreakerLimits())
         self._predictions = Predictions(engine, ChoicePolicy())
         self._shared: Prefilling | None = None
         self._listener: KvListener | None = None
@@ -73,7 +75,8 @@ class KvExchange:
             door = Door(
                 "rtp-serve-kv", node_id, ray.util.get_node_ip_address(), options.tcp_port_range
             )
-            self._listener = KvListener(door, heartbeat_s)
+            self._listener = KvListener(door, heartbeat_s, self._peer_left)
+            live = live_replicas.of(options.prefill.app_name, options.prefill.deployment_name)
             self._shared = Prefilling(
                 engine,
                 memory.description,
@@ -84,9 +87,19 @@ class KvExchange:
                 options.is_exact,
                 self.figures,
                 self._predictions,
-                self._breaker,
+                Peers(live, Breaker(BreakerLimits())),
                 WallClock(),
             )
+
+        self.figures.watch(self._num_transfers, lambda: self._prefill_side.num_slots_used)
+
+    def _peer_left(self, replica: str) -> None:
+        """Its memory may be that of a process that has ended."""
+        self._copier.forget_peer(replica)
+        self._predictions.lost(replica)
+
+    def _num_transfers(self) -> int:
+        return self._listener.num_transfers if self._listener is not None else 0
 
     async def start(self) -> None:
         if self._listener is not None:
@@ -96,19 +109,15 @@ class KvExchange:
         """Whether a prefill replica is to compute the prompt."""
         if self._shared is None:
             return False
-        obstacle = self._obstacle(request)
+        if can_be_moved(request):
+            obstacle = self._shared.peers.obstacle(self._loop.time())
+        else:
+            obstacle = ChoiceReason.UNSUPPORTED
         if self._shared.config.choice == "always" and obstacle is None:
             return True
         choice = self._predictions.choose(request, obstacle)
         self.figures.chose(choice.reason)
         return not choice.is_local
-
-    def _obstacle(self, request: Request) -> ChoiceReason | None:
-        if not can_be_moved(request):
-            return ChoiceReason.UNSUPPORTED
-        if not self._breaker.may_try(PREFILL_REPLICA, self._loop.time()):
-            return ChoiceReason.CIRCUIT_OPEN
-        return None
 
     async def bring(self, request: Request, deliver: Deliver) -> Request | None:
         """See `prefill_elsewhere`."""
@@ -132,6 +141,8 @@ class KvExchange:
             self._listener.close()
         self._dialer.close()
         await asyncio.to_thread(self._copier.close)
+        for file in self._published.files:
+            forget_name(file)
 
 
 def can_be_moved(request: Request) -> bool:

@@ -1,6 +1,8 @@
-"""What transfers did and how long they took, of one decode replica."""
+"""What transfers did and how long they took, of one replica."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from rtp_serve.disaggregation.protocol import TransferCode
 from rtp_serve.observability.metrics import PREFIX
@@ -42,6 +44,22 @@ class TransferFigures:
         self._exposed = self._histogram(
             "exposed_transfer", "End of the prompt's last layer to the end of the last copy."
         )
+
+    def watch(self, num_transfers: Callable[[], int], num_publications: Callable[[], int]) -> None:
+        """What is under way, asked whenever somebody looks: prompts that others compute for this
+        replica, and prompts that are held for others."""
+        running = Gauge(
+            PREFIX + "running_transfers",
+            "Prompts that are brought from prefill replicas.",
+            registry=self._registry,
+        )
+        running.set_function(num_transfers)
+        published = Gauge(
+            PREFIX + "published_prompts",
+            "Prompts that are computed or held for decode replicas.",
+            registry=self._registry,
+        )
+        published.set_function(num_publications)
 
     def reserved(self, wait_s: float) -> None:
         self._reservation.observe(wait_s)

@@ -21,6 +21,7 @@ from deployments.token_stream.framing import MAX_FRAME_BYTES, MAX_HELLO_BYTES, F
 from deployments.token_stream.wire import WireError
 from rtp_serve.disaggregation.protocol import (
     VERSION,
+    Abort,
     Accepted,
     Failed,
     Heartbeat,
@@ -39,12 +40,16 @@ Keyed = Taken | Accepted | Ready | FirstToken | Failed
 class Listening(Protocol):
     """A transfer that prefill replicas speak to."""
 
+    def wants(self, key: TransferKey) -> bool:
+        """Whether this attempt is not over."""
+        ...
+
     def tell(self, channel: "InboundChannel", message: Keyed) -> None:
         """Take one frame of it."""
         ...
 
-    def beat(self) -> None:
-        """Its peer lives."""
+    def beat(self, key: TransferKey) -> None:
+        """The peer of this attempt lives."""
         ...
 
     def lose(self, key: TransferKey) -> None:
@@ -55,8 +60,12 @@ class Listening(Protocol):
 class KvListener:
     """The channels to one decode replica, and its transfers; for one event loop."""
 
-    def __init__(self, door: Door, heartbeat_s: float) -> None:
+    def __init__(
+        self, door: Door, heartbeat_s: float, on_left: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """`on_left` is told the names of prefill replicas that have no channel any more."""
         self.door = door
+        self._on_left = on_left
         self._heartbeat_s = heartbeat_s
         self._transfers: dict[str, Listening] = {}
         self._channels: set[InboundChannel] = set()
@@ -76,6 +85,10 @@ class KvListener:
         for channel in self._channels:
             channel.forget(transfer)
 
+    @property
+    def num_transfers(self) -> int:
+        return len(self._transfers)
+
     def transfer(self, name: str) -> Listening | None:
         return self._transfers.get(name)
 
@@ -83,7 +96,13 @@ class KvListener:
         self._channels.add(channel)
 
     def left(self, channel: "InboundChannel") -> None:
+        """Idempotent; it may not have come in."""
+        if channel not in self._channels:
+            return
         self._channels.discard(channel)
+        replica = channel.hello.replica
+        if all(other.hello.replica != replica for other in self._channels):
+            self._on_left(replica)
 
     async def _beat(self) -> None:
         """Prefill replicas hold blocks for as long as this process lives."""
@@ -171,12 +190,20 @@ class InboundChannel(asyncio.Protocol):
             case Hello():
                 raise WireError("a second hello")
             case Heartbeat():
-                self._each(lambda transfer, key: transfer.beat())
+                self._each(lambda transfer, key: transfer.beat(key))
             case _:
                 transfer = self._listener.transfer(message.key.transfer)
-                if transfer is not None:
+                if transfer is None or not transfer.wants(message.key):
+                    self._refuse(message)
+                else:
                     self._current[message.key.transfer] = message.key
                     transfer.tell(self, message)
+
+    def _refuse(self, message: Keyed) -> None:
+        """It is late, as from a peer that was stopped, and holds blocks for nobody."""
+        self._current.pop(message.key.transfer, None)
+        if isinstance(message, Taken | Accepted):
+            self.send(Abort(message.key))
 
     def _each(self, tell: Callable[[Listening, TransferKey], None]) -> None:
         """What this peer has spoken of."""

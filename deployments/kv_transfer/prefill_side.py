@@ -56,6 +56,11 @@ class PrefillSide:
         self._slots = slots
         self._attempts: dict[TransferKey, _Attempt] = {}
 
+    @property
+    def num_slots_used(self) -> int:
+        """Prompts that are held for others, or will be."""
+        return self._slots.num_used
+
     async def export(
         self, key: TransferKey, block_ids: tuple[int, ...], layers: Span
     ) -> ExportedBlocks | None:

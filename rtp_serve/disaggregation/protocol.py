@@ -110,6 +110,12 @@ class MemoryDescriptor(msgspec.Struct, frozen=True):
     slots: SlotsDescriptor | None = None
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """Names of all that can be mapped."""
+        slots = () if self.slots is None else (self.slots.file,)
+        return (*(part.file for part in self.parts), *slots)
+
+    @property
     def layout_digest(self) -> str:
         """Equal of two memories if blocks can be copied between them, however heads are divided."""
         fields = (

@@ -78,6 +78,11 @@ def map_for_reading(name: str, num_bytes: int, root: Path = SHARED_MEMORY) -> mm
         os.close(descriptor)
 
 
+def forget_name(name: str, root: Path = SHARED_MEMORY) -> None:
+    """Nobody finds the file any more that this process has made so; idempotent."""
+    (root / f"{_PREFIX}{name}{_SUFFIX}").unlink(missing_ok=True)
+
+
 def _open_or_make(path: Path, num_bytes: int) -> int:
     while True:
         descriptor = _open_held(path)

@@ -25,6 +25,14 @@ _OBJECT_STORE_BYTES = 80 << 20
 _TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-faults",
+        metavar="FILE",
+        help="strike with each fault in each state of a transfer, and write what it cost to FILE",
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs them all, so that there is one cluster."""
     for item in items:

@@ -42,6 +42,10 @@ class Slots:
     def num_free(self) -> int:
         return len(self._free)
 
+    @property
+    def num_used(self) -> int:
+        return len(self._used)
+
     def allocate(self) -> Slot | None:
         """None if all are in use."""
         if not self._free:
