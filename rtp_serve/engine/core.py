@@ -257,7 +257,6 @@ class EngineCore:
                 self._forget(seq)
         self._after_release()
         self._pace_tiers()
-        self._recorder.state(self._scheduler, self._cache.usage)
 
     @property
     def memory(self) -> KVMemory | None:
@@ -307,6 +306,7 @@ class EngineCore:
         self._is_stalled = False
         if self._exchange is not None and not self._scheduler.num_waiting:
             self._exchange.receiving.grant()
+        self._recorder.state(self._scheduler, self._cache.usage)
 
     def store_cached(self, token_ids: Items[int], cache_salt: str) -> None:
         """Give the tiers again what the device has of a prefix."""
@@ -395,7 +395,6 @@ class EngineCore:
         for seq in seqs:
             if seq.finish_reason is not None:
                 self._forget(seq)
-        self._recorder.state(self._scheduler, self._cache.usage)
 
     def _forget(self, seq: Sequence) -> None:
         self._recorder.finished(seq, self._clock.monotonic())
