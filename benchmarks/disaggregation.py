@@ -231,7 +231,7 @@ def main(  # a command's options
         Model(directory, read_model_config(directory), _MAX_MODEL_LEN, kv_bytes)
         for directory in (large, small)
     ]
-    load = BurstLoad(streams, 400, burst_size=2, burst_tokens=2048, num_bursts=3, period_s=8.0)
+    load = BurstLoad(streams, 400, burst_size=2, burst_tokens=2048, num_bursts=2, period_s=8.0)
     with tempfile.TemporaryDirectory(prefix="rtp-bench-") as name:
         bench = Bench(models[0], available_cores(), Path(name), report, seed, patience, repetitions)
         if "transfer" in chosen:

@@ -257,7 +257,6 @@ class EngineCore:
                 self._forget(seq)
         self._after_release()
         self._note_idle()
-        self._recorder.state(self._scheduler, self._cache.usage)
 
     @property
     def memory(self) -> KVMemory | None:
@@ -292,7 +291,6 @@ class EngineCore:
         """Hold nothing for it any more; nobody writes to its blocks. Unknown ones are ignored."""
         self._exchanging.receiving.end(request_id)
         self._after_release()
-        self._recorder.state(self._scheduler, self._cache.usage)
 
     def publish(self, request_id: str, sink: PublicationSink) -> None:
         """Tell `sink` of the keys and values of this request's prompt, which is yet to be added."""
@@ -302,7 +300,6 @@ class EngineCore:
         """Tell and hold nothing of it any more. Unknown ones are ignored."""
         self._exchanging.publishing.end(request_id)
         self._after_release()
-        self._recorder.state(self._scheduler, self._cache.usage)
 
     @property
     def _exchanging(self) -> Exchange:
@@ -314,6 +311,7 @@ class EngineCore:
         self._is_stalled = False
         if self._exchange is not None and not self._scheduler.num_waiting:
             self._exchange.receiving.grant()
+        self._recorder.state(self._scheduler, self._cache.usage)
 
     def store_cached(self, token_ids: Items[int], cache_salt: str) -> None:
         """Give the tiers again what the device has of a prefix."""
@@ -408,7 +406,6 @@ class EngineCore:
         for seq in seqs:
             if seq.finish_reason is not None:
                 self._forget(seq)
-        self._recorder.state(self._scheduler, self._cache.usage)
 
     def _forget(self, seq: Sequence) -> None:
         self._recorder.finished(seq, self._clock.monotonic())

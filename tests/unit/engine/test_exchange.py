@@ -12,7 +12,7 @@ import pytest
 
 from rtp_serve.engine.receiving import Reserved
 from rtp_serve.engine.request import FinishReason, Request, SequenceDelta, first_token_request
-from rtp_serve.observability.metrics import PrometheusSink
+from rtp_serve.observability.metrics import PREFIX, PrometheusSink
 from tests.factories import (
     EOS,
     NUM_LAYERS,
@@ -333,3 +333,24 @@ def _firsts(
             assert move.stage == 2
             (move.first,) = delta.token_ids
         yield delta
+
+
+def test_figures_tell_of_blocks_that_are_held_for_others():
+    sink = PrometheusSink()
+    core = make_core(num_blocks=64, worker=MemoryWorker(64), sink=sink)
+
+    def usage() -> float:
+        name = f"{PREFIX}kv_cache_usage_ratio"
+        (line,) = (line for line in sink.render().splitlines() if line.startswith(name))
+        return float(line.rsplit(" ", 1)[1])
+
+    request = make_request(prompt=make_prompt(100))
+    core.publish(request.request_id, Told())
+    run_to_end(core, [first_token_request(request)])
+    assert usage() > 0
+    core.end_publication(request.request_id)
+    assert usage() == 0
+    core.receive(request, Room())
+    assert usage() > 0
+    core.end_reception(request.request_id)
+    assert usage() == 0
