@@ -1,5 +1,7 @@
 """How requests are shared out among replicas."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from rtp_serve.config.base import Config
@@ -94,7 +96,14 @@ class TierConfig(Config):
 class RoutingConfig(Config):
     """The Master: policy, limits and what it believes of workers."""
 
-    policy: str = "priced"
+    policy: Literal[
+        "priced",
+        "shortest-ttft",
+        "weighted-score",
+        "prefix-affinity",
+        "power-of-two",
+        "round-robin",
+    ] = "priced"
     """How a worker is chosen; see docs/routing.md."""
 
     knobs: dict[str, float] = Field(default_factory=dict)

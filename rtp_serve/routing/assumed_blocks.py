@@ -5,7 +5,7 @@ the same way. What assumes them (a request in flight) settles them again: after 
 worker's deltas tell the truth.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rtp_serve.kv_cache.block import BlockHash
 
@@ -16,33 +16,35 @@ class AssumedBlocks:
     def __init__(self) -> None:
         self.masks: dict[BlockHash, int] = {}
         """Bit i: assumed at slot i. No zeros. Read only."""
-        self._counts: dict[tuple[BlockHash, int], int] = {}
+        self._more: dict[tuple[BlockHash, int], int] = {}  # beyond the first, which is the bit
 
     def assume(self, slot: int, hashes: Sequence[BlockHash]) -> None:
         bit = 1 << slot
-        masks, counts = self.masks, self._counts
+        masks, more = self.masks, self._more
         for key in hashes:
-            count = counts.get((key, slot), 0)
-            counts[key, slot] = count + 1
-            if not count:
-                masks[key] = masks.get(key, 0) | bit
+            mask = masks.get(key, 0)
+            if mask & bit:
+                more[key, slot] = more.get((key, slot), 0) + 1
+            else:
+                masks[key] = mask | bit
 
     def settle(self, slot: int, hashes: Sequence[BlockHash]) -> None:
         """Take back an `assume` of the same arguments."""
         bit = 1 << slot
-        masks, counts = self.masks, self._counts
+        masks, more = self.masks, self._more
         for key in hashes:
-            count = counts.pop((key, slot)) - 1
-            if count:
-                counts[key, slot] = count
+            if more and (key, slot) in more:
+                count = more.pop((key, slot)) - 1
+                if count:
+                    more[key, slot] = count
                 continue
             mask = masks.pop(key) ^ bit
             if mask:
                 masks[key] = mask
 
-    def check_invariants(self) -> None:
-        masks: dict[BlockHash, int] = {}
-        for (key, slot), count in self._counts.items():
-            assert count > 0, f"{key.hex()} at {slot}: {count}"
-            masks[key] = masks.get(key, 0) | 1 << slot
-        assert masks == self.masks
+    def check_invariants(self, assumed: Iterable[tuple[int, Sequence[BlockHash]]]) -> None:
+        """It is what `assumed` adds up to."""
+        again = AssumedBlocks()
+        for slot, hashes in assumed:
+            again.assume(slot, hashes)
+        assert (again.masks, again._more) == (self.masks, self._more)

@@ -11,6 +11,14 @@ from enum import Enum
 from rtp_serve.kv_cache.block import BlockHash
 
 
+class Tier(Enum):
+    """Where blocks are. A device's holder is a worker, another tier's is a node."""
+
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+
+
 @dataclass(frozen=True, slots=True)
 class BlockDelta:
     """Changes of one holder. A hash is in one of the two at most."""
@@ -29,6 +37,8 @@ class BlockDelta:
 
     removed: tuple[BlockHash, ...] = ()
 
+    tier: Tier = Tier.DEVICE
+
 
 @dataclass(frozen=True, slots=True)
 class SnapshotPage:
@@ -46,6 +56,8 @@ class SnapshotPage:
     num_pages: int
 
     hashes: tuple[BlockHash, ...]
+
+    tier: Tier = Tier.DEVICE
 
 
 class StreamOutcome(Enum):

@@ -18,11 +18,11 @@ def choose_decode(
     itl_target_s: float,
 ) -> int | None:
     """The slot that keeps the largest part of its blocks free, among those that keep the ITL target
-    if there are any; None if `demand` blocks fit nowhere. Arrays are [max_workers]."""
-    fitting = slots[free_blocks[slots] >= demand]
+    if there are any; None if `demand` blocks fit nowhere. Arrays are [num_slots]."""
+    fitting = np.flatnonzero(free_blocks >= demand)
     if not len(fitting):
         return None
     keeping = fitting[itl_s[fitting] <= itl_target_s]
     found = keeping if len(keeping) else fitting
     free = (free_blocks[found] - demand) / np.maximum(num_blocks[found], 1)
-    return int(found[free.argmax()])
+    return int(slots[found[free.argmax()]])

@@ -1,6 +1,9 @@
 """The workers as they last reported, as arrays by slot."""
 
+from collections.abc import Iterator
+
 import numpy as np
+import numpy.typing as npt
 
 from rtp_serve.routing.slots import Slots
 from rtp_serve.routing.types import Bools, Floats, Ints, Role, WorkerId, WorkerStatus
@@ -24,6 +27,8 @@ class Fleet:
         self._seen_s: Floats = np.full(max_workers, -np.inf)
         self._roles: Ints = np.full(max_workers, -1, np.int64)
         self._epochs = [0] * max_workers
+        self._names: npt.NDArray[np.object_] = np.full(max_workers, None, np.object_)
+        self._statuses: dict[str, WorkerStatus] = {}
         self._is_usable: Bools = np.zeros(max_workers, np.bool_)
         self._by_role: dict[frozenset[Role], Ints] = {}
 
@@ -33,20 +38,37 @@ class Fleet:
     def worker_id(self, slot: int) -> WorkerId:
         return WorkerId(self.slots.name(slot))
 
+    def worker_ids(self, slots: Ints) -> tuple[WorkerId, ...]:
+        """Of many; `worker_id` asked a thousand times takes as long as all of a decision."""
+        return tuple(self._names[slots].tolist())
+
+    def role(self, slot: int) -> Role:
+        """Of a worker that is there."""
+        return _ROLES[int(self._roles[slot])]
+
     def epoch(self, worker_id: WorkerId) -> int | None:
         """Of its present life; None if it is unknown."""
         slot = self.slots.get(worker_id)
         return None if slot is None else self._epochs[slot]
 
+    def statuses(self) -> Iterator[tuple[int, WorkerStatus, float]]:
+        """Every worker's slot, its last report, and when that came."""
+        for worker_id, status in self._statuses.items():
+            slot = self.slots.get(worker_id)
+            assert slot is not None, worker_id
+            yield slot, status, float(self._seen_s[slot])
+
     def update(self, status: WorkerStatus, now: float) -> int:
         """Take a report; the slot of the worker, which may be new."""
         slot = self.slots.add(status.worker_id)
+        self._names[slot] = status.worker_id
         self.num_blocks[slot] = status.num_blocks
         self.num_free_blocks[slot] = status.num_free_blocks
         self.num_decoding[slot] = status.num_decoding
         self.itl_s[slot] = status.itl_s
         self.node_slots[slot] = self.nodes.add(status.node_id) if status.node_id else -1
         self._seen_s[slot] = now
+        self._statuses[status.worker_id] = status
         self._epochs[slot] = status.epoch
         role = _ROLE_NUMBERS[status.role]
         if self._roles[slot] != role or not self._is_usable[slot]:
@@ -57,6 +79,7 @@ class Fleet:
     def remove(self, worker_id: WorkerId) -> int:
         """It is gone; the slot that it had."""
         slot = self.slots.remove(worker_id)
+        del self._statuses[worker_id]
         self._roles[slot], self._is_usable[slot] = -1, False
         self._by_role.clear()
         return slot

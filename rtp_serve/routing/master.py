@@ -5,6 +5,7 @@ is soft; workers' reports build it again.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 from random import Random
 
@@ -14,13 +15,17 @@ from rtp_serve.config.routing import RoutingConfig, SloClass
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.routing.admission import Admission
 from rtp_serve.routing.assumed_blocks import AssumedBlocks
-from rtp_serve.routing.block_stream import BlockDelta, SnapshotPage, StreamOutcome
+from rtp_serve.routing.block_stream import BlockDelta, SnapshotPage, StreamOutcome, Tier
 from rtp_serve.routing.decode import choose_decode
+from rtp_serve.routing.estimates import Estimates
 from rtp_serve.routing.fleet import Fleet
 from rtp_serve.routing.ledger import Entry, Ledger, RequestState
+from rtp_serve.routing.lower_tiers import LowerTiers
 from rtp_serve.routing.policies.registry import make_policy
 from rtp_serve.routing.predictor import PredictorSettings, PrefillPredictor
 from rtp_serve.routing.prefix_index import PrefixIndex
+from rtp_serve.routing.replication import HotPrefixes
+from rtp_serve.routing.snapshot import HolderBlocks, RoutingSnapshot, WorkerSnapshot
 from rtp_serve.routing.types import (
     Candidates,
     Choice,
@@ -51,6 +56,7 @@ class Master:
         self._policy = make_policy(config.policy, config.knobs)
         self._fleet = Fleet(config.max_workers)
         self._index = PrefixIndex(self._fleet.slots)
+        self._lower = LowerTiers(self._fleet.nodes, config.tiers)
         self._assumed = AssumedBlocks()
         self._ledger = Ledger(config.max_workers)
         self._predictor = PrefillPredictor(
@@ -61,7 +67,11 @@ class Master:
                 default_tokens_per_s=config.predictor.default_tokens_per_s,
             ),
         )
+        self._estimates = Estimates(
+            config.block_size, self._fleet, self._ledger, self._predictor, self._lower
+        )
         self._admission = Admission(config.admission)
+        self._hot = HotPrefixes(config.replication) if config.replication.enable else None
         self._mean_prefill_s = 0.0
 
     @property
@@ -73,12 +83,16 @@ class Master:
 
     def on_delta(self, delta: BlockDelta) -> StreamOutcome:
         """A worker's blocks have changed. NEEDS_SNAPSHOT: ask it for one."""
+        if delta.tier is not Tier.DEVICE:
+            return self._lower.apply(delta)
         if delta.holder not in self._fleet.slots:
             return StreamOutcome.NEEDS_SNAPSHOT
         return self._index.apply(delta)
 
     def on_page(self, page: SnapshotPage) -> StreamOutcome:
         """A part of all blocks that a worker has."""
+        if page.tier is not Tier.DEVICE:
+            return self._lower.apply_page(page)
         if page.holder not in self._fleet.slots:
             return StreamOutcome.NEEDS_SNAPSHOT
         return self._index.apply_page(page)
@@ -135,7 +149,7 @@ class Master:
         if not len(slots):
             return Decision(request.request_id, Outcome.NO_WORKER, "no worker can prefill")
         cached_blocks = self._index.match(request.block_hashes, self._assumed.masks)
-        candidates = self._candidates(request, slots, cached_blocks, now)
+        candidates = self._estimates.make(request, slots, cached_blocks, self._mean_prefill_s, now)
         slo = self._slo(request)
         limit_s = self._admission.limit_s(request, slo, now)
         if limit_s < inf:
@@ -145,6 +159,52 @@ class Master:
         choice = self._policy.choose(request, candidates, self._rng)
         return self._book(request, candidates, choice, slo, now)
 
+    # -- handing over --
+
+    def snapshot(self, now: float, *, with_blocks: bool = True) -> RoutingSnapshot:
+        """What another Master can go on from."""
+        fleet, ledger = self._fleet, self._ledger
+        waits = ledger.wait_s(fleet.slots.size, now)
+        workers = tuple(
+            WorkerSnapshot(
+                replace(status, waiting_ids=(), running_ids=(), prefilled=(), finished_ids=()),
+                seen_s,
+                self._predictor.coefficients(slot),
+                float(waits[slot]),
+                int(ledger.reserved_blocks[slot]),
+            )
+            for slot, status, seen_s in fleet.statuses()
+        )
+        blocks = tuple(
+            HolderBlocks(holder, epoch, version, tuple(self._index.blocks(holder)))
+            for holder, epoch, version in (self._index.versions() if with_blocks else ())
+        )
+        return RoutingSnapshot(now, workers, blocks)
+
+    @classmethod
+    def restored(
+        cls, config: RoutingConfig, rng: Random, snapshot: RoutingSnapshot, now: float
+    ) -> "Master":
+        """Knows what the other one knew; `now` is the snapshot's time on this one's clock.
+
+        What it sent is one entry a worker, in transit: it lasts as long as the queue was predicted
+        to, and is given up like any request that no worker reports.
+        """
+        master = cls(config, rng)
+        for each in snapshot.workers:
+            seen_s = now - (snapshot.taken_s - each.seen_s)
+            slot = master._fleet.update(each.status, seen_s)
+            master._predictor.restore(slot, each.coefficients)
+            if each.pending_s or each.reserved_blocks:
+                name = f"before {each.status.worker_id}"
+                blocks = each.reserved_blocks
+                master._ledger.create(Entry(name, slot, slot, 0, each.pending_s, 0, blocks, now))
+                master._ledger.sent(name, now)
+        for held in snapshot.blocks:
+            page = SnapshotPage(held.holder, held.epoch, held.version, 0, 1, held.hashes)
+            master._index.apply_page(page)
+        return master
+
     # -- deciding --
 
     def _prefill_slots(self, request: RequestFeatures) -> Ints:
@@ -153,30 +213,9 @@ class Master:
             excluded = [self._fleet.slots.get(each) for each in request.excluded]
             slots = slots[~np.isin(slots, [each for each in excluded if each is not None])]
         if len(self._fleet.usable(_ITS_OWN)):
-            fitting = slots[self._free_blocks()[slots] >= self._demand(request)]
+            fitting = slots[self._estimates.free_blocks(slots) >= self._demand(request)]
             return fitting if len(fitting) else slots
         return slots
-
-    def _candidates(
-        self, request: RequestFeatures, slots: Ints, cached_blocks: Ints, now: float
-    ) -> Candidates:
-        ledger, fleet = self._ledger, self._fleet
-        cached = np.minimum(cached_blocks[slots] * self._config.block_size, request.num_tokens - 1)
-        num_blocks = np.maximum(fleet.num_blocks[slots], 1)
-        return Candidates(
-            worker_ids=tuple(map(fleet.worker_id, slots.tolist())),
-            slots=slots,
-            wait_s=ledger.wait_s(fleet.slots.size, now)[slots],
-            prefill_s=self._predictor.predict(slots, request.num_tokens - cached, cached),
-            load_s=np.zeros(len(slots)),
-            num_cached_tokens=cached,
-            num_in_flight=ledger.num_in_flight[slots],
-            num_decoding=fleet.num_decoding[slots],
-            free_fraction=self._free_blocks()[slots] / num_blocks,
-            num_tokens=request.num_tokens,
-            num_remote_tokens=int(cached.max()),
-            mean_prefill_s=self._mean_prefill_s,
-        )
 
     def _book(
         self,
@@ -198,6 +237,10 @@ class Master:
         num_cached = int(candidates.num_cached_tokens[at])
         prefill_s = float(candidates.prefill_s[at] + candidates.load_s[at])
         num_new = request.num_tokens - num_cached
+        advice = None
+        if self._hot is not None:
+            size = self._config.block_size
+            advice = self._hot.note(request.block_hashes, size, candidates, now)
         missing = request.block_hashes[num_cached // self._config.block_size :]
         self._ledger.create(
             Entry(
@@ -227,17 +270,19 @@ class Master:
             num_cached,
             candidates=candidates,
             costs=choice.costs,
+            replication=advice,
         )
 
     def _decode_slot(self, request: RequestFeatures, slot: int, slo: SloClass) -> int | None:
-        if slot in self._fleet.usable(_ITS_OWN):
+        if self._fleet.role(slot) is Role.MIXED:
             return slot
         fleet = self._fleet
+        slots = fleet.usable(_DECODE)
         return choose_decode(
-            fleet.usable(_DECODE),
-            self._free_blocks(),
-            fleet.num_blocks,
-            fleet.itl_s,
+            slots,
+            self._estimates.free_blocks(slots),
+            fleet.num_blocks[slots],
+            fleet.itl_s[slots],
             self._demand(request),
             slo.itl_s or inf,
         )
@@ -280,14 +325,6 @@ class Master:
         to_come = min(request.max_new_tokens, self._config.reserve_new_tokens)
         return self._num_blocks(request.num_tokens + to_come)
 
-    def _free_blocks(self) -> Ints:
-        """Neither held nor promised, [max_workers]."""
-        fleet = self._fleet
-        free: Ints = np.minimum(
-            fleet.num_blocks - self._ledger.reserved_blocks, fleet.num_free_blocks
-        )
-        return free
-
     def _on_first_token(
         self, slot: int, request_id: str, point: PrefillPoint | None, now: float
     ) -> None:
@@ -317,5 +354,7 @@ class Master:
     def check_invariants(self) -> None:
         self._fleet.slots.check_invariants()
         self._index.check_invariants()
-        self._assumed.check_invariants()
+        self._lower.check_invariants()
+        waiting = (each for each in self._ledger.entries() if not each.has_first_token)
+        self._assumed.check_invariants((each.slot, each.assumed) for each in waiting)
         self._ledger.check_invariants()

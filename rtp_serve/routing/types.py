@@ -197,6 +197,17 @@ class Choice:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Replication:
+    """Advice: bring these blocks to `target`, by a transfer or by computing them there."""
+
+    target: WorkerId
+    source: WorkerId
+    """Has them, or is about to."""
+    hashes: tuple[BlockHash, ...]
+    reason: str
+
+
 class Outcome(Enum):
     ROUTED = "routed"
     REJECTED = "rejected"
@@ -228,6 +239,9 @@ class Decision:
     candidates: Candidates | None = None
 
     costs: Floats | None = None
+
+    replication: Replication | None = None
+    """What else would be worth doing, if somebody does such things."""
 
     def table(self) -> Iterator[Candidate]:
         """All candidates, the cheapest first."""

@@ -49,7 +49,7 @@ def read_azure(path: Path) -> Trace:
             (_seconds(row["TIMESTAMP"]), int(row["ContextTokens"]), int(row["GeneratedTokens"]))
             for row in csv.DictReader(file)
         ]
-    start = min(row[0] for row in rows)
+    start = min((row[0] for row in rows), default=0.0)
     requests = (TracedRequest(at - start, max(1, new), max(1, out), ()) for at, new, out in rows)
     return Trace(path.stem, 512, tuple(sorted(requests, key=lambda each: each.arrival_s)))
 

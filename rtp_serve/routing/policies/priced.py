@@ -28,11 +28,14 @@ class Priced:
     def choose(self, request: RequestFeatures, candidates: Candidates, rng: Random) -> Choice:
         work = candidates.prefill_s + candidates.load_s
         ttft = candidates.wait_s + work
-        queue = float(candidates.wait_s.mean()) / max(candidates.mean_prefill_s, 1e-6)
+        queue = (
+            float(candidates.wait_s.sum()) / len(candidates) / max(candidates.mean_prefill_s, 1e-6)
+        )
         price = self._base_price + self._queue_price * queue
         costs = ttft + price * (work - work.min())
         costs += self._decode_price * candidates.num_decoding * candidates.prefill_s
-        least = costs.min()
-        near = np.flatnonzero(costs <= least + 1e-9)
-        position = int(near[candidates.free_fraction[near].argmax()])
+        position = int(costs.argmin())
+        near = np.flatnonzero(costs <= costs[position] + 1e-9)
+        if len(near) > 1:
+            position = int(near[candidates.free_fraction[near].argmax()])
         return Choice(position, costs, "the least priced cost")

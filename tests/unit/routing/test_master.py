@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rtp_serve.config.routing import RoutingConfig
-from rtp_serve.routing.block_stream import BlockDelta, StreamOutcome
+from rtp_serve.routing.block_stream import BlockDelta, StreamOutcome, Tier
 from rtp_serve.routing.ledger import RequestState
 from rtp_serve.routing.master import Master
 from rtp_serve.routing.types import Outcome, Prefilled, PrefillPoint, Role, WorkerId
@@ -200,3 +200,60 @@ def test_a_tenant_above_its_share_is_refused_before_the_others():
     greedy = master.schedule(make_request("g", 400, tenant="greedy"), 0.0)
     modest = master.schedule(make_request("m", 400, tenant="modest"), 0.0)
     assert (greedy.outcome, modest.outcome) == (Outcome.REJECTED, Outcome.ROUTED)
+
+
+def host_delta(node: str, *names: object) -> BlockDelta:
+    return BlockDelta(node, 1, 0, 1, keys(*names), tier=Tier.HOST)
+
+
+def test_a_nodes_memory_is_reached_in_the_time_that_it_takes():
+    workers = [make_status(f"w{i}", node_id=f"n{i}", self_benchmark=BENCHMARK) for i in range(2)]
+    master = make_master(*workers, tiers={"host_tokens_per_s": 10_000})
+    master.on_delta(host_delta("n1", *range(62)))
+    request = make_request(num_tokens=1000, block_hashes=keys(*range(62)))
+    decision = master.schedule(request, 0.0)
+    assert (decision.worker_id, decision.num_cached_tokens) == ("w1", 992)
+    loads = {each.worker_id: each.load_s for each in decision.table()}
+    assert loads == {"w0": 0.0, "w1": pytest.approx(0.0992)}
+
+
+def test_what_is_computed_sooner_than_restored_is_computed():
+    worker = make_status("w0", node_id="n0", self_benchmark=BENCHMARK)
+    master = make_master(worker, tiers={"host_tokens_per_s": 500})
+    master.on_delta(host_delta("n0", *range(62)))
+    request = make_request(num_tokens=1000, block_hashes=keys(*range(62)))
+    assert master.schedule(request, 0.0).num_cached_tokens == 0
+
+
+def test_a_successor_decides_as_the_master_would_have():
+    master = make_master()
+    hashes = keys(*range(6))
+    master.on_delta(BlockDelta("w1", 1, 0, 1, hashes))
+    for number in range(3):
+        master.schedule(make_request(f"r{number}", 300), 5.0)
+    snapshot = master.snapshot(5.0)
+    successor = Master.restored(RoutingConfig(), Random(0), snapshot, 105.0)
+    successor.check_invariants()
+    request = make_request("next", 100, block_hashes=hashes)
+    mine, its = master.schedule(request, 5.01), successor.schedule(request, 105.01)
+    assert (its.worker_id, its.num_cached_tokens) == (mine.worker_id, mine.num_cached_tokens)
+    assert its.predicted_ttft_s == pytest.approx(mine.predicted_ttft_s, rel=0.01)
+
+
+def test_a_successor_follows_on_and_knows_a_gap_when_it_sees_one():
+    master = make_master()
+    master.on_delta(BlockDelta("w0", 1, 0, 1, keys("a")))
+    master.on_delta(BlockDelta("w1", 1, 0, 1, keys("a")))
+    successor = Master.restored(RoutingConfig(), Random(0), master.snapshot(0.0), 0.0)
+    assert successor.on_delta(BlockDelta("w0", 1, 1, 2, keys("b"))) is StreamOutcome.APPLIED
+    assert successor.on_delta(BlockDelta("w1", 1, 2, 3, keys("b"))) is StreamOutcome.NEEDS_SNAPSHOT
+
+
+def test_what_a_predecessor_sent_is_forgotten_when_nobody_speaks_of_it():
+    master = make_master()
+    master.schedule(make_request("r", 400), 0.0)
+    successor = Master.restored(RoutingConfig(), Random(0), master.snapshot(0.0), 0.0)
+    assert successor.num_in_flight == 1
+    successor.expire(RoutingConfig().transit_timeout_s + 1)
+    assert successor.num_in_flight == 0
+    successor.check_invariants()

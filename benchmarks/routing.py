@@ -1,0 +1,146 @@
+"""What is routing by the Master worth, and what does a decision cost?
+
+    python -m benchmarks.routing --traces DIR [--json]
+
+Replays on a virtual clock, through the very code that routes, with modelled engines: figures but
+`decision_*` are the same on every machine. Knobs are tuned on the first half of Mooncake's trace
+(8 workers); tests are on its other half and on RTP-LLM's, 6 to 10 workers, three loads each. Ratios
+are ours ÷ other; the other of `…_vs_best_other_…` is the best of round robin, power of two, prefix
+affinity and shortest TTFT in each cell, and the figure is that of the worst cell.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import typer
+
+from benchmarks.command import run
+from benchmarks.report import Report, say
+from benchmarks.routing_cells import OURS, Results, least_work_s, ratios, tested, tuned
+from benchmarks.routing_decisions import Size, decision_s
+from rtp_serve.config.routing import RoutingConfig
+from rtp_serve.simulation.chats import Assistants, assistants
+from rtp_serve.simulation.engine_model import EngineModel
+from rtp_serve.simulation.fleet import SimulatedFleet
+from rtp_serve.simulation.report import Summary, summarise, table
+
+_SEED = 1
+_SMALL_MODEL = EngineModel(
+    prefill_base_s=0.008, prefill_token_s=1 / 12_000, step_s=0.006, num_blocks=1000
+)
+"""A 7B model on a GPU with little memory to spare."""
+
+_ROBOT = Assistants(
+    num_requests=10_000,
+    requests_per_s=460.0,
+    num_assistants=64,
+    popularity=0.5,
+    shared_fraction=0.35,
+)
+"""The paper's robot: turns find 7.8 % of tokens cached."""
+
+_MERCHANTS = Assistants(
+    num_requests=6000,
+    requests_per_s=95.0,
+    num_assistants=1,
+    shared_fraction=1.0,
+    shared_tokens=832,
+    min_tokens=1000,
+    mean_tokens=2500,
+    max_tokens=16_000,
+    num_new_tokens=114,
+)
+"""One prefix that every worker has: what is left to gain is queues."""
+
+
+def main(
+    traces: Path = typer.Option(..., help="Directory with the traces."),
+    jitters: int = typer.Option(2, help="Replays of a cell."),
+    processes: int = typer.Option(2, help="Replays at a time."),
+    as_json: bool = typer.Option(False, "--json"),
+) -> None:
+    """Print ratios of TTFT and reuse, and the time of a decision."""
+    report = Report()
+    _decisions(report)
+    _generated(report)
+    _machines(report)
+    _cells(report, traces, jitters, processes)
+    report.show(as_json=as_json)
+
+
+def _decisions(report: Report) -> None:
+    for name, size in (
+        ("decision", Size(64, 100_000)),
+        ("decision_1000_workers", Size(1000, 1_000_000)),
+    ):
+        say(f"{name}: {size.num_workers} workers, {size.num_blocks} blocks")
+        took = np.array(decision_s(size, 5000)) * 1e6
+        report.add(f"{name}_p50_us", [float(np.percentile(took, 50))])
+        report.add(f"{name}_p99_us", [float(np.percentile(took, 99))])
+
+
+def _generated(report: Report) -> None:
+    names = ("round-robin", "power-of-two", "prefix-affinity", "shortest-ttft", OURS)
+    robot = {each: _replay(_ROBOT, each, 20, _SMALL_MODEL) for each in names}
+    say(f"robot, 20 workers\n{table(robot)}")
+    turns, ours = robot["round-robin"], robot[OURS]
+    report.add("ttft_p95_vs_round_robin", [ours.ttft_p95_s / turns.ttft_p95_s])
+    report.add("reuse_vs_round_robin", [ours.cached_tokens / turns.cached_tokens])
+    report.add("round_robin_hit_rate", [turns.hit_rate])
+    roomy = replace(_SMALL_MODEL, num_blocks=8000)
+    merchants = {each: _replay(_MERCHANTS, each, 20, roomy) for each in names}
+    say(f"one prefix, 20 workers\n{table(merchants)}")
+    turns, ours = merchants["round-robin"], merchants[OURS]
+    report.add("queue_only_ttft_p95_vs_round_robin", [ours.ttft_p95_s / turns.ttft_p95_s])
+    report.add("queue_only_reuse_vs_round_robin", [ours.cached_tokens / turns.cached_tokens])
+
+
+def _machines(report: Report) -> None:
+    """The fewest of our workers with a mean TTFT no higher than that of 80 that take turns."""
+    shape = replace(_ROBOT, requests_per_s=4 * _ROBOT.requests_per_s)
+    goal = _replay(shape, "round-robin", 80, _SMALL_MODEL).ttft_mean_s
+    trace = assistants(shape, Random(_SEED))
+    enough = 80
+    too_few = int(least_work_s(trace, _SMALL_MODEL) / trace.duration_s)  # cannot keep up
+    while enough - too_few > 1:
+        middle = (enough + too_few) // 2
+        if _replay(shape, OURS, middle, _SMALL_MODEL).ttft_mean_s <= goal:
+            enough = middle
+        else:
+            too_few = middle
+    say(f"{enough} workers do what 80 do that take turns (mean TTFT {goal:.3f} s)")
+    report.add("workers_for_80_of_round_robin", [enough])
+
+
+def _replay(shape: Assistants, policy: str, num_workers: int, model: EngineModel) -> Summary:
+    config = RoutingConfig.model_validate({"policy": policy, "block_size": shape.block_size})
+    fleet = SimulatedFleet(config, [model] * num_workers, Random(_SEED))
+    return summarise(fleet.run(assistants(shape, Random(_SEED))), skip=0.2)
+
+
+def _cells(report: Report, traces: Path, jitters: int, processes: int) -> None:
+    knobs = tuned(traces, processes)
+    say(f"tuned: {knobs}")
+    results = tested(traces, knobs, jitters, processes)
+    _say_cells(results)
+    for name, value in (
+        ("mean", lambda each: each.ttft_mean_s),
+        ("p95", lambda each: each.ttft_p95_s),
+        ("p99", lambda each: each.ttft_p99_s),
+    ):
+        by_cell = ratios(results, value)
+        report.add(f"ttft_{name}_vs_best_other_worst_cell", [max(by_cell.values())])
+        report.add(f"ttft_{name}_vs_best_other", list(by_cell.values()))
+        say(f"{name}: " + ", ".join(f"{cell.name}: {each:.3f}" for cell, each in by_cell.items()))
+
+
+def _say_cells(results: Results) -> None:
+    for cell in dict.fromkeys(cell for cell, _ in results):
+        rows = {policy: found[0] for (each, policy), found in results.items() if each == cell}
+        say(f"{cell.name}\n{table(rows)}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,80 @@
+"""What a request would take at each worker: the numbers that policies choose by."""
+
+import numpy as np
+
+from rtp_serve.routing.fleet import Fleet
+from rtp_serve.routing.ledger import Ledger
+from rtp_serve.routing.lower_tiers import LowerTiers
+from rtp_serve.routing.predictor import PrefillPredictor
+from rtp_serve.routing.types import Candidates, Floats, Ints, RequestFeatures
+
+
+class Estimates:
+    """Reads what the others know; changes nothing."""
+
+    def __init__(
+        self,
+        block_size: int,
+        fleet: Fleet,
+        ledger: Ledger,
+        predictor: PrefillPredictor,
+        lower: LowerTiers,
+    ) -> None:
+        self._block_size = block_size
+        self._fleet, self._ledger = fleet, ledger
+        self._predictor, self._lower = predictor, lower
+
+    def free_blocks(self, slots: Ints) -> Ints:
+        """Neither held nor promised, [num_slots]."""
+        fleet = self._fleet
+        free: Ints = np.minimum(
+            fleet.num_blocks[slots] - self._ledger.reserved_blocks[slots],
+            fleet.num_free_blocks[slots],
+        )
+        return free
+
+    def make(
+        self, request: RequestFeatures, slots: Ints, cached_blocks: Ints, mean_s: float, now: float
+    ) -> Candidates:
+        """Of the workers at `slots`, of which there is at least one. `cached_blocks` of the prompt
+        are on their devices, [num_slots]; `mean_s` is the mean prefill time of late."""
+        ledger, fleet = self._ledger, self._fleet
+        size, last = self._block_size, request.num_tokens - 1
+        cached = np.minimum(cached_blocks[slots] * size, last)
+        prefill_s = self._predictor.predict(slots, request.num_tokens - cached, cached)
+        load_s = np.zeros(len(slots))
+        if len(self._lower):
+            cached, prefill_s, load_s = self._restored(request, slots, cached, prefill_s)
+        num_blocks = np.maximum(fleet.num_blocks[slots], 1)
+        return Candidates(
+            worker_ids=fleet.worker_ids(slots),
+            slots=slots,
+            wait_s=ledger.wait_s(fleet.slots.size, now)[slots],
+            prefill_s=prefill_s,
+            load_s=load_s,
+            num_cached_tokens=cached,
+            num_in_flight=ledger.num_in_flight[slots],
+            num_decoding=fleet.num_decoding[slots],
+            free_fraction=self.free_blocks(slots) / num_blocks,
+            num_tokens=request.num_tokens,
+            num_remote_tokens=int(cached.max()),
+            mean_prefill_s=mean_s,
+        )
+
+    def _restored(
+        self, request: RequestFeatures, slots: Ints, cached: Ints, prefill_s: Floats
+    ) -> tuple[Ints, Floats, Floats]:
+        """With what nodes' tiers would give, where that is faster than to compute it."""
+        found, seconds = self._lower.match(request.block_hashes)
+        nodes = self._fleet.node_slots[slots]
+        size, last = self._block_size, request.num_tokens - 1
+        reach = np.where(nodes >= 0, np.minimum(found[nodes] * size, last), 0)
+        reach = np.maximum(reach, cached)
+        load_s = np.where(nodes >= 0, seconds[nodes], 0.0) * (reach - cached)
+        after_s = self._predictor.predict(slots, request.num_tokens - reach, reach)
+        is_faster = (reach > cached) & (load_s + after_s < prefill_s)
+        return (
+            np.where(is_faster, reach, cached),
+            np.where(is_faster, after_s, prefill_s),
+            np.where(is_faster, load_s, 0.0),
+        )
