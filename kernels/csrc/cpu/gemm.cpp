@@ -49,7 +49,6 @@ struct Grid {
     const int64_t cached_rows = block_rows<T>(k);
     const int64_t for_threads = least(ceil_div(op.m, kTileRows<T>), ceil_div(8 * threads, strips));
     blocks = most(ceil_div(op.m, cached_rows), threads > 1 ? for_threads : 1);
-    if (op.m >= threads * kOwnRows<T>) blocks = ceil_div(blocks, threads) * threads;
   }
 
   // Columns of `out`.
@@ -100,11 +99,8 @@ struct Grid {
 
   void multiply_gate(int64_t index, const Block& block) const {
     if constexpr (kUsesTileRegisters<T>) {
-      Tile<T> gate = tile_of(index, 0, 0, block), up = tile_of(strips + index, 0, 0, block);
-      const int64_t all_bytes = strips * strip_elements * static_cast<int64_t>(sizeof(T));
-      gate.jump = all_bytes - all_bytes / strips;
-      up.jump = -all_bytes;
-      multiply_gated(gate, up, block.last - block.first, block.sums);
+      multiply_gated(tile_of(index, 0, 0, block), tile_of(strips + index, 0, 0, block),
+                     block.last - block.first, block.sums);
     } else {
       __builtin_unreachable();  // has_gate() says no
     }

@@ -109,29 +109,18 @@ __attribute__((noinline)) void multiply_few(const Tile<bf16>& tile, int64_t rows
   store_tile<kStrips>(tile, sums, rows);
 }
 
-// The sums of a strip's rows, [32] each. Those that leave as soon as the next tile is there take
-// turns in two tiles' room, which stays in the first-level cache.
-struct StripSums {
-  float* first;
-  bool are_kept;  // all rows of them, up to whole tiles
-
-  RTP_MEMBER float* at(int64_t row) const {
-    return first + (are_kept ? row : row % (4 * kTileSide)) * kSumColumns;
-  }
-};
-
-// Rows of a strip's sums on their way to the outputs.
+// Rows of a strip's sums [rows][32] on their way to the outputs.
 template <typename Out>
 class SumRows {
  public:
-  RTP_MEMBER SumRows(const Tile<bf16>& first, const StripSums& sums)
+  RTP_MEMBER SumRows(const Tile<bf16>& first, const float* sums)
       : left_(first, 0), right_(first, 1), sums_(sums) {}
 
   // At most `count` more of the rows before `end`.
   RTP_MEMBER void store(int64_t count, int64_t end) {
     const int64_t stop = next_ + count < end ? next_ + count : end;
     for (; next_ < stop; ++next_) {
-      const float* sums = sums_.at(next_);
+      const float* sums = sums_ + next_ * kSumColumns;
       if constexpr (sizeof(Out) == sizeof(bf16)) {
         if (right_.count >= kLanes) {
           store_pair(left_.out + next_ * left_.stride, left_.total(next_, load(sums)),
@@ -146,15 +135,15 @@ class SumRows {
 
  private:
   const Columns<Out> left_, right_;
-  const StripSums sums_;
+  const float* const sums_;
   int64_t next_ = 0;
 };
 
 // The same of two strips whose outputs become one (Epilogue::kSiluAndMul).
 class GatedRows {
  public:
-  RTP_MEMBER GatedRows(const Tile<bf16>& gate, const StripSums& gates, const Tile<bf16>& up,
-                       const StripSums& ups)
+  RTP_MEMBER GatedRows(const Tile<bf16>& gate, const float* gates, const Tile<bf16>& up,
+                       const float* ups)
       : gate_left_(gate, 0),
         gate_right_(gate, 1),
         up_left_(up, 0),
@@ -165,19 +154,20 @@ class GatedRows {
   RTP_MEMBER void store(int64_t count, int64_t end) {
     const int64_t stop = next_ + count < end ? next_ + count : end;
     for (; next_ < stop; ++next_) {
-      store_pair(gate_left_.out + next_ * gate_left_.stride, one(gate_left_, up_left_, 0),
-                 one(gate_right_, up_right_, kTileSide));
+      const int64_t sums = next_ * kSumColumns;
+      store_pair(gate_left_.out + next_ * gate_left_.stride, one(gate_left_, up_left_, sums),
+                 one(gate_right_, up_right_, sums + kTileSide));
     }
   }
 
  private:
-  RTP_MEMBER VecF one(const Columns<bf16>& gate, const Columns<bf16>& up, int64_t column) const {
-    return gated(round_to_bf16(gate.total(next_, load(gates_.at(next_) + column))),
-                 round_to_bf16(up.total(next_, load(ups_.at(next_) + column))));
+  RTP_MEMBER VecF one(const Columns<bf16>& gate, const Columns<bf16>& up, int64_t sums) const {
+    return gated(round_to_bf16(gate.total(next_, load(gates_ + sums))),
+                 round_to_bf16(up.total(next_, load(ups_ + sums))));
   }
 
   const Columns<bf16> gate_left_, gate_right_, up_left_, up_right_;
-  const StripSums gates_, ups_;
+  const float *const gates_, *const ups_;
   int64_t next_ = 0;
 };
 
@@ -195,36 +185,24 @@ struct KParts {
   }
 };
 
-// Part `part` of k for all rows of a strip. Between parts sums wait in `sums`. Fetches what is read
-// next into the second-level cache: the strip's next part, or what lies `jump` behind its end.
-// Calls beside(row) with each product for the rows from `row` on.
+// Part `part` of k for all rows of a strip. Between parts sums wait in `sums`, [rows, up to whole
+// tiles][32]. Calls beside(row) with each product for the rows from `row` on.
 template <typename Beside>
-RTP_INLINE void multiply_rows_part(const Tile<bf16>& tile, int64_t rows, const StripSums& sums,
+RTP_INLINE void multiply_rows_part(const Tile<bf16>& tile, int64_t rows, float* sums,
                                    const KParts& parts, int64_t part, Beside&& beside) {
   constexpr int64_t kRows = 2 * kTileSide;
   const int64_t begin = parts.begin(part), end = parts.begin(part + 1);
-  // With each product so much that as long a part has come when this one is over.
-  const int64_t lines = (kTileDepth * kRows + rows - 1) / rows;
-  const bool is_last = part + 1 == parts.count;
-  const char* ahead = reinterpret_cast<const char*>(
-      tile.weight + (is_last ? tile.strip_elements : end * kStripOutputs));
-  if (is_last) ahead += tile.jump;
-  const auto with_product = [&](int64_t row) {
-    for (int64_t i = 0; i < lines; ++i, ahead += 64) __builtin_prefetch(ahead, 0, 2);
-    beside(row);
-  };
   for (int64_t row = 0; row < rows; row += kRows) {
-    float* own = sums.at(row);
+    float* own = sums + row * kSumColumns;
     begin ? load_sums(own, kSumColumns, kTileSide) : clear_sums();
-    multiply_part<2, 1>(tile, tile.x + row * tile.x_stride, begin, end, [&] { with_product(row); });
+    multiply_part<2, 1>(tile, tile.x + row * tile.x_stride, begin, end, [&] { beside(row); });
     store_sums<2>(own, kSumColumns, kTileSide);
   }
 }
 
 // All parts but the last.
 inline __attribute__((noinline)) void multiply_first_parts(const Tile<bf16>& tile, int64_t rows,
-                                                           const StripSums& sums,
-                                                           const KParts& parts) {
+                                                           float* sums, const KParts& parts) {
   for (int64_t p = 0; p + 1 < parts.count; ++p) {
     multiply_rows_part(tile, rows, sums, parts, p, [](int64_t) {});
   }
@@ -232,7 +210,7 @@ inline __attribute__((noinline)) void multiply_first_parts(const Tile<bf16>& til
 
 // The last part; each tile's sums leave beside the products of the next one.
 template <typename Outputs>
-RTP_INLINE void multiply_last_part(const Tile<bf16>& tile, int64_t rows, const StripSums& sums,
+RTP_INLINE void multiply_last_part(const Tile<bf16>& tile, int64_t rows, float* sums,
                                    const KParts& parts, Outputs outputs) {
   const int64_t products = (parts.k - parts.begin(parts.count - 1)) / kTileDepth;
   const int64_t rows_each = (2 * kTileSide + products) / (products + 1) + 1;
@@ -241,12 +219,11 @@ RTP_INLINE void multiply_last_part(const Tile<bf16>& tile, int64_t rows, const S
   outputs.store(rows, rows);
 }
 
-// Any number of rows of one strip, whose first tile is `tile`. `memory` has room for [rows, up
-// to whole tiles][32].
+// Any number of rows of one strip, whose first tile is `tile`. `sums` has room for [rows, up to
+// whole tiles][32].
 inline __attribute__((noinline)) void multiply_strip(const Tile<bf16>& tile, int64_t rows,
-                                                     float* memory) {
+                                                     float* sums) {
   const KParts parts(tile.k);
-  const StripSums sums{memory, parts.count > 1};
   multiply_first_parts(tile, rows, sums, parts);
   if (tile.out_dtype == DType::kBf16) {
     multiply_last_part(tile, rows, sums, parts, SumRows<bf16>(tile, sums));
@@ -255,17 +232,15 @@ inline __attribute__((noinline)) void multiply_strip(const Tile<bf16>& tile, int
   }
 }
 
-// The same of two strips, gates and what they open for. `memory` has room for both.
+// The same of two strips, gates and what they open for. `sums` has room for both.
 inline __attribute__((noinline)) void multiply_gated(const Tile<bf16>& gate, const Tile<bf16>& up,
-                                                     int64_t rows, float* memory) {
+                                                     int64_t rows, float* sums) {
   const KParts parts(gate.k);
-  const StripSums gates{memory, true};
-  const StripSums ups{memory + (rows + 2 * kTileSide - 1) / (2 * kTileSide) * kTileSums,
-                      parts.count > 1};
-  multiply_first_parts(gate, rows, gates, parts);
-  multiply_rows_part(gate, rows, gates, parts, parts.count - 1, [](int64_t) {});
+  float* ups = sums + (rows + 2 * kTileSide - 1) / (2 * kTileSide) * kTileSums;
+  multiply_first_parts(gate, rows, sums, parts);
+  multiply_rows_part(gate, rows, sums, parts, parts.count - 1, [](int64_t) {});
   multiply_first_parts(up, rows, ups, parts);
-  multiply_last_part(up, rows, ups, parts, GatedRows(gate, gates, up, ups));
+  multiply_last_part(up, rows, ups, parts, GatedRows(gate, sums, up, ups));
 }
 
 }  // namespace rtp::RTP_ISA_NAMESPACE

@@ -25,11 +25,6 @@ constexpr int64_t kBlockBytes = 384 << 10;
 template <typename T>
 constexpr int kFewRows = kTileRows<T> / 2;
 
-// So many rows are prepared as long as it takes to read the weights once more: each thread takes
-// rows of its own.
-template <typename T>
-constexpr int64_t kOwnRows = kUsesTileRegisters<T> ? 256 : int64_t{1} << 40;
-
 RTP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 RTP_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 RTP_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
