@@ -35,7 +35,7 @@ class TierMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="rtp-serve-disk-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="disk-tier-"))
         self.there: set[BlockHash] = set()
         self.damaged: set[BlockHash] = set()
         self.own(MortalIO())
