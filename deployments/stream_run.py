@@ -2,7 +2,8 @@
 
 A lost attempt is followed by another one at once. A withdrawn replica goes on with the stream until
 another one has taken the rest of it: where there is none, or none with the stream's model, it ends
-where it is.
+where it is. An attempt that nobody has taken yet may be waiting for the withdrawn one, which may
+never answer: it is made again.
 
     withdrawn replica ─ tokens ───────────────► closed
                           │ the rest of now       ▲ it has taken that
@@ -43,6 +44,8 @@ class StreamRun:
         self._last_key: StreamKey | None = None
         self._current: Attempt | None = None
         self._next: Attempt | None = None
+        self._newest: Attempt | None = None
+        self._asked: frozenset[str] = frozenset()
         self._moving: asyncio.Task[None] | None = None
 
     async def deltas(self) -> AsyncGenerator[SequenceDelta, None]:
@@ -80,6 +83,7 @@ class StreamRun:
     def _start(self) -> Attempt:
         attempt = self._attempts.start(self._journal.rest, self._last_key, self._move_if_withdrawn)
         self._last_key = attempt.key
+        self._newest, self._asked = attempt, self._live.names or frozenset()
         return attempt
 
     def _start_search(self) -> Attempt:
@@ -89,7 +93,13 @@ class StreamRun:
 
     def _replicas_changed(self) -> None:
         with suppress(RuntimeError):  # the loop closed with the ingress
-            self._loop.call_soon_threadsafe(self._move_if_withdrawn)
+            self._loop.call_soon_threadsafe(self._leave_withdrawn)
+
+    def _leave_withdrawn(self) -> None:
+        names = self._live.names or frozenset()
+        if self._newest is not None and not self._newest.tokens.is_opened and self._asked - names:
+            self._newest.tokens.fail(EngineDead("the replica that was asked may be withdrawn"))
+        self._move_if_withdrawn()
 
     def _move_if_withdrawn(self) -> None:
         current = self._current

@@ -234,6 +234,40 @@ def test_other_tokens_than_the_client_has_are_a_failed_engine():
     play(scenario)
 
 
+def test_what_a_withdrawn_replica_may_never_take_is_asked_again():
+    async def scenario() -> None:
+        stage = Stage()
+        reading = asyncio.create_task(stage.read())
+        await stage.replicas.attempt(1)
+        stage.live.tell(frozenset({"a", "b", "c"}))
+        stage.live.tell(frozenset({"b", "c"}))
+        again = await stage.replicas.attempt(2)
+        again.tokens.opened("b")
+        again.tokens.push(delta(10, 11, ended=True))
+        await reading
+        assert stage.tokens == [10, 11]
+        assert stage.replicas.closed == [1, 2]
+
+    play(scenario)
+
+
+def test_a_move_to_a_replica_that_is_withdrawn_too_is_made_again():
+    async def scenario() -> None:
+        stage = Stage()
+        stage.live.tell(frozenset({"a", "b", "c"}))
+        await stage.first_token()
+        stage.live.tell(frozenset({"b", "c"}))
+        await stage.replicas.attempt(2)
+        stage.live.tell(frozenset({"c"}))
+        right = await stage.replicas.attempt(3)
+        right.tokens.opened("c")
+        right.tokens.push(delta(11, ended=True))
+        await stage.read()
+        assert stage.tokens == [10, 11]
+
+    play(scenario)
+
+
 def test_a_client_that_leaves_in_the_middle_of_it_leaves_nothing():
     async def scenario() -> None:
         stage = Stage()
