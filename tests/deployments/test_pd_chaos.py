@@ -44,6 +44,7 @@ PAUSE = "pause"
 
 _NUM_PASSED = 6
 _WAIT_S = 60.0
+_START_S = 90.0
 
 DEPLOYMENTS = {"decode": DECODE_REPLICA, "prefill": PREFILL_REPLICA}
 FAULTS = (KILL, STOP, PAUSE, CUT)
@@ -157,7 +158,7 @@ class Application:
 
     async def until_whole(self) -> None:
         """All replicas are there, and idle."""
-        await until(lambda: self._is_whole(), "not all replicas are there")
+        await until(lambda: self._is_whole(), "not all replicas are there", _START_S)
         await self.until_idle(30.0)
 
     async def _is_whole(self) -> bool:
