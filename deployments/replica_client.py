@@ -20,6 +20,8 @@ from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.errors import EngineDead, NoKVTiers, ReloadFailed, RtpServeError
 
 _STATUS_TIMEOUT_S = 10.0
+# Who scrapes figures waits no longer for a replica that hangs.
+_FIGURES_TIMEOUT_S = 3.0
 # A large model is read for minutes, and before it the streams on an older version end.
 _RELOAD_TIMEOUT_S = 3600.0
 
@@ -100,14 +102,16 @@ class ReplicaClient:
     async def metrics_text(self) -> str:
         """The streams' figures, and those of the replicas that answer."""
         try:
-            texts = await self._broadcast("metrics_text")
+            texts = await self._broadcast("metrics_text", timeout_s=_FIGURES_TIMEOUT_S)
         except EngineDead:
             texts = []
         return self._figures.render() + merge_expositions(dict(texts))
 
-    async def _broadcast(self, method: str, *arguments: Any) -> list[Any]:
+    async def _broadcast(
+        self, method: str, *arguments: Any, timeout_s: float = _STATUS_TIMEOUT_S
+    ) -> list[Any]:
         """The answers of the replicas that answer. Raises EngineDead when none does."""
-        results = await self._ask_all(method, _STATUS_TIMEOUT_S, *arguments)
+        results = await self._ask_all(method, timeout_s, *arguments)
         answers = [result for result in results if not isinstance(result, Exception)]
         if not answers:
             raise EngineDead("no replica answers")
