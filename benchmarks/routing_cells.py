@@ -5,11 +5,11 @@ of the workers' time. A cell is played with several jitters of its arrivals, as 
 change all that come after it; a figure is the mean over them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
-from math import log
+from math import prod
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -111,29 +111,50 @@ def least_work_s(trace: Trace, model: EngineModel) -> float:
     return work_s
 
 
+Knobs = tuple[tuple[str, float], ...]
+Times = tuple[float, float, float]
+"""Mean, p95 and p99 TTFT."""
+
 Results = Mapping[tuple[Cell, str], list[Summary]]
 
 
 def tuned(traces: Path, num_processes: int) -> dict[str, dict[str, float]]:
-    """Of each policy the knobs with the least product of mean, p95 and p99 TTFT."""
+    """Of each rival the knobs with the least product of mean, p95 and p99 TTFT; of ours those whose
+    worst ratio to the best rival, of the three in any cell, is the least."""
     file, first, last = _TUNED
     cells = [Cell(traces / file, first, last, 8, load) for load in LOADS]
     plays = [
         Play(cell, policy, tuple(knobs.items()), 0)
         for policy, grid in GRIDS.items()
-        if len(grid) > 1
         for knobs in grid
         for cell in cells
     ]
-    badness: dict[tuple[str, tuple[tuple[str, float], ...]], float] = {}
+    found: dict[str, dict[Knobs, list[Times]]] = {}
     for each, summary in zip(plays, _play_all(plays, num_processes), strict=True):
-        times = (summary.ttft_mean_s, summary.ttft_p95_s, summary.ttft_p99_s)
-        key = (each.policy, each.knobs)
-        badness[key] = badness.get(key, 0.0) + sum(map(log, times))
-    best = {policy: grid[0] for policy, grid in GRIDS.items()}
-    for policy, knobs in sorted(badness, key=lambda key: -badness[key]):
-        best[policy] = dict(knobs)
-    return best
+        found.setdefault(each.policy, {}).setdefault(each.knobs, []).append(_times(summary))
+    best = {policy: min(grid, key=lambda k: _product(grid[k])) for policy, grid in found.items()}
+    bars = [
+        tuple(map(min, zip(*(found[each][best[each]][place] for each in RIVALS), strict=True)))
+        for place in range(len(cells))
+    ]
+    best[OURS] = min(found[OURS], key=lambda knobs: _worst(found[OURS][knobs], bars))
+    return {policy: dict(knobs) for policy, knobs in best.items()}
+
+
+def _times(summary: Summary) -> Times:
+    return summary.ttft_mean_s, summary.ttft_p95_s, summary.ttft_p99_s
+
+
+def _product(cells: list[Times]) -> float:
+    return prod(map(prod, cells))
+
+
+def _worst(cells: list[Times], bars: Sequence[tuple[float, ...]]) -> float:
+    return max(
+        time / bar
+        for times, least in zip(cells, bars, strict=True)
+        for time, bar in zip(times, least, strict=True)
+    )
 
 
 def tested(

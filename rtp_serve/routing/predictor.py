@@ -50,6 +50,7 @@ class PrefillPredictor:
     def __init__(self, max_slots: int, settings: PredictorSettings | None = None) -> None:
         self._settings = settings or PredictorSettings()
         self._coefficients: Floats = np.zeros((max_slots, _NUM_TERMS))
+        self._floored: Floats = np.zeros((max_slots, _NUM_TERMS))  # the same, none below zero
         self._covariances: Floats = np.zeros((max_slots, _NUM_TERMS, _NUM_TERMS))
         self._deviations = [0.0] * max_slots  # typical relative residuals
         self._num_samples = [0] * max_slots
@@ -62,6 +63,7 @@ class PrefillPredictor:
             self._coefficients[slot] = self._coefficients[known].mean(axis=0)
         else:
             self._coefficients[slot] = (0.0, _SCALE / self._settings.default_tokens_per_s, 0.0)
+        self._floor(slot)
         self._covariances[slot] = np.eye(_NUM_TERMS) * _PRIOR_VARIANCE
         self._deviations[slot] = 0.0
         self._num_samples[slot] = 0
@@ -74,14 +76,14 @@ class PrefillPredictor:
 
     def predict(self, slots: Ints, num_new_tokens: Ints, num_context_tokens: Ints) -> Floats:
         """Seconds, [n] like the arguments. Never negative."""
-        rows = np.maximum(self._coefficients[slots], 0.0)
+        rows = self._floored[slots]
         new = num_new_tokens / _SCALE
         context = num_context_tokens / _SCALE
         return rows[:, 0] + new * (rows[:, 1] + rows[:, 2] * (context + new / 2))
 
     def predict_one(self, slot: int, num_new_tokens: int, num_context_tokens: int) -> float:
         """As `predict`, of one worker."""
-        a, b, c = (max(0.0, each) for each in self._coefficients[slot].tolist())
+        a, b, c = self._floored[slot].tolist()
         new, context = num_new_tokens / _SCALE, num_context_tokens / _SCALE
         return float(a + new * (b + c * (context + new / 2)))
 
@@ -94,6 +96,7 @@ class PrefillPredictor:
         """Go on from what another predictor had learned."""
         self.start(slot)
         self._coefficients[slot] = coefficients
+        self._floor(slot)
         self._covariances[slot] *= 0.01
         self._num_samples[slot] = 1
 
@@ -110,10 +113,14 @@ class PrefillPredictor:
         px = covariance @ x
         gain = px / (settings.forgetting + float(x @ px))
         self._coefficients[slot] += gain * residual
+        self._floor(slot)
         covariance -= np.outer(gain, px)
         if covariance.trace() < _NUM_TERMS * _MAX_VARIANCE:
             covariance /= settings.forgetting
         self._num_samples[slot] += 1
+
+    def _floor(self, slot: int) -> None:
+        self._floored[slot] = np.maximum(self._coefficients[slot], 0.0)
 
     def _clip(self, slot: int, residual: float) -> float:
         """Bound it by the typical one, and make what is left count for what is typical."""
