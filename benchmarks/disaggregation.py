@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import typer
 
 from benchmarks import topologies
@@ -52,7 +51,7 @@ FIGURES = (
 
 _TRANSFER_TOKENS, _PROMPTS = 1024, 4
 _MAX_MODEL_LEN = 4096
-_CHUNKS = (64, 96, 128, 256)
+_CHUNKS = (64, 80, 96, 128, 256)
 _SLACK = 1.05
 """Times to first token that differ by less are equal."""
 
@@ -98,12 +97,12 @@ def _exposed(bench: Bench, server: Server, number: int) -> tuple[float, float]:
     """Seconds exposed, and of prefill, of a prompt."""
     server.resume()
     with quiet(server.pids, bench.patience_s) as contention:
-        before = _sums(server)
+        before = server.figures()
         for each in range(_PROMPTS):
             seed = bench.seed + 1000 * number + each
             one = BurstLoad(0, 0, 1, _TRANSFER_TOKENS, 1, 0)
             run_bursts(server.target, one, bench.model.shape.vocab_size, seed)
-        after = _sums(server)
+        after = server.figures()
     server.halt()
     count = after["prefill_elsewhere_seconds_count"] - before["prefill_elsewhere_seconds_count"]
     exposed_s, elsewhere_s = (
@@ -116,20 +115,6 @@ def _exposed(bench: Bench, server: Server, number: int) -> tuple[float, float]:
     )  # fmt: skip
     say(f"{server.plan.name}: {exposed_s * 1e3:.2f} ms exposed of {elsewhere_s * 1e3:.1f}")
     return exposed_s, elsewhere_s - exposed_s
-
-
-def _sums(server: Server) -> dict[str, float]:
-    found: dict[str, float] = {}
-    text = httpx.get(f"{server.target.base_url}/metrics", timeout=30).text
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            name, value = line.rsplit(" ", 1)
-            name = name.partition("{")[0].removeprefix("rtp_serve:")
-            found[name] = found.get(name, 0.0) + float(value)
-    for name in ("prefill_elsewhere_seconds", "exposed_transfer_seconds"):
-        found.setdefault(f"{name}_count", 0.0)
-        found.setdefault(f"{name}_sum", 0.0)
-    return found
 
 
 def measure_bursts(bench: Bench, load: BurstLoad) -> None:

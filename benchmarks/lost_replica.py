@@ -57,14 +57,9 @@ class _Run:
         async with httpx.AsyncClient(base_url=base_url, timeout=None, limits=limits) as client:
             streams = [self._stream(client, number) for number in range(_NUM_STREAMS)]
             await asyncio.gather(self._kill(), *streams)
-            text = (await client.get("/metrics")).text
-        resumed = [
-            float(line.rsplit(" ", 1)[1])
-            for line in text.splitlines()
-            if line.startswith("rtp_serve:resumed_streams_total")
-        ]
+        resumed = self._server.figures().get("resumed_streams_total", 0.0)
         pauses = list(self._pauses.values())
-        return LostReplica(percentile(pauses, 95), self._num_lost, int(sum(resumed)))
+        return LostReplica(percentile(pauses, 95), self._num_lost, int(resumed))
 
     async def _kill(self) -> None:
         victims = [pid for pid in self._server.pids() if _MARKER in command_line(pid)]

@@ -39,9 +39,9 @@ class Settings:
 
 
 # A server that was halted for a while must not be taken for dead: not by Serve, not by Ray.
-_PATIENT_S = 3600.0
-_PATIENT_RAY = {
-    "RAY_health_check_timeout_ms": str(int(_PATIENT_S * 1e3)),
+PATIENT_S = 3600.0
+PATIENT_RAY = {
+    "RAY_health_check_timeout_ms": str(int(PATIENT_S * 1e3)),
     "RAY_health_check_failure_threshold": "1000",
 }
 
@@ -56,7 +56,7 @@ def ours(settings: Settings, work: Path) -> ServerPlan:
         command=(sys.executable, "-m", "rtp_serve.cli.main", "serve", str(path)),
         port=port,
         kv_bytes=settings.kv_bytes,
-        environment=_PATIENT_RAY,
+        environment=PATIENT_RAY,
         replica_marker="EngineReplica",
     )
 
@@ -73,7 +73,7 @@ def our_config(settings: Settings, port: int) -> dict[str, Any]:
         "num_threads": settings.num_threads,
         "cache": {"memory": settings.kv_bytes},
     }
-    arguments["replica"] |= {"health_check_timeout_s": _PATIENT_S}
+    arguments["replica"] |= {"health_check_timeout_s": PATIENT_S}
     return config
 
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.load import Target
 from benchmarks.processes import Memory, below, descendants, memory, send_all
 from benchmarks.report import say
 from rtp_serve.errors import RtpServeError
+from rtp_serve.observability.metrics import PREFIX
 
 _POLL_S = 0.25
 _READY_TIMEOUT_S = 900.0
@@ -79,6 +81,16 @@ class Server:
         """Of the process that computes, with its children."""
         marker = self.plan.replica_marker
         return memory(below(self._process.pid, marker) if marker else self.pids())
+
+    def figures(self) -> dict[str, float]:
+        """Of our own server's `/metrics`: sums over replicas and labels."""
+        sums: dict[str, float] = {}
+        text = httpx.get(f"{self.target.base_url}/metrics", timeout=_ANSWER_TIMEOUT_S).text
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                name = sample.name.removeprefix(PREFIX)
+                sums[name] = sums.get(name, 0.0) + sample.value
+        return sums
 
     def halt(self) -> None:
         """Stop all its processes where they are, so that it takes no CPU time."""

@@ -7,16 +7,11 @@ from typing import Any
 
 import yaml
 
+from benchmarks.plans import PATIENT_RAY, PATIENT_S
 from benchmarks.servers import SERVED_NAME, ServerPlan, free_port
 from rtp_serve.config.model import ModelConfig
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
-_PATIENT_S = 3600.0
-# A server that was halted for a while must not be taken for dead: not by Serve, not by Ray.
-_PATIENT_RAY = {
-    "RAY_health_check_timeout_ms": str(int(_PATIENT_S * 1e3)),
-    "RAY_health_check_failure_threshold": "1000",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +29,7 @@ def aggregated(model: Model, work: Path, num_threads: int, chunk: int) -> Server
     config: dict[str, Any] = _read("quickstart.yaml")
     arguments = config["applications"][0]["args"]
     arguments["engine"] |= _engine(model, num_threads, chunk)
-    arguments["replica"] |= {"health_check_timeout_s": _PATIENT_S}
+    arguments["replica"] |= {"health_check_timeout_s": PATIENT_S}
     return _plan(f"chunks-{chunk}", config, work, model)
 
 
@@ -56,7 +51,7 @@ def disaggregated(
     arguments["replica"] |= {"num_replicas": num_decode, "num_cpus": 0.25}
     if num_decode == 1:  # else one of them is killed, and is to be missed soon
         for replica in (arguments["replica"], arguments["prefill"]["replica"]):
-            replica |= {"health_check_timeout_s": _PATIENT_S}
+            replica |= {"health_check_timeout_s": PATIENT_S}
     return _plan(f"disaggregated-{layer_groups}-{chunk}-{num_decode}", config, work, model)
 
 
@@ -85,6 +80,6 @@ def _plan(name: str, config: dict[str, Any], work: Path, model: Model) -> Server
         command=(sys.executable, "-m", "rtp_serve.cli.main", "serve", str(path)),
         port=port,
         kv_bytes=model.kv_bytes,
-        environment=_PATIENT_RAY,
+        environment=PATIENT_RAY,
         replica_marker="Replica",
     )

@@ -8,6 +8,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.channels.framing import WireError
 from deployments.token_stream.listener import TokenListener
 from deployments.token_stream.streams import TokenStream
 from deployments.token_stream.wire import (
@@ -17,7 +18,6 @@ from deployments.token_stream.wire import (
     Record,
     Refused,
     StreamKey,
-    WireError,
     decode_record,
     encode,
 )

@@ -14,12 +14,13 @@ from typing import Any, Protocol
 import ray
 from ray import serve
 
+from deployments.channels.dialer import TcpNeeded
 from deployments.kv_transfer import wire as kv_wire
 from deployments.kv_transfer.exchange import ExchangeOptions, KvExchange
 from deployments.metrics import RaySink
 from deployments.ranks import BundleStarter
 from deployments.store_client import connect_store
-from deployments.token_stream.dialer import TcpNeeded, TokenChannel, TokenDialer
+from deployments.token_stream.dialer import TokenChannel, token_dialer
 from deployments.token_stream.wire import Call, NeedsTcp, Record, Refused, decode_call, encode
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.engine import EngineConfig, ModelSource
@@ -68,7 +69,7 @@ class EngineReplica:
         self._config = config
         self._build = build
         self._replica = serve.get_replica_context().replica_id.unique_id
-        self._dialer = TokenDialer(ray.get_runtime_context().get_node_id(), self._replica)
+        self._dialer = token_dialer(ray.get_runtime_context().get_node_id(), self._replica)
         self._sink = RaySink()
         self._exchange_options = exchange
         self._exchange: KvExchange | None = None

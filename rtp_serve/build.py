@@ -11,7 +11,8 @@ from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.engine import EngineConfig
 from rtp_serve.config.kv_store import KVStoreConfig
 from rtp_serve.engine.async_engine import AsyncEngine
-from rtp_serve.engine.core import EngineCore, Exchange
+from rtp_serve.engine.core import EngineCore
+from rtp_serve.engine.exchange import Exchange
 from rtp_serve.engine.executor import Executor
 from rtp_serve.engine.prefix_keeper import PrefixToKeep
 from rtp_serve.engine.publishing import Publishing
@@ -82,13 +83,13 @@ def build_core(
     started.worker.report_layers(exchange.publishing.tell)
     return EngineCore(
         started.version,
-        Scheduler(config.scheduler, cache, capacity.max_model_len, tiering, exchange.receiving),
+        Scheduler(config.scheduler, cache, capacity.max_model_len, exchange.receiving, tiering),
         cache,
         started.executor,
         clock,
         sink,
-        tiering,
         exchange,
+        tiering,
     )
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from rtp_serve.clock import Clock, VirtualClock, WallClock
 from rtp_serve.config.engine import ModelSource, SchedulerConfig
 from rtp_serve.engine.client import ServedModel
-from rtp_serve.engine.core import EngineCore, Exchange
+from rtp_serve.engine.core import EngineCore
+from rtp_serve.engine.exchange import Exchange
 from rtp_serve.engine.executor import CompletedStep
 from rtp_serve.engine.output import ModelOutput, NewSequence, SchedulerOutput
 from rtp_serve.engine.publishing import Publishing
@@ -205,13 +206,13 @@ def make_core(
     receiving = Receiving(cache)
     return EngineCore(
         make_version(0, max_model_len),
-        Scheduler(SchedulerConfig(**scheduler), cache, max_model_len, tiering, receiving),
+        Scheduler(SchedulerConfig(**scheduler), cache, max_model_len, receiving, tiering),
         cache,
         worker,
         clock or VirtualClock(),
         sink or PrometheusSink(),
-        tiering,
         Exchange(receiving, Publishing(cache.pool, NUM_LAYERS, 16)),
+        tiering,
     )
 
 

@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.channels.framing import WireError
 from deployments.kv_transfer.copy_thread import CopyThread
 from deployments.kv_transfer.figures import TransferFigures
 from deployments.kv_transfer.inbound import InboundChannel, Keyed, KvListener
@@ -31,7 +32,7 @@ from deployments.kv_transfer.wire import (
     encode,
     unpack_first,
 )
-from deployments.token_stream.wire import NeedsTcp, Refused, WireError
+from deployments.token_stream.wire import NeedsTcp, Refused
 from rtp_serve.clock import Clock
 from rtp_serve.config.disaggregation import TransferConfig
 from rtp_serve.disaggregation.decode_transfer import DecodeTransfer

@@ -10,12 +10,12 @@ import ray
 from ray.serve.handle import DeploymentHandle
 
 from deployments import live_replicas
-from deployments.door import Door
+from deployments.channels.door import Door
 from deployments.kv_transfer.copy_thread import CopyThread
 from deployments.kv_transfer.decode_side import Deliver, Prefilling, prefill_elsewhere
 from deployments.kv_transfer.figures import TransferFigures
 from deployments.kv_transfer.inbound import KvListener
-from deployments.kv_transfer.outbound import KvDialer
+from deployments.kv_transfer.outbound import kv_dialer
 from deployments.kv_transfer.peers import Peers
 from deployments.kv_transfer.predictions import Predictions
 from deployments.kv_transfer.prefill_side import PrefillSide
@@ -60,7 +60,7 @@ class KvExchange:
         heartbeat_s = TransferLimits(options.transfer.lease_s).heartbeat_s
         slots, slots_descriptor = make_slots(f"{secrets.token_hex(8)}-slots")
         self._published = memory.published(slots_descriptor)
-        self._dialer = KvDialer(node_id, replica, self._published, heartbeat_s)
+        self._dialer = kv_dialer(node_id, replica, self._published, heartbeat_s)
         self._prefill_side = PrefillSide(
             engine, self._dialer, slots, options.transfer.layer_groups, WallClock()
         )

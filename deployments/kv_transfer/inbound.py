@@ -2,37 +2,40 @@
 transfer."""
 
 import asyncio
-import hmac
 import logging
 import socket
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from deployments.door import Door, may_enter
+from deployments.channels.door import Door, may_enter
+from deployments.channels.framing import (
+    MAX_FRAME_BYTES,
+    MAX_HELLO_BYTES,
+    FrameReader,
+    WireError,
+    frame,
+)
+from deployments.channels.greeting import HELLO_TIMEOUT_S, checked_hello
 from deployments.kv_transfer.wire import (
+    VERSION,
     FirstToken,
     FromDecode,
     FromPrefill,
+    Hello,
     Taken,
     decode_from_prefill,
     encode,
 )
-from deployments.token_stream.framing import MAX_FRAME_BYTES, MAX_HELLO_BYTES, FrameReader, frame
-from deployments.token_stream.wire import WireError
 from rtp_serve.disaggregation.protocol import (
-    VERSION,
     Abort,
     Accepted,
     Failed,
     Heartbeat,
-    Hello,
     Ready,
     TransferKey,
 )
 
 logger = logging.getLogger("ray.serve")
-
-HELLO_TIMEOUT_S = 5.0
 
 Keyed = Taken | Accepted | Ready | FirstToken | Failed
 
@@ -174,13 +177,7 @@ class InboundChannel(asyncio.Protocol):
             self.close()
 
     def _greet(self, message: FromPrefill) -> None:
-        if not isinstance(message, Hello):
-            raise WireError("the first frame is not a hello")
-        if not hmac.compare_digest(message.secret, self._listener.door.secret):
-            raise WireError("wrong secret")
-        if message.version != VERSION:
-            raise WireError(f"protocol version {message.version}; this side speaks {VERSION}")
-        self._hello = message
+        self._hello = checked_hello(message, Hello, self._listener.door.secret, VERSION)
         self._deadline.cancel()
         self._reader.max_frame_bytes = MAX_FRAME_BYTES
         self._listener.joined(self)

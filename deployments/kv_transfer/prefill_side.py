@@ -4,11 +4,12 @@ The engine's thread only hands over; everything else happens on the replica's ev
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from deployments.kv_transfer.outbound import KvDialer, OutboundChannel
+from deployments.channels.dialer import Dialer
+from deployments.kv_transfer.outbound import OutboundChannel
 from deployments.kv_transfer.wire import PrefillCall, PrefillEnded, PrefillLoad, Taken, pack_first
 from rtp_serve.clock import Clock
 from rtp_serve.disaggregation.lifecycle import (
@@ -44,7 +45,7 @@ class PrefillSide:
     def __init__(
         self,
         engine: AsyncEngine,
-        dialer: KvDialer,
+        dialer: Dialer[OutboundChannel],
         slots: Slots,
         layer_groups: int,
         clock: Clock,
@@ -166,10 +167,10 @@ class _Attempt:
         self._last_layer_s = self._clock.monotonic()
         self._hand_over(self._on_ready, first, tuple(block_ids), layers)
 
-    def _hand_over(self, take: object, *arguments: object) -> None:
+    def _hand_over(self, take: Callable[..., None], *arguments: object) -> None:
         # RuntimeError: the loop closed with the replica, nobody is left to hear.
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(take, *arguments)  # type: ignore[arg-type]
+            self._loop.call_soon_threadsafe(take, *arguments)
 
     def _on_ready(self, first: int, block_ids: tuple[int, ...], layers: range) -> None:
         end = first + len(block_ids)

@@ -1,17 +1,15 @@
 """What travels between decode and prefill replicas: the control call and its record (on handles),
 the frames (on channels). Everything is msgpack with a schema."""
 
-from typing import TypeVar
-
 import msgspec
 
+from deployments.channels.address import ChannelAddress, Secret
+from deployments.channels.framing import decoded
 from deployments.token_stream.wire import (
-    ChannelAddress,
     Delta,
     NeedsTcp,
     Refused,
     StreamKey,
-    WireError,
     pack_delta,
     unpack_delta,
 )
@@ -21,12 +19,14 @@ from rtp_serve.disaggregation.protocol import (
     Accepted,
     Failed,
     Heartbeat,
-    Hello,
+    MemoryDescriptor,
     Ready,
     Received,
     TransferKey,
 )
 from rtp_serve.engine.request import Request, SequenceDelta
+
+VERSION = 1
 
 
 class PrefillCall(msgspec.Struct, frozen=True):
@@ -58,6 +58,15 @@ class PrefillEnded(msgspec.Struct, frozen=True, tag="ended"):
 
 
 PrefillRecord = PrefillEnded | NeedsTcp | Refused
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """The first frame of a channel, from the prefill replica, which dials."""
+
+    secret: Secret
+    replica: str
+    memory: MemoryDescriptor
+    version: int = VERSION
 
 
 class FirstToken(msgspec.Struct, frozen=True, array_like=True, tag=FIRST_TOKEN_TAG):
@@ -98,27 +107,25 @@ _record_decoder: msgspec.msgpack.Decoder[PrefillRecord] = msgspec.msgpack.Decode
 _from_prefill: msgspec.msgpack.Decoder[FromPrefill] = msgspec.msgpack.Decoder(FromPrefill)
 _from_decode: msgspec.msgpack.Decoder[FromDecode] = msgspec.msgpack.Decoder(FromDecode)
 
-T = TypeVar("T")
-
 
 def encode(message: PrefillCall | PrefillRecord | FromPrefill | FromDecode) -> bytes:
     return _encoder.encode(message)
 
 
 def decode_call(data: bytes) -> PrefillCall:
-    return _decode(_call_decoder, data)
+    return decoded(_call_decoder, data)
 
 
 def decode_record(data: bytes) -> PrefillRecord:
-    return _decode(_record_decoder, data)
+    return decoded(_record_decoder, data)
 
 
 def decode_from_prefill(data: bytes) -> FromPrefill:
-    return _decode(_from_prefill, data)
+    return decoded(_from_prefill, data)
 
 
 def decode_from_decode(data: bytes) -> FromDecode:
-    return _decode(_from_decode, data)
+    return decoded(_from_decode, data)
 
 
 def pack_first(key: TransferKey, delta: SequenceDelta, last_layer_s: float) -> FirstToken:
@@ -127,10 +134,3 @@ def pack_first(key: TransferKey, delta: SequenceDelta, last_layer_s: float) -> F
 
 def unpack_first(request_id: str, first: FirstToken) -> SequenceDelta:
     return unpack_delta(request_id, first.delta)
-
-
-def _decode(decoder: "msgspec.msgpack.Decoder[T]", data: bytes) -> T:
-    try:
-        return decoder.decode(data)
-    except msgspec.MsgspecError as error:
-        raise WireError(str(error)) from error

@@ -4,28 +4,30 @@ Belongs to one event loop. A frame for a stream that is gone is late and is drop
 """
 
 import asyncio
-import hmac
 import logging
-import secrets
-import socket
 from collections.abc import Callable
 from itertools import count
 from typing import cast
 
-from deployments.token_stream.framing import MAX_FRAME_BYTES, MAX_HELLO_BYTES, FrameReader, frame
-from deployments.token_stream.sockets import is_same_user, listen_tcp, listen_unix, tune
+from deployments.channels.address import ChannelAddress
+from deployments.channels.door import Door, may_enter
+from deployments.channels.framing import (
+    MAX_FRAME_BYTES,
+    MAX_HELLO_BYTES,
+    FrameReader,
+    WireError,
+    frame,
+)
+from deployments.channels.greeting import HELLO_TIMEOUT_S, checked_hello
 from deployments.token_stream.streams import ChannelLost, TokenStream
 from deployments.token_stream.wire import (
-    SECRET_BYTES,
     VERSION,
     Abort,
-    ChannelAddress,
     Deltas,
     FromReplica,
     Hello,
     Opened,
     StreamKey,
-    WireError,
     decode_from_replica,
     encode,
     unpack_delta,
@@ -35,23 +37,14 @@ from rtp_serve.errors import EngineDead
 
 logger = logging.getLogger("ray.serve")
 
-HELLO_TIMEOUT_S = 5.0
-
 
 class TokenListener:
     """The open streams of one ingress process and the sockets that feed them."""
 
     def __init__(self, node_id: str, tcp_host: str, tcp_ports: range = range(0)) -> None:
         """`tcp_host` is this node's own address; an empty `tcp_ports` allows any port."""
-        self.secret = secrets.token_bytes(SECRET_BYTES)
-        self._node_id = node_id
-        self._unix_name = f"rtp-serve-{secrets.token_hex(16)}"
-        self._tcp_host = tcp_host
-        self._tcp_ports = tcp_ports
-        self._tcp_port = 0
+        self._door = Door("rtp-serve", node_id, tcp_host, tcp_ports)
         self.is_closed = False
-        self._servers: list[asyncio.Server] = []
-        self._opening_tcp = asyncio.Lock()
         self._stream_ids = count(1)
         self._streams: dict[StreamKey, TokenStream] = {}
         self._channels: dict[StreamKey, InboundChannel] = {}
@@ -60,27 +53,19 @@ class TokenListener:
     @property
     def address(self) -> ChannelAddress:
         """What a control call carries now."""
-        host = self._tcp_host if self._tcp_port else None
-        return ChannelAddress(self._node_id, self._unix_name, self.secret, host, self._tcp_port)
+        return self._door.address
+
+    @property
+    def secret(self) -> bytes:
+        return self._door.secret
 
     async def start(self) -> None:
         """Listen on the Unix socket."""
-        loop = asyncio.get_running_loop()
-        self._servers.append(
-            await loop.create_unix_server(
-                lambda: InboundChannel(self), sock=listen_unix(self._unix_name)
-            )
-        )
+        await self._door.open(lambda: InboundChannel(self))
 
     async def open_tcp(self) -> None:
         """Listen on TCP too, if not done before. Raises OSError when no port is free."""
-        async with self._opening_tcp:
-            if self._tcp_port:
-                return
-            sock = listen_tcp(self._tcp_host, self._tcp_ports)
-            loop = asyncio.get_running_loop()
-            self._servers.append(await loop.create_server(lambda: InboundChannel(self), sock=sock))
-            self._tcp_port = sock.getsockname()[1]
+        await self._door.open_tcp()
 
     def open_stream(
         self,
@@ -144,8 +129,7 @@ class TokenListener:
     async def close(self) -> None:
         """Stop listening and drop the channels; every open stream fails."""
         self.is_closed = True
-        for server in self._servers:
-            server.close()
+        self._door.close()
         for channel in list(self._inbound):
             channel.close()
         for stream in self._streams.values():
@@ -172,9 +156,7 @@ class InboundChannel(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not derive from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
-        connection = transport.get_extra_info("socket")
-        tune(connection)
-        if connection.family == socket.AF_UNIX and not is_same_user(connection):
+        if not may_enter(transport.get_extra_info("socket")):
             self.close()
 
     def data_received(self, data: bytes) -> None:
@@ -190,13 +172,7 @@ class InboundChannel(asyncio.Protocol):
             self.close()
 
     def _greet(self, message: FromReplica) -> None:
-        if not isinstance(message, Hello):
-            raise WireError("the first frame is not a hello")
-        if not hmac.compare_digest(message.secret, self._listener.secret):
-            raise WireError("wrong secret")
-        if message.version != VERSION:
-            raise WireError(f"protocol version {message.version}; this side speaks {VERSION}")
-        self._hello = message
+        self._hello = checked_hello(message, Hello, self._listener.secret, VERSION)
         self._deadline.cancel()
         self._reader.max_frame_bytes = MAX_FRAME_BYTES
         self._listener.joined(self)

@@ -3,10 +3,10 @@
 Everything is msgpack with a schema. Knows neither sockets nor Ray.
 """
 
-from typing import Annotated, TypeVar
-
 import msgspec
 
+from deployments.channels.address import ChannelAddress, Secret
+from deployments.channels.framing import decoded
 from rtp_serve.engine.request import (
     NOTHING_CACHED,
     CachedTokens,
@@ -17,26 +17,6 @@ from rtp_serve.engine.request import (
 )
 
 VERSION = 4
-SECRET_BYTES = 32
-
-Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
-
-
-class ChannelAddress(msgspec.Struct, frozen=True):
-    """Where an ingress process listens for tokens."""
-
-    node_id: str
-    """Ray node of the ingress; a replica on the same node takes the Unix socket."""
-
-    unix_name: str
-    """Name of an abstract Unix socket, without the leading zero byte."""
-
-    secret: Secret
-    """Drawn once by each ingress process; whoever says hello must know it."""
-
-    tcp_host: str | None = None
-    tcp_port: int = 0
-    """Where replicas of other nodes connect; no host until one of them asked for it."""
 
 
 class StreamKey(msgspec.Struct, frozen=True, array_like=True):
@@ -140,38 +120,25 @@ _record_decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Recor
 _from_replica: msgspec.msgpack.Decoder[FromReplica] = msgspec.msgpack.Decoder(FromReplica)
 _from_ingress = msgspec.msgpack.Decoder(Abort)
 
-T = TypeVar("T")
-
-
-class WireError(Exception):
-    """The peer sent what the schema does not know, or more than the limits allow."""
-
 
 def encode(message: Call | Record | FromReplica | Abort) -> bytes:
     return _encoder.encode(message)
 
 
 def decode_call(data: bytes) -> Call:
-    return _decode(_call_decoder, data)
+    return decoded(_call_decoder, data)
 
 
 def decode_record(data: bytes) -> Record:
-    return _decode(_record_decoder, data)
+    return decoded(_record_decoder, data)
 
 
 def decode_from_replica(data: bytes) -> FromReplica:
-    return _decode(_from_replica, data)
+    return decoded(_from_replica, data)
 
 
 def decode_from_ingress(data: bytes) -> Abort:
-    return _decode(_from_ingress, data)
-
-
-def _decode(decoder: "msgspec.msgpack.Decoder[T]", data: bytes) -> T:
-    try:
-        return decoder.decode(data)
-    except msgspec.MsgspecError as error:
-        raise WireError(str(error)) from error
+    return decoded(_from_ingress, data)
 
 
 def pack_delta(key: StreamKey, delta: SequenceDelta) -> Delta:

@@ -77,7 +77,7 @@ class DisaggregatedConfig(AppConfig):
                 "compute is found there"
             )
         try:
-            self.prefill_app  # noqa: B018  # the settings together
+            self._prefill_engine()
         except ValidationError as error:
             raise ValueError(f"prefill.engine: {explain(error)}") from error
         return self
@@ -91,11 +91,15 @@ class DisaggregatedConfig(AppConfig):
     @property
     def prefill_app(self) -> AppConfig:
         """The prefill replicas' part."""
-        engine = EngineConfig.model_validate(
-            _merged(self.engine.model_dump(exclude_unset=True), self.prefill.engine)
-        )
+        engine = self._prefill_engine()
         is_shared = self.transfer.shares_memory or engine.parallel.world_size > 1
         return self._app(_with_shared_cache(engine, is_shared), self.prefill.replica)
+
+    def _prefill_engine(self) -> EngineConfig:
+        """The settings of both together. Raises ValidationError."""
+        return EngineConfig.model_validate(
+            _merged(self.engine.model_dump(exclude_unset=True), self.prefill.engine)
+        )
 
     @property
     def pools(self) -> tuple[tuple[str, AppConfig], ...]:

@@ -90,10 +90,6 @@ class EngineConfig(ModelSource):
     """Compute threads of a rank; default: the cores this process may use, shared out among the
     engine's ranks of a node."""
 
-    niceness: int = Field(default=0, ge=0, le=19)
-    """Added to that of the thread that computes: engines of one machine with less go first where
-    they want the same core."""
-
     cache: CacheConfig = CacheConfig()
     """KV blocks."""
 

@@ -1,6 +1,6 @@
 """What a decode and a prefill replica tell each other about a transfer, below what a request is.
 
-    prefill → decode   Hello · Accepted … · Ready … · (the first token) · Failed · Heartbeat
+    prefill → decode   Accepted … · Ready … · (the first token) · Failed · Heartbeat
     decode → prefill   Received · Abort · Heartbeat
 
 Frames travel on one channel in order. The control call and the frame of the first token carry
@@ -16,15 +16,12 @@ import msgspec
 
 from rtp_serve.kv_cache.spec import KVCacheSpec, KVFormat, TileOrder
 
-VERSION = 1
 FIRST_TOKEN_TAG = 3
-SECRET_BYTES = 32
 
 Span = tuple[int, int]
 """[begin, end)."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
-Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
 
 
 class TransferCode(StrEnum):
@@ -150,15 +147,6 @@ def describe(
     )
 
 
-class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """The first frame of a channel, from the prefill replica, which dials."""
-
-    secret: Secret
-    replica: str
-    memory: MemoryDescriptor
-    version: int = VERSION
-
-
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """The prompt's chain has these blocks, from `first_block` on. More may follow, without gaps."""
 
@@ -209,6 +197,3 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """From the decode replica: it wants no more of this attempt, and reads nothing more of it."""
 
     key: TransferKey
-
-
-FromDecode = Received | Abort | Heartbeat

@@ -4,7 +4,6 @@ It knows no text, no sockets and no threads; `AsyncEngine` puts it on a thread, 
 """
 
 import logging
-from collections import Counter
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
@@ -12,18 +11,20 @@ from rtp_serve.clock import Clock
 from rtp_serve.config.engine import ModelSource
 from rtp_serve.disaggregation.memory import KVMemory
 from rtp_serve.engine.client import ServedModel
+from rtp_serve.engine.exchange import Exchange
 from rtp_serve.engine.executor import Executor
 from rtp_serve.engine.output import ModelOutput, SchedulerOutput
-from rtp_serve.engine.publishing import PublicationSink, Publishing
-from rtp_serve.engine.receiving import Receiver, Receiving
+from rtp_serve.engine.publishing import PublicationSink
+from rtp_serve.engine.receiving import Receiver
 from rtp_serve.engine.recorder import EngineRecorder
 from rtp_serve.engine.request import Request, SequenceDelta
+from rtp_serve.engine.request_check import check_request, max_output_tokens
 from rtp_serve.engine.scheduler import Scheduler, SchedulerCounters
 from rtp_serve.engine.sequence import Sequence
 from rtp_serve.engine.step_rate import StepRate
 from rtp_serve.engine.tiering import Tiering
 from rtp_serve.engine.version import ModelVersion
-from rtp_serve.errors import ContextLengthExceeded, InvalidRequest, ModelChanged
+from rtp_serve.errors import InvalidRequest, ModelChanged
 from rtp_serve.kv_cache.block import chain_hashes, root_hash
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.kv_store.lower_tiers import LowerTiers
@@ -32,21 +33,6 @@ from rtp_serve.observability.metrics import MetricsSink
 logger = logging.getLogger(__name__)
 
 _TIERS_WAIT_S = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """An engine's dealings with others that compute prompts for it, and for which it does."""
-
-    receiving: Receiving
-    publishing: Publishing
-    memory: KVMemory | None = None
-    """Where the blocks are; None if this process does not see it."""
-
-    @property
-    def is_active(self) -> bool:
-        """Whether blocks are held for anybody."""
-        return self.receiving.is_active or self.publishing.is_active
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +66,8 @@ class EngineCore:
         executor: Executor,
         clock: Clock,
         sink: MetricsSink,
+        exchange: Exchange,
         tiering: Tiering | None = None,
-        exchange: "Exchange | None" = None,
     ) -> None:
         """`tiering` is the scheduler's, as is what `exchange` receives."""
         self._version = version
@@ -94,7 +80,7 @@ class EngineCore:
         self._exchange = exchange
         # Nothing could run: others hold the blocks that lack.
         self._is_stalled = False
-        self._rate = StepRate()
+        self._rate = tiering.rate if tiering is not None else StepRate()
         self._num_tokens_behind = 0
         self._recorder = EngineRecorder(sink)
         self._seqs: dict[int, Sequence] = {}
@@ -123,7 +109,7 @@ class EngineCore:
     def stats(self) -> EngineStats:
         return EngineStats(
             num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting + self._num_asking,
+            num_waiting=self._scheduler.num_waiting + self._exchange.receiving.num_asking,
             num_free_blocks=self._cache.pool.num_free,
             num_blocks=self._cache.pool.num_usable,
             num_cached_blocks=self._cache.pool.num_cached,
@@ -148,39 +134,7 @@ class EngineCore:
 
     def validate(self, request: Request) -> None:
         """Raise InvalidRequest if this engine cannot run `request`. Reads nothing that changes."""
-        num_prompt = len(request.prompt_token_ids)
-        if num_prompt == 0:
-            raise InvalidRequest("the prompt is empty; at least one token is needed", "prompt")
-        if num_prompt >= self.model.max_model_len:
-            raise ContextLengthExceeded(
-                f"the prompt has {num_prompt} tokens; with one token of output the limit is "
-                f"{self.model.max_model_len - 1}",
-                "prompt",
-            )
-        vocab_size = self.model.vocab_size
-        _check_token_ids("prompt", request.prompt_token_ids, vocab_size)
-        request.sampling.check_vocabulary(vocab_size)
-        if request.emitted:
-            self._validate_emitted(request)
-
-    def _validate_emitted(self, request: Request) -> None:
-        if len(request.emitted) != request.sampling.n or not request.indices:
-            raise InvalidRequest(
-                f"emitted must have {request.sampling.n} entries, not all of them None, "
-                f"got {len(request.emitted)}",
-                "emitted",
-            )
-        limit = self._max_tokens(request)
-        for index in request.indices:
-            emitted = request.emitted_tokens(index)
-            if len(emitted) >= limit:
-                raise InvalidRequest(
-                    f"emitted[{index}] has {len(emitted)} tokens; one that goes on has at most "
-                    f"{limit - 1}",
-                    "emitted",
-                )
-            if emitted:
-                _check_token_ids("emitted", emitted, self.model.vocab_size)
+        check_request(request, self.model)
 
     def add_request(self, request: Request) -> None:
         """Queue a request's sequences. Raises InvalidRequest or ModelChanged, and then nothing has
@@ -208,10 +162,6 @@ class EngineCore:
             f"{self.model.fingerprint}"
         )
 
-    def _max_tokens(self, request: Request) -> int:
-        room = self.model.max_model_len - len(request.prompt_token_ids)
-        return min(request.sampling.max_tokens or room, room)
-
     def _make_sequence(self, request: Request, index: int, version: ModelVersion) -> Sequence:
         sampling = request.sampling
         ends = () if sampling.ignore_eos else self.model.eos_token_ids
@@ -222,7 +172,7 @@ class EngineCore:
             index=index,
             version=version,
             arrival_s=self._clock.monotonic(),
-            max_tokens=self._max_tokens(request),
+            max_tokens=max_output_tokens(request, self.model),
             stop_token_ids=frozenset((*ends, *sampling.stop_token_ids)),
         )
 
@@ -261,7 +211,7 @@ class EngineCore:
     @property
     def memory(self) -> KVMemory | None:
         """Where its blocks are, for exchanges with others."""
-        return self._exchanging.memory
+        return self._exchange.memory
 
     def num_cached_blocks(self, request: Request) -> int:
         """Of a prompt's full blocks, those that are here. An estimate, for any thread."""
@@ -270,46 +220,36 @@ class EngineCore:
         chain = chain_hashes(root, request.prompt_token_ids, block_size)
         return len(self._cache.pool.lookup(chain))
 
-    @property
-    def _num_asking(self) -> int:
-        """Requests that wait for room while others compute their prompts."""
-        return self._exchange.receiving.num_asking if self._exchange is not None else 0
-
     def receive(self, request: Request, receiver: Receiver) -> None:
         """Reserve blocks for the prompt of a request that will come with output of another engine,
         as soon as there is room. Held until it is admitted, or `end_reception`."""
-        self._exchanging.receiving.reserve(request, self.version_for(request), receiver)
+        self._exchange.receiving.reserve(request, self.version_for(request), receiver)
         self._after_release()
 
     def deposit(self, request_id: str, num_blocks: int) -> None:
         """So many blocks of what is received are complete, from the chain's beginning."""
-        deposited = self._exchanging.receiving.deposit(request_id, num_blocks)
+        deposited = self._exchange.receiving.deposit(request_id, num_blocks)
         if deposited is not None and self._tiering is not None:
             self._tiering.store_cached(deposited.chain, deposited.namespace, deposited.salt)
 
     def end_reception(self, request_id: str) -> None:
         """Hold nothing for it any more; nobody writes to its blocks. Unknown ones are ignored."""
-        self._exchanging.receiving.end(request_id)
+        self._exchange.receiving.end(request_id)
         self._after_release()
 
     def publish(self, request_id: str, sink: PublicationSink) -> None:
         """Tell `sink` of the keys and values of this request's prompt, which is yet to be added."""
-        self._exchanging.publishing.begin(request_id, sink)
+        self._exchange.publishing.begin(request_id, sink)
 
     def end_publication(self, request_id: str) -> None:
         """Tell and hold nothing of it any more. Unknown ones are ignored."""
-        self._exchanging.publishing.end(request_id)
+        self._exchange.publishing.end(request_id)
         self._after_release()
-
-    @property
-    def _exchanging(self) -> Exchange:
-        assert self._exchange is not None, "the engine deals with no others"
-        return self._exchange
 
     def _after_release(self) -> None:
         """Blocks may have become free. Who waits here comes before who asks for room."""
         self._is_stalled = False
-        if self._exchange is not None and not self._scheduler.num_waiting:
+        if not self._scheduler.num_waiting:
             self._exchange.receiving.grant()
         self._recorder.state(self._scheduler, self._cache.usage)
 
@@ -347,9 +287,7 @@ class EngineCore:
         deltas = self._scheduler.update(scheduled, output)
         self._recorder.expert_loads(output.expert_loads)
         if self._tiering is not None:
-            self._tiering.end_step(
-                scheduled.num_tokens, self._clock.monotonic() - started_s, bool(output.errors)
-            )
+            self._tiering.end_step(bool(output.errors))
         self._note_idle()
         self._record(deltas)
         self._after_release()
@@ -365,8 +303,6 @@ class EngineCore:
 
     def _published(self, scheduled: SchedulerOutput) -> SchedulerOutput:
         """The step, with reports after some layers if it computes what is published."""
-        if self._exchange is None:
-            return scheduled
         ends = map(int.__add__, scheduled.num_computed_tokens, scheduled.num_scheduled_tokens)
         rows = zip([self._seqs[seq_id] for seq_id in scheduled.seq_ids], ends, strict=True)
         every = self._exchange.publishing.begin_step(rows)
@@ -377,7 +313,6 @@ class EngineCore:
         if self._tiering is not None and self._tiering.is_active:
             self._wait_for_tiers()
             return
-        assert self._exchange is not None, "there is work but no sequence fits into a step"
         assert self._exchange.is_active, "there is work but no sequence fits into a step"
         self._is_stalled = True
 
@@ -389,8 +324,7 @@ class EngineCore:
     def _execute(self, scheduled: SchedulerOutput) -> ModelOutput:
         try:
             output = self._executor.submit(scheduled).result()
-            if self._exchange is not None:
-                self._exchange.publishing.end_step()
+            self._exchange.publishing.end_step()
             return output
         except BaseException:
             # Blocks are findable from the moment they are scheduled: these may hold anything.
@@ -431,8 +365,7 @@ class EngineCore:
 
     def check_invariants(self) -> None:
         """For tests and idle debug runs."""
-        exchange = self._exchange
-        self._scheduler.check_invariants(exchange.publishing.holders() if exchange else Counter())
+        self._scheduler.check_invariants(self._exchange.holders())
         live = {seq.seq_id for seqs in self._seqs_by_request.values() for seq in seqs.values()
                 if seq.finish_reason is None}  # fmt: skip
         assert live == set(self._seqs), f"live sequences {live} are not {set(self._seqs)}"
@@ -442,16 +375,3 @@ class EngineCore:
         if self._tiering is not None:
             self._tiering.close()
         self._executor.shutdown()
-
-
-def _check_token_ids(name: str, token_ids: Items[int], vocab_size: int) -> None:
-    kinds = set(map(type, token_ids))
-    if kinds != {int}:
-        named = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise InvalidRequest(f"{name} token ids must be integers, got {named}", name)
-    low, high = min(token_ids), max(token_ids)
-    if low < 0 or high >= vocab_size:
-        raise InvalidRequest(
-            f"{name} token ids must be from 0 to {vocab_size - 1}, got {low if low < 0 else high}",
-            name,
-        )

@@ -65,13 +65,13 @@ class Scheduler:
         config: SchedulerConfig,
         cache: KVCacheManager,
         max_model_len: int,
+        receiving: Receiving,
         tiering: Tiering | None = None,
-        receiving: Receiving | None = None,
     ) -> None:
         """`tiering` is None where the device's cache is the only one."""
         self._config = config
         self._tiering = tiering
-        self._receiving = receiving or Receiving(cache)
+        self._receiving = receiving
         self._cache = cache
         self._max_model_len = max_model_len
         self._waiting = make_waiting_queue(config.policy)
@@ -357,10 +357,10 @@ class Scheduler:
         seq.status = SequenceStatus.FINISHED
         seq.finish_reason = reason
 
-    def check_invariants(self, others: Counter[int] | None = None) -> None:
+    def check_invariants(self, others: Counter[int]) -> None:
         """Every held block is held by exactly the sequences that list it, and by `others`."""
         self._cache.pool.check_invariants()
-        holders = self._receiving.holders() + (others or Counter())
+        holders = others.copy()
         for seq in self._running:
             assert seq.status is SequenceStatus.RUNNING, f"{seq} is in the running list"
             holders.update(seq.block_ids)

@@ -69,7 +69,9 @@ class Tiering:
         self._tiers = tiers
         self._restoring: dict[int, _Restoring] = {}
         self._storing: dict[int, Store] = {}
-        self._rate = StepRate()
+        self.rate = StepRate()
+        """What steps cost; whoever runs them keeps it."""
+
         cache.keep_fresh()
 
     @property
@@ -110,7 +112,7 @@ class Tiering:
         block_ids = tuple(pool.allocate(num_wanted))
         chain = seq.block_hashes[: first + num_wanted]
         requests = tuple(_requests(chain, seq.namespace, seq.cache_salt))
-        job = Restore(requests, first, block_ids, self._rate.token_s * self._cache.block_size)
+        job = Restore(requests, first, block_ids, self.rate.token_s * self._cache.block_size)
         self._restoring[id(job)] = _Restoring(
             job, seq, seq.status, [*cached_ids, *block_ids], origin=seq
         )
@@ -178,9 +180,8 @@ class Tiering:
         self._tiers.set_pace(is_in_hurry=True)
         self._tiers.set_decoding(False)
 
-    def end_step(self, num_tokens: int, elapsed_s: float, has_errors: bool) -> None:
+    def end_step(self, has_errors: bool) -> None:
         """A step has run: keep what it has filled, unless some of that is of no use."""
-        self._rate.observe(num_tokens, elapsed_s)
         fresh = self._cache.take_fresh()
         if fresh and not has_errors:
             requests = [

@@ -14,7 +14,7 @@ from rtp_serve.observability.metrics import MetricsSink
 from rtp_serve.parallel.collectives import Collectives
 from rtp_serve.worker.capacity import Capacity
 from rtp_serve.worker.model_versions import ModelVersions
-from rtp_serve.worker.threads import kept_to, use_compute_threads, yield_to_others
+from rtp_serve.worker.threads import kept_to, use_compute_threads
 from rtp_serve.worker.worker import Worker
 
 
@@ -87,7 +87,6 @@ class RankWorker:
         with kept_to(self._cores):
             if thread != self._prepared_thread:
                 use_compute_threads(self._config.num_threads)
-                yield_to_others(self._config.niceness)
                 self._prepared_thread = thread
             return self._worker.execute(scheduled)
 

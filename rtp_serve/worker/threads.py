@@ -2,7 +2,6 @@
 
 import math
 import os
-import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +20,6 @@ def use_compute_threads(limit: int | None = None) -> int:
     if torch.get_num_threads() != num_threads:
         torch.set_num_threads(num_threads)
     return num_threads
-
-
-def yield_to_others(niceness: int) -> None:
-    """Add to the niceness of the calling thread, and of the threads that it starts from now on."""
-    if niceness:
-        thread = threading.get_native_id()  # on Linux each thread has its own
-        own = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, own + niceness))
 
 
 @contextmanager

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
+
+from rtp_serve.observability.metrics import PREFIX
 
 FRONT, BACK = "front", "back"
 """Custom resources of the head node, where HTTP is served, and of the other node."""
@@ -36,6 +40,16 @@ class RunningApp:
         details = _get_global_client().get_serve_details()
         replicas = details["applications"][self.name]["deployments"][deployment]["replicas"]
         return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
+
+    def figures(self) -> dict[str, float]:
+        """Of `/metrics`, sums over replicas and labels, names without their prefix."""
+        sums: dict[str, float] = {}
+        text = httpx.get(f"{self.url}/metrics", timeout=10).text
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                name = sample.name.removeprefix(PREFIX)
+                sums[name] = sums.get(name, 0.0) + sample.value
+        return sums
 
 
 @contextmanager

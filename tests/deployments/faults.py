@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deployments.channels.dialer import Dialer
 from deployments.kv_transfer import decode_side, exchange, prefill_side
 from deployments.kv_transfer.inbound import KvListener
-from deployments.kv_transfer.outbound import KvDialer
+from deployments.kv_transfer.outbound import OutboundChannel, kv_dialer
 from deployments.replicas import build_real_engine
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.engine import EngineConfig
@@ -176,20 +177,21 @@ def _watch(faults: _Faults) -> None:
             await super().start()
             faults.cuts.append(lambda: [each.close() for each in list(self._channels)])
 
-    class FoundDialer(KvDialer):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            faults.cuts.append(self._cut)
-
-        def _cut(self) -> None:
-            for dial in list(self._dials.values()):
-                if dial.done() and not dial.cancelled() and dial.exception() is None:
-                    dial.result().close("cut by a test")
+    def found_dialer(*arguments: Any) -> Dialer[OutboundChannel]:
+        dialer = kv_dialer(*arguments)
+        faults.cuts.append(lambda: _cut(dialer))
+        return dialer
 
     decode_side.DecodeTransfer = WatchedDecode
     prefill_side.PrefillTransfer = WatchedPrefill
     exchange.KvListener = FoundListener
-    exchange.KvDialer = FoundDialer
+    exchange.kv_dialer = found_dialer
+
+
+def _cut(dialer: Dialer[OutboundChannel]) -> None:
+    for dial in list(dialer._dials.values()):
+        if dial.done() and not dial.cancelled() and dial.exception() is None:
+            dial.result().close("cut by a test")
 
 
 def _fields(step: Step) -> dict[str, Any]:

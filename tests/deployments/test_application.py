@@ -54,18 +54,10 @@ def events(response: httpx.Response) -> Iterator[Any]:
             yield json.loads(line.removeprefix("data: "))
 
 
-def figures(served: RunningApp) -> dict[str, float]:
-    lines = httpx.get(f"{served.url}/metrics", timeout=10).text.splitlines()
-    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    return {
-        name.partition("{")[0].removeprefix("rtp_serve:"): float(value) for name, value in pairs
-    }
-
-
 async def until_idle(served: RunningApp) -> None:
     async with asyncio.timeout(10):
         while True:
-            now = await asyncio.to_thread(figures, served)
+            now = await asyncio.to_thread(served.figures)
             if now["num_requests_running"] == now["kv_cache_usage_ratio"] == 0:
                 return
             await asyncio.sleep(0.02)
@@ -144,9 +136,9 @@ def test_a_client_that_leaves_ends_its_sequence(served: RunningApp, stream: bool
                     await anext(answer.aiter_lines())
         await until_idle(served)
 
-    before = figures(served)["generation_tokens_total"]
+    before = served.figures()["generation_tokens_total"]
     asyncio.run(scenario())
-    assert figures(served)["generation_tokens_total"] - before < ENDLESS["max_tokens"]
+    assert served.figures()["generation_tokens_total"] - before < ENDLESS["max_tokens"]
 
 
 def test_figures_name_the_replica(served: RunningApp):
@@ -217,10 +209,10 @@ def test_a_stream_outlives_its_replica(served: RunningApp, name: str):
     # Salted, as a prefix is shared to the token: "hello " would be found of another name's prompt.
     body = {"prompt": f"hello {name}", "cache_salt": name, "max_tokens": 2000, "ignore_eos": True}
     body |= RESUMABLE[name]
-    before = figures(served).get("time_to_resume_seconds_count", 0)
+    before = served.figures().get("time_to_resume_seconds_count", 0)
     (victim,) = served.pids("EngineReplica")
     interrupted = text_and_usage(served, body, victim)
-    assert figures(served)["time_to_resume_seconds_count"] == before + 1
+    assert served.figures()["time_to_resume_seconds_count"] == before + 1
     whole = text_and_usage(served, body, None)
     # Only what was cached of the prompt differs: the first replica's, whatever a later one found.
     assert interrupted[2].pop("prompt_tokens_details")["cached_tokens"] == 0
@@ -231,10 +223,10 @@ def test_a_stream_outlives_its_replica(served: RunningApp, name: str):
 def test_a_whole_answer_outlives_its_replica(served: RunningApp):
     body = {"messages": HELLO, **ENDLESS}
     (victim,) = served.pids("EngineReplica")
-    before = figures(served)["generation_tokens_total"]
+    before = served.figures()["generation_tokens_total"]
     with ThreadPoolExecutor(1) as threads:
         answering = threads.submit(chat, served, **body)
-        while figures(served)["generation_tokens_total"] == before:
+        while served.figures()["generation_tokens_total"] == before:
             pass
         os.kill(victim, signal.SIGKILL)
         answer = answering.result()

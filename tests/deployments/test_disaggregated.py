@@ -1,6 +1,5 @@
 """Prompts computed at prefill replicas: on the decode replicas' node and on another one."""
 
-import json
 import os
 import random
 import signal
@@ -67,29 +66,6 @@ def complete_all(served: RunningApp, bodies: list[dict[str, Any]], at_once: int 
         return list(threads.map(lambda body: complete(served, body), bodies))
 
 
-def stream(served: RunningApp, body: dict[str, Any], on_chunk: Any = lambda: None) -> str:
-    text = ""
-    url = f"{served.url}/v1/completions"
-    with httpx.stream("POST", url, json={**body, "stream": True}, timeout=60) as answer:
-        for line in answer.iter_lines():
-            assert "error" not in line, line
-            if line.startswith("data: {"):
-                text += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
-                on_chunk()
-    return text
-
-
-def figures(served: RunningApp) -> dict[str, float]:
-    """Sums over replicas and labels."""
-    sums: dict[str, float] = {}
-    for line in httpx.get(f"{served.url}/metrics", timeout=10).text.splitlines():
-        if not line.startswith("#"):
-            name, value = line.rsplit(" ", 1)
-            name = name.partition("{")[0].removeprefix("rtp_serve:")
-            sums[name] = sums.get(name, 0.0) + float(value)
-    return sums
-
-
 @pytest.fixture(scope="module")
 def expected(session: RaySession, tiny_model: Path) -> list[Any]:
     """What one engine that does everything answers."""
@@ -108,7 +84,7 @@ def served(session: RaySession, tiny_model: Path) -> Iterator[RunningApp]:
 
 def is_idle(served: RunningApp) -> bool:
     """Nothing runs, waits or is held, on either side."""
-    now = figures(served)
+    now = served.figures()
     return now["num_requests_running"] == now["kv_cache_usage_ratio"] == 0
 
 
@@ -123,7 +99,7 @@ def wait_until_idle(served: RunningApp, seconds: float = 10) -> None:
 @pytest.mark.ray
 def test_answers_are_those_of_one_engine(served: RunningApp, expected: list[Any]):
     assert complete_all(served, make_bodies(NUM_PROMPTS)) == expected
-    after = figures(served)
+    after = served.figures()
     assert after["prefills_elsewhere_total"] == NUM_PROMPTS
     assert after.get("prefill_fallbacks_total", 0) == 0
     assert after["transfer_bytes_total"] > 0
@@ -142,7 +118,7 @@ def test_answers_from_another_node_are_the_same(
     num_prompts = 40
     with running(session, "pd-nodes", disaggregated(config)) as app:
         assert complete_all(app, make_bodies(num_prompts)) == expected[:num_prompts]
-        after = figures(app)
+        after = app.figures()
         assert after["prefills_elsewhere_total"] == num_prompts
         wait_until_idle(app)
 
@@ -168,7 +144,7 @@ def test_ranks_may_differ(
     ][:40]
     with running(session, f"pd-{prefill_tp}-{decode_tp}", disaggregated(config)) as app:
         answers = complete_all(app, [body for body, _ in greedy])
-        after = figures(app)
+        after = app.figures()
     assert after["prefills_elsewhere_total"] == len(greedy)
     texts = [choices[0]["text"] for choices in answers]
     assert texts == [choices[0]["text"] for _, choices in greedy]
@@ -176,10 +152,10 @@ def test_ranks_may_differ(
 
 @pytest.mark.ray
 def test_what_cannot_be_moved_is_answered_here(served: RunningApp):
-    before = figures(served)["prefills_elsewhere_total"]
+    before = served.figures()["prefills_elsewhere_total"]
     two = complete(served, {"prompt": "two of them", "n": 2, "seed": 3, "max_tokens": 4})
     assert len(two) == 2
-    assert figures(served)["prefills_elsewhere_total"] == before
+    assert served.figures()["prefills_elsewhere_total"] == before
 
 
 @pytest.mark.ray
@@ -205,7 +181,7 @@ def test_a_lost_side_costs_time_alone(
         (victim,) = app.pids(deployment)
         with ThreadPoolExecutor(1) as threads:
             answering = threads.submit(complete_all, app, bodies, 100)
-            while not figures(app).get("generation_tokens_total"):
+            while not app.figures().get("generation_tokens_total"):
                 pass
             os.kill(victim, blow)
             try:

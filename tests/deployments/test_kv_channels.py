@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from deployments.door import Door
+from deployments.channels.door import Door
 from deployments.kv_transfer.inbound import InboundChannel, Keyed, KvListener
-from deployments.kv_transfer.outbound import KvDialer, OutboundChannel
+from deployments.kv_transfer.outbound import OutboundChannel, kv_dialer
 from deployments.kv_transfer.wire import PrefillLoad, Taken
 from rtp_serve.disaggregation.protocol import Heartbeat, TransferKey
 from tests.unit.disaggregation.memories import MEMORY
@@ -50,7 +50,7 @@ class Sides:
         self.decode, self.prefill = Told(), Told()
 
     async def channel(self) -> OutboundChannel:
-        dialer = KvDialer("node", "p", MEMORY, NEVER_S)
+        dialer = kv_dialer("node", "p", MEMORY, NEVER_S)
         channel = await dialer.connect(self.listener.door.address)
         for key in (EARLIER, CURRENT):
             channel.speak(key, self.prefill)

@@ -12,6 +12,9 @@ from rtp_serve.config.engine import EngineConfig
 from rtp_serve.config.model import read_model_config
 from rtp_serve.engine.client import ServedModel
 from rtp_serve.engine.core import EngineCore
+from rtp_serve.engine.exchange import Exchange
+from rtp_serve.engine.publishing import Publishing
+from rtp_serve.engine.receiving import Receiving
 from rtp_serve.engine.request import Request, TokenLogprobs
 from rtp_serve.engine.scheduler import Scheduler
 from rtp_serve.engine.version import ModelVersion
@@ -90,13 +93,15 @@ def make_engine(
     max_len = loaded.served.max_model_len
     worker = Worker(loaded.cache, config.max_num_seqs, max_len)
     worker.add(0, LoadedModel(loaded.model, "shared", WeightGuard()))
+    receiving = Receiving(cache)
     return EngineCore(
         ModelVersion(0, loaded.served, b"test"),
-        Scheduler(config, cache, max_len),
+        Scheduler(config, cache, max_len, receiving),
         cache,
         InProcessExecutor(PreparedRank(worker, num_threads)),
         WallClock(),
         PrometheusSink(),
+        Exchange(receiving, Publishing(pool, loaded.cache.spec.num_layers, 16)),
     )
 
 

@@ -1,8 +1,6 @@
 """How many compute threads there are."""
 
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from rtp_serve.worker.threads import (
     kept_to,
     own_cores,
     use_compute_threads,
-    yield_to_others,
 )
 
 
@@ -65,17 +62,3 @@ def test_ranks_have_cores_of_their_own_where_they_need_all_of_them():
     assert taken == [[core] for core in cores]
     assert list(own_cores(0, 1, len(cores))) == cores
     assert not own_cores(0, len(cores) + 1, 1)
-
-
-def test_a_nicer_thread_yields_and_others_do_not():
-    def own_niceness() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    def nicer() -> int:
-        yield_to_others(3)
-        return own_niceness()
-
-    before = own_niceness()
-    with ThreadPoolExecutor(1) as threads:
-        assert threads.submit(nicer).result() == min(19, before + 3)
-    assert own_niceness() == before

@@ -5,6 +5,7 @@ never looked into, so memories of one tile order and any two divisions of heads 
 head goes from some part that has it to all that have it on the other side.
 """
 
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,11 +32,11 @@ class KVPart:
         assert self.data.shape[2:4] == (2, num_heads), f"{self.data.shape} for {num_heads} heads"
 
 
-def part_of(buffer: object, memory: MemoryDescriptor, heads: Span) -> KVPart:
-    """`buffer` (of the buffer protocol) holds a part in this order. Raises WrongLayout for other
+def part_of(buffer: memoryview | mmap.mmap, memory: MemoryDescriptor, heads: Span) -> KVPart:
+    """`buffer` holds a part in this order. Raises WrongLayout for other
     sizes."""
     shape = (memory.num_blocks, memory.num_layers, 2, heads[1] - heads[0], memory.tile_bytes)
-    data = np.frombuffer(buffer, np.uint8)  # type: ignore[call-overload]
+    data = np.frombuffer(buffer, np.uint8)
     if data.size != np.prod(shape, dtype=np.int64):
         raise WrongLayout(f"a part of {data.size} bytes cannot be {shape}")
     return KVPart(heads, data.reshape(shape))

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import uvloop
 
-from deployments.token_stream.dialer import TcpNeeded, TokenChannel, TokenDialer
-from deployments.token_stream.framing import frame
+from deployments.channels.address import ChannelAddress
+from deployments.channels.dialer import TcpNeeded
+from deployments.channels.framing import frame
+from deployments.token_stream.dialer import TokenChannel, token_dialer
 from deployments.token_stream.listener import TokenListener
 from deployments.token_stream.streams import ChannelLost, TokenStream
 from deployments.token_stream.wire import (
     Call,
-    ChannelAddress,
     Deltas,
     Finished,
     Hello,
@@ -36,7 +37,7 @@ class Pair:
 
     def __init__(self, replica_node: str = "a", max_unsent_bytes: int = 1 << 20) -> None:
         self.listener = TokenListener("a", "127.0.0.1")
-        self.dialer = TokenDialer(replica_node, "replica", max_unsent_bytes)
+        self.dialer = token_dialer(replica_node, "replica", max_unsent_bytes)
 
     async def __aenter__(self) -> "Pair":
         await self.listener.start()
@@ -192,8 +193,10 @@ def test_tcp_takes_a_port_of_the_range_and_says_when_none_is_free():
             taken.listen()
             port = taken.getsockname()[1]
             listener = TokenListener("a", "127.0.0.1", range(port, port + 1))
+            await listener.start()
             with pytest.raises(OSError, match=f"no free port on 127.0.0.1 in {port}"):
                 await listener.open_tcp()
+            await listener.close()
 
     run(scenario)
 
@@ -335,7 +338,7 @@ def test_the_unix_socket_is_not_used_across_nodes_even_when_it_would_work():
 
 def test_an_unreachable_ingress_is_an_os_error():
     async def scenario():
-        dialer = TokenDialer("a", "replica")
+        dialer = token_dialer("a", "replica")
         with pytest.raises(OSError):  # noqa: PT011  the kernel words it
             await dialer.connect(ChannelAddress("a", "nobody-listens-here", b"s" * 32))
 

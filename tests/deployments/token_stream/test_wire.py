@@ -3,10 +3,11 @@ from typing import Any
 
 import pytest
 
+from deployments.channels.address import ChannelAddress
+from deployments.channels.framing import WireError
 from deployments.token_stream.wire import (
     Abort,
     Call,
-    ChannelAddress,
     Deltas,
     Finished,
     FromReplica,
@@ -16,7 +17,6 @@ from deployments.token_stream.wire import (
     Record,
     Refused,
     StreamKey,
-    WireError,
     decode_call,
     decode_from_ingress,
     decode_from_replica,

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import settings
@@ -11,9 +11,17 @@ NUM_SLOTS = 4
 
 
 def make_entry(request_id: str, slot: int = 0, decode_slot: int = 0, **fields: float) -> Entry:
-    values = {"num_tokens": 100, "prefill_s": 1.0, "prompt_blocks": 7, "decode_blocks": 9}
-    values |= {"created_s": 0.0} | fields
-    return Entry(request_id, slot, decode_slot, **values)  # type: ignore[arg-type]
+    entry = Entry(
+        request_id,
+        slot,
+        decode_slot,
+        num_tokens=100,
+        prefill_s=1.0,
+        prompt_blocks=7,
+        decode_blocks=9,
+        created_s=0.0,
+    )
+    return replace(entry, **fields)
 
 
 def test_a_request_waits_for_all_that_was_sent_before_it():

@@ -8,8 +8,8 @@ import secrets
 import socket
 from collections.abc import Callable
 
-from deployments.token_stream.sockets import is_same_user, listen_tcp, listen_unix, tune
-from deployments.token_stream.wire import SECRET_BYTES, ChannelAddress
+from deployments.channels.address import SECRET_BYTES, ChannelAddress
+from deployments.channels.sockets import is_same_user, listen_tcp, listen_unix, tune
 
 
 class Door:

@@ -1,7 +1,6 @@
 import pytest
 
-from deployments.token_stream.framing import FrameReader, frame
-from deployments.token_stream.wire import WireError
+from deployments.channels.framing import FrameReader, WireError, frame
 
 
 def test_frames_come_out_whole_however_the_bytes_were_cut():

@@ -1,13 +1,20 @@
 """Length-prefixed frames over a byte stream: u32 little-endian length, then that many bytes."""
 
 from collections.abc import Iterator
+from typing import TypeVar
 
-from deployments.token_stream.wire import WireError
+import msgspec
 
 MAX_FRAME_BYTES = 64 << 20
 MAX_HELLO_BYTES = 4096
 
 _PREFIX_BYTES = 4
+
+T = TypeVar("T")
+
+
+class WireError(Exception):
+    """The peer sent what the schema does not know, or more than the limits allow."""
 
 
 def frame(payload: bytes) -> bytes:
@@ -43,3 +50,11 @@ class FrameReader:
             yield bytes(self._buffer[start + _PREFIX_BYTES : end])
             start = end
         del self._buffer[:start]
+
+
+def decoded(decoder: "msgspec.msgpack.Decoder[T]", data: bytes) -> T:
+    """A payload by its schema. Raises WireError."""
+    try:
+        return decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise WireError(str(error)) from error
