@@ -68,6 +68,7 @@ from rtp_serve.engine.request import (
     SequenceDelta,
     first_token_request,
 )
+from rtp_serve.engine.request_check import max_output_tokens
 
 logger = logging.getLogger("ray.serve")
 
@@ -158,8 +159,9 @@ class _Transfer:
         self._shared.engine.receive(self._request, self)
         self._set_timer()
         await self._over
-        if self._first is None:
+        if not self._transfer.has_first_token:
             return self._request
+        assert self._first is not None, "it was forwarded"
         if self._first.finish_reason is not None:
             return None
         return replace(
@@ -229,14 +231,14 @@ class _Transfer:
         self._do(self._transfer.lost(key, self._loop.time()))
 
     def _take_first(self, channel: InboundChannel, message: FirstToken) -> None:
-        """The last one only if the whole request says so."""
-        if self._first is not None:
+        """The last one only if the whole request says so. It counts once it is forwarded: one of an
+        attempt that has failed meanwhile is not."""
+        if self._transfer.has_first_token:
             return
         now_s = self._shared.clock.monotonic()
         self._last_layer_s = message.last_layer_s if channel.is_local else now_s
         delta = unpack_first(self._request.request_id, message)
-        room = self._shared.engine.model.max_model_len - len(self._request.prompt_token_ids)
-        limit = min(self._request.sampling.max_tokens or room, room)
+        limit = max_output_tokens(self._request, self._shared.engine.model)
         if delta.finish_reason is FinishReason.LENGTH and limit > 1:
             delta = replace(delta, finish_reason=None)
         self._first = replace(delta, fingerprint=self._fingerprint)
@@ -329,7 +331,7 @@ class _Transfer:
 
     def _note(self) -> None:
         now_s = self._shared.clock.monotonic()
-        is_known = self._first is not None
+        is_known = self._transfer.has_first_token
         exposed_s = max(0.0, self._copied_s - self._last_layer_s) if is_known else 0.0
         self._shared.figures.brought(now_s - self._began_s, exposed_s)
         self._shared.predictions.brought(exposed_s)

@@ -118,11 +118,11 @@ class _Attempt:
         self._engine = engine
         self._channel = channel
         self._slots = slots
-        self._slot: Slot | None = slot
-        self._slot_of_accepted = slot
+        self._slot = slot
+        self._has_slot = True
         self._key = call.key
         self._loop = asyncio.get_running_loop()
-        limits = TransferLimits(call.lease_s, call.max_attempts)
+        limits = TransferLimits(call.lease_s)
         now_s = self._loop.time()
         self._transfer = PrefillTransfer(call.key, now_s + call.timeout_s, limits, now_s)
         self._request = replace(call.request, request_id=f"{call.key.transfer}#{call.key.epoch}")
@@ -149,9 +149,8 @@ class _Attempt:
     def end(self) -> None:
         """However it came: nothing is held afterwards."""
         self._do(self._transfer.aborted(self._key))
-        if self._slot is not None:  # the engine refused, so nothing was published
-            self._slots.retire(self._slot)
-            self._slot = None
+        if self._has_slot:  # the engine refused, so nothing was published
+            self._retire_slot()
         # What the engine was told of it last: blocks of a step under way are held till here too.
         self._engine.end_publication(self._request.request_id)
         self._channel.forget(self._key)
@@ -222,7 +221,7 @@ class _Attempt:
         send = self._channel.send
         match action:
             case SendAccepted(key, first_block, block_ids):
-                slot = self._slot_of_accepted
+                slot = self._slot
                 send(Accepted(key, first_block, block_ids, slot.number, slot.value))
             case SendReady(key, blocks, layers):
                 send(Ready(key, blocks, layers))
@@ -234,8 +233,11 @@ class _Attempt:
             case StopComputing():
                 self._engine.abort(self._request.request_id)
             case Bump():
-                assert self._slot is not None, "a slot is taken back once"
-                self._slots.retire(self._slot)
-                self._slot = None
+                self._retire_slot()
             case Release():
                 self._engine.end_publication(self._request.request_id)
+
+    def _retire_slot(self) -> None:
+        assert self._has_slot, "a slot is taken back once"
+        self._has_slot = False
+        self._slots.retire(self._slot)

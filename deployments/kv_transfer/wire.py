@@ -47,7 +47,6 @@ class PrefillCall(msgspec.Struct, frozen=True):
     """What is left of the request's time."""
 
     lease_s: float
-    max_attempts: int = 1
 
 
 class PrefillEnded(msgspec.Struct, frozen=True, tag="ended"):

@@ -1,0 +1,148 @@
+"""A decode replica's transfer, with everything around it held by the test."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from deployments.kv_transfer.decode_side import Prefilling, prefill_elsewhere
+from deployments.kv_transfer.figures import TransferFigures
+from deployments.kv_transfer.wire import FirstToken, pack_first
+from rtp_serve.clock import WallClock
+from rtp_serve.config.disaggregation import TransferConfig
+from rtp_serve.disaggregation.lifecycle import Copy
+from rtp_serve.disaggregation.protocol import (
+    Accepted,
+    Failed,
+    Ready,
+    TransferCode,
+    TransferKey,
+)
+from rtp_serve.engine.client import ServedModel
+from rtp_serve.engine.receiving import Receiver, Reserved
+from rtp_serve.engine.request import FinishReason, Request, SequenceDelta
+from tests.factories import make_prompt, make_request
+from tests.unit.disaggregation.memories import MEMORY
+
+KEY = TransferKey("t", 1)
+LAYERS = (0, MEMORY.num_layers)
+
+
+@dataclass
+class Stage:
+    """Engine, listener, copier, peers and prefill replica in one."""
+
+    deposits: list[int] = field(default_factory=list)
+    copies: list[tuple[Copy, Any]] = field(default_factory=list)
+    delivered: list[SequenceDelta] = field(default_factory=list)
+    transfer: Any = None
+    model = ServedModel("test", 512, 1000, ())
+
+    # The engine's.
+
+    def receive(self, request: Request, receiver: Receiver) -> None:
+        receiver.reserved(Reserved(0, (1, 2), "fp"))
+
+    def deposit(self, request_id: str, num_blocks: int) -> None:
+        self.deposits.append(num_blocks)
+
+    def end_reception(self, request_id: str) -> None:
+        self.deposits.append(0)
+
+    # The listener's.
+
+    def listen(self, transfer: str, listening: Any) -> None:
+        self.transfer = listening
+
+    def __getattr__(self, name: str) -> Any:
+        """What else is called, and has no say here."""
+        return lambda *arguments, **named: None
+
+    # The copier's and the peers'.
+
+    def copy(self, copy: Copy, copied: Any) -> None:
+        self.copies.append((copy, copied))
+
+    def choose(self, tried: set[str], now_s: float) -> str | None:
+        return None if tried else "p"
+
+    # The prefill replica's channel.
+
+    @property
+    def hello(self) -> Any:
+        return self
+
+    replica, memory, is_local = "p", MEMORY, True
+
+    def tell(self, message: Any) -> None:
+        self.transfer.tell(self, message)
+
+
+class _Silent:
+    """Prefill replicas whose control call never ends."""
+
+    class prefill:
+        @staticmethod
+        def remote(*arguments: Any, **named: Any) -> Any:
+            class Response(asyncio.Future[bytes]):
+                pass
+
+            return Response()
+
+
+def first_token(token_id: int) -> FirstToken:
+    delta = SequenceDelta("r0", 0, (token_id,), finish_reason=FinishReason.LENGTH)
+    return pack_first(KEY, delta, 0.0)
+
+
+async def begun(stage: Stage) -> "asyncio.Task[Request | None]":
+    """A transfer whose prefill replica has told of both blocks, which are being copied."""
+    any_stage: Any = stage
+    silent: Any = _Silent
+    shared = Prefilling(
+        any_stage, MEMORY, silent, any_stage, any_stage, TransferConfig(), True,
+        TransferFigures(), any_stage, any_stage, WallClock(),
+    )  # fmt: skip
+    any_stage.door = stage
+    any_stage.address = None
+    request = make_request(prompt=make_prompt(32))
+    bringing = asyncio.create_task(prefill_elsewhere(shared, "t", request, stage.delivered.append))
+    while stage.transfer is None or not stage.transfer._calls:
+        await asyncio.sleep(0)
+    stage.tell(Accepted(KEY, 0, (5, 6), 0, 1))
+    stage.tell(Ready(KEY, (0, 2), LAYERS))
+    return bringing
+
+
+def test_the_first_token_is_delivered_and_brought_along():
+    async def scenario() -> None:
+        stage = Stage()
+        bringing = await begun(stage)
+        stage.tell(first_token(7))
+        assert [delta.token_ids for delta in stage.delivered] == [(7,)]
+        assert stage.delivered[0].finish_reason is None
+        for copy, copied in stage.copies:
+            copied(copy, None)
+        rest = await bringing
+        assert rest is not None
+        assert (rest.emitted, rest.fingerprint) == (((7,),), "fp")
+        assert stage.deposits == [2]
+
+    asyncio.run(scenario())
+
+
+def test_a_first_token_of_an_attempt_that_has_failed_is_neither_delivered_nor_brought():
+    """Its copies are under way still, so no other attempt has begun."""
+
+    async def scenario() -> None:
+        stage = Stage()
+        bringing = await begun(stage)
+        stage.tell(Failed(KEY, TransferCode.PEER_FAILED))
+        stage.tell(first_token(7))
+        for copy, copied in stage.copies:
+            copied(copy, TransferCode.MISMATCH)
+        rest = await bringing
+        assert stage.delivered == []
+        assert rest is not None
+        assert rest.emitted == ()
+
+    asyncio.run(scenario())
