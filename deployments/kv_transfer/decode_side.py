@@ -151,7 +151,7 @@ class _Transfer:
         self._copied_s = 0.0
         self._num_present = 0
         self._fingerprint = ""
-        self._is_deposited = False
+        self._is_handed_over = False
         self._timer: asyncio.TimerHandle | None = None
         self._over: asyncio.Future[None] = self._loop.create_future()
 
@@ -159,6 +159,7 @@ class _Transfer:
         self._shared.engine.receive(self._request, self)
         self._set_timer()
         await self._over
+        self._is_handed_over = True
         if not self._transfer.has_first_token:
             return self._request
         assert self._first is not None, "it was forwarded"
@@ -178,8 +179,9 @@ class _Transfer:
             call.cancel()
         for key in self._channels:
             self._shared.copier.forget(key)
-        if self._transfer.is_over and not self._is_deposited:
-            # It may wait for room still. Where a copy is under way, its end gives back.
+        if self._transfer.is_over and not self._is_handed_over:
+            # It may wait for room still, or be deposited for nobody. Where a copy is under way, its
+            # end gives back.
             self._shared.engine.end_reception(self._request.request_id)
 
     # The engine's thread calls this.
@@ -284,7 +286,6 @@ class _Transfer:
             case SendAbort(key):
                 self._say(Abort(key))
             case Deposit(num_blocks):
-                self._is_deposited = True
                 shared.engine.deposit(request_id, self._num_present + num_blocks)
                 if self._transfer.state is DecodeState.DONE:
                     self._note()

@@ -146,3 +146,20 @@ def test_a_first_token_of_an_attempt_that_has_failed_is_neither_delivered_nor_br
         assert rest.emitted == ()
 
     asyncio.run(scenario())
+
+
+def test_blocks_that_came_as_the_client_went_are_given_back():
+    """The last copy and the cancellation are in one turn of the loop, the cancellation second."""
+
+    async def scenario() -> None:
+        stage = Stage()
+        bringing = await begun(stage)
+        stage.tell(first_token(7))
+        for copy, copied in stage.copies:
+            copied(copy, None)
+        bringing.cancel()
+        await asyncio.wait((bringing,))
+        assert bringing.cancelled()
+        assert stage.deposits == [2, 0]
+
+    asyncio.run(scenario())
