@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from rtp_serve.engine.cache_answers import CacheStats, DeviceStats, Pinned, TiersStats, Trimmed
 from rtp_serve.engine.core import EngineCore
 from rtp_serve.errors import NoKVTiers
-from rtp_serve.kv_cache.block import chain_hashes, root_hash
 from rtp_serve.kv_store.exposition import render_store
 from rtp_serve.kv_store.lower_tiers import LowerTiers
 
@@ -51,11 +50,9 @@ class CacheControl:
         The prefix is one of the model version that new requests run on.
         """
         tiers = self._tiers()
-        block_size = self._core.block_size
-        root = root_hash(self._core.version.namespace, cache_salt)
-        chain = chain_hashes(root, token_ids, block_size)
+        chain = self._core.model.block_hashes(token_ids, cache_salt)
         num_blocks = tiers.pin(chain, ttl_s) if chain else 0
-        return Pinned(tiers.store_name, num_blocks, num_blocks * block_size)
+        return Pinned(tiers.store_name, num_blocks, num_blocks * self._core.block_size)
 
     def metrics_text(self) -> str:
         """The store's figures in Prometheus text format; empty without one, or if it is silent."""

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.request import Request, SequenceDelta
+from rtp_serve.kv_cache.block import BlockHash, chain_hashes, root_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,17 @@ class ServedModel:
     eos_token_ids: tuple[int, ...]
     fingerprint: str = ""
     """Digest of model, KV format and numerics plan: equal values promise equal seeded outputs."""
+
+    block_size: int = 16
+    """Tokens of a KV block."""
+
+    namespace: bytes = b""
+    """What a KV block's content depends on beside its tokens: models with equal weights share
+    blocks, others never do."""
+
+    def block_hashes(self, token_ids: Sequence[int], cache_salt: str) -> tuple[BlockHash, ...]:
+        """Of a prompt's full blocks, as the engine has them under that salt of its requests."""
+        return chain_hashes(root_hash(self.namespace, cache_salt), token_ids, self.block_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ from rtp_serve.engine.step_rate import StepRate
 from rtp_serve.engine.tiering import Tiering
 from rtp_serve.engine.version import ModelVersion
 from rtp_serve.errors import InvalidRequest, ModelChanged
-from rtp_serve.kv_cache.block import chain_hashes, root_hash
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.kv_store.lower_tiers import LowerTiers
 from rtp_serve.observability.metrics import MetricsSink
@@ -215,9 +214,8 @@ class EngineCore:
 
     def num_cached_blocks(self, request: Request) -> int:
         """Of a prompt's full blocks, those that are here. An estimate, for any thread."""
-        namespace, block_size = self.version_for(request).namespace, self.block_size
-        root = root_hash(namespace, request.cache_salt)
-        chain = chain_hashes(root, request.prompt_token_ids, block_size)
+        model = self.version_for(request).model
+        chain = model.block_hashes(request.prompt_token_ids, request.cache_salt)
         return len(self._cache.pool.lookup(chain))
 
     def receive(self, request: Request, receiver: Receiver) -> None:
@@ -256,9 +254,8 @@ class EngineCore:
     def store_cached(self, token_ids: Items[int], cache_salt: str) -> None:
         """Give the tiers again what the device has of a prefix."""
         if self._tiering is not None:
-            namespace = self._version.namespace
-            chain = chain_hashes(root_hash(namespace, cache_salt), token_ids, self.block_size)
-            self._tiering.store_cached(chain, namespace, cache_salt)
+            chain = self.model.block_hashes(token_ids, cache_salt)
+            self._tiering.store_cached(chain, self.model.namespace, cache_salt)
 
     def step(self) -> list[SequenceDelta]:
         """Run one step. Without work it does nothing."""

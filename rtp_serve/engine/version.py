@@ -18,6 +18,7 @@ class ModelVersion:
 
     model: ServedModel
 
-    namespace: bytes
-    """What a KV block's content depends on beside its tokens: versions with equal weights share
-    blocks, others never do."""
+    @property
+    def namespace(self) -> bytes:
+        """See `ServedModel.namespace`."""
+        return self.model.namespace

@@ -124,8 +124,10 @@ class ModelVersions:
             vocab_size=plan.config.vocab_size,
             eos_token_ids=plan.config.eos_token_ids,
             fingerprint=fingerprint(namespace),
+            block_size=plan.capacity.spec.block_size,
+            namespace=namespace,
         )
-        return ModelVersion(0 if self._last is None else self._last.number + 1, model, namespace)
+        return ModelVersion(0 if self._last is None else self._last.number + 1, model)
 
     def _check_kind(self, first: ModelPlan, plan: ModelPlan, tokenizer: str | None) -> None:
         """A checkpoint without tokenizer may be new weights alone."""

@@ -66,7 +66,11 @@ def load(directory: Path, **config: Any) -> SharedModel:
     capacity = plan_capacity(model_config, engine_config)
     dtype = getattr(torch, compute_dtype(model_config, engine_config))
     served = ServedModel(
-        "test", capacity.max_model_len, model_config.vocab_size, model_config.eos_token_ids
+        "test",
+        capacity.max_model_len,
+        model_config.vocab_size,
+        model_config.eos_token_ids,
+        namespace=b"test",
     )
     return SharedModel(
         load_model(directory, model_config, dtype, capacity.max_model_len).model,
@@ -95,7 +99,7 @@ def make_engine(
     worker.add(0, LoadedModel(loaded.model, "shared", WeightGuard()))
     receiving = Receiving(cache)
     return EngineCore(
-        ModelVersion(0, loaded.served, b"test"),
+        ModelVersion(0, loaded.served),
         Scheduler(config, cache, max_len, receiving),
         cache,
         InProcessExecutor(PreparedRank(worker, num_threads)),

@@ -177,8 +177,8 @@ class RankedExecutor:
             raise error
         assert own is not None, "rank 0 has loaded"
         namespace = blake2b(b"".join(namespaces)).digest()
-        model = replace(own.model, fingerprint=fingerprint(namespace))
-        return replace(own, namespace=namespace, model=model)
+        named = replace(own.model, fingerprint=fingerprint(namespace), namespace=namespace)
+        return replace(own, model=named)
 
     def _take_back(self, number: int) -> None:
         """On every rank that has it."""

@@ -65,7 +65,7 @@ def test_weights_that_come_back_find_their_blocks():
     first = core.version
     run_to_end(core, [make_request("a", make_prompt(40))])
     core.switch(core.load())
-    back = ModelVersion(2, first.model, first.namespace)
+    back = ModelVersion(2, first.model)
     core.switch(back)
     core.add_request(make_request("b", make_prompt(40)))
     (delta,) = core.step()
