@@ -24,6 +24,7 @@ from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.cache_control import CacheControl
 from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.engine.core import EngineCore, EngineStats
+from rtp_serve.engine.engine_reporter import EngineReporter
 from rtp_serve.engine.prefix_keeper import PrefixKeeper, PrefixToKeep
 from rtp_serve.engine.publishing import PublicationSink
 from rtp_serve.engine.receiving import Receiver
@@ -41,6 +42,7 @@ from rtp_serve.errors import (
     ReloadFailed,
     ReloadRefused,
 )
+from rtp_serve.routing.report import Reporter, WorkerIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ class AsyncEngine:
         self._keeper: PrefixKeeper | None = None
         self._keeping: threading.Thread | None = None
         self._num_computed = itertools.count()
+        self._reporter: EngineReporter | None = None
         self._thread = threading.Thread(target=self._run, name="rtp-serve-engine", daemon=True)
         self._thread.start()
 
@@ -88,6 +91,27 @@ class AsyncEngine:
         self._keeper = keeper = PrefixKeeper(prefixes, self._caches, self._compute)
         self._keeping = threading.Thread(target=keeper.run, name="kv-pinned", daemon=True)
         self._keeping.start()
+
+    def reporter(self, identity: WorkerIdentity) -> Reporter:
+        """What the Master is to know of this engine, of requests that come from now on. Once an
+        engine, and best before it takes any: it then measures prefills first, which takes the
+        caller up to a second or so. Raises EngineDead."""
+        is_first = self._reporter is None
+        assert is_first, "the engine reports already"
+        with self._changed:
+            self._raise_if_dead()
+            self._inbox.append(lambda: self._report(identity))
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._is_over or self._reporter is not None)
+            self._raise_if_dead()
+            assert self._reporter is not None, "the engine's thread has set it"
+            return self._reporter
+
+    def _report(self, identity: WorkerIdentity) -> None:
+        reporter = self._core.report(identity)
+        with self._changed:
+            self._reporter = reporter
+            self._changed.notify_all()
 
     def _compute(self, token_ids: Sequence[int], cache_salt: str) -> None:
         """See `prefix_keeper.Compute`."""
@@ -140,6 +164,8 @@ class AsyncEngine:
             self._sinks[request.request_id] = sink
             self._unfinished[request.request_id] = set(request.indices)
             self._num_arriving += len(request.indices)
+            if self._reporter is not None:
+                self._reporter.requests.submitted(request)
             self._inbox.append(lambda: self._add(request, publication))
             self._changed.notify_all()
 
@@ -168,6 +194,7 @@ class AsyncEngine:
         with self._changed:
             if self._sinks.pop(request_id, None) is not None:
                 self._unfinished.pop(request_id, None)
+                self._note_ended(request_id)
                 self._aborting.add(request_id)
                 self._inbox.append(lambda: self._core.abort(request_id))
                 self._changed.notify_all()
@@ -316,6 +343,7 @@ class AsyncEngine:
         with self._changed:
             sink = self._sinks.pop(request_id, None)
             unfinished = self._unfinished.pop(request_id, set())
+            self._note_ended(request_id)
         if sink is not None:
             sink.deliver([_abortion(request_id, index, message) for index in unfinished])
 
@@ -336,6 +364,7 @@ class AsyncEngine:
 
     def _take_inbox(self) -> bool:
         """Wait for work and take in what arrived; False when it is time to stop."""
+        self._settle()
         with self._changed:
             self._changed.notify_all()  # a load may wait for what the last step or action did
             while not (self._inbox or self._is_stopping or self._core.has_work):
@@ -347,7 +376,14 @@ class AsyncEngine:
             self._aborting.clear()
         for action in arrived:
             action()
+        if arrived:
+            self._settle()
         return True
+
+    def _settle(self) -> None:
+        """Blocks that can be found are there, as no step is under way."""
+        if self._reporter is not None:
+            self._reporter.settle()
 
     def _dispatch(self, deltas: list[SequenceDelta]) -> None:
         by_sink: dict[int, tuple[DeltaSink, list[SequenceDelta]]] = {}
@@ -365,8 +401,14 @@ class AsyncEngine:
     def _note_finished(self, delta: SequenceDelta) -> None:
         unfinished = self._unfinished[delta.request_id]
         unfinished.discard(delta.index)
+        if self._reporter is not None:
+            self._reporter.requests.sequence_ended(delta.request_id)
         if not unfinished:
             del self._sinks[delta.request_id], self._unfinished[delta.request_id]
+
+    def _note_ended(self, request_id: str) -> None:
+        if self._reporter is not None:
+            self._reporter.requests.ended(request_id)
 
     def _fail_streams(self) -> None:
         """Abort every open stream, so that nobody waits for a dead engine."""
@@ -374,6 +416,8 @@ class AsyncEngine:
             is_failure = self._death is not None
             sinks, unfinished = self._sinks, self._unfinished
             self._sinks, self._unfinished = {}, {}
+            for request_id in sinks:
+                self._note_ended(request_id)
         message = "the engine failed" if is_failure else "the engine is shutting down"
         for request_id, sink in sinks.items():
             sink.deliver([_abortion(request_id, i, message) for i in unfinished[request_id]])

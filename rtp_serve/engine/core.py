@@ -6,11 +6,13 @@ It knows no text, no sockets and no threads; `AsyncEngine` puts it on a thread, 
 import logging
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
+from random import Random
 
 from rtp_serve.clock import Clock
 from rtp_serve.config.engine import ModelSource
 from rtp_serve.disaggregation.memory import KVMemory
 from rtp_serve.engine.client import ServedModel
+from rtp_serve.engine.engine_reporter import EngineReporter
 from rtp_serve.engine.exchange import Exchange
 from rtp_serve.engine.executor import Executor
 from rtp_serve.engine.output import ModelOutput, SchedulerOutput
@@ -20,6 +22,7 @@ from rtp_serve.engine.recorder import EngineRecorder
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.engine.request_check import check_request, max_output_tokens
 from rtp_serve.engine.scheduler import Scheduler, SchedulerCounters
+from rtp_serve.engine.self_benchmark import SelfBenchmark
 from rtp_serve.engine.sequence import Sequence
 from rtp_serve.engine.step_rate import StepRate
 from rtp_serve.engine.tiering import Tiering
@@ -28,6 +31,8 @@ from rtp_serve.errors import InvalidRequest, ModelChanged
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.kv_store.lower_tiers import LowerTiers
 from rtp_serve.observability.metrics import MetricsSink
+from rtp_serve.routing.report import WorkerIdentity
+from rtp_serve.routing.types import PrefillPoint
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +87,7 @@ class EngineCore:
         self._rate = tiering.rate if tiering is not None else StepRate()
         self._num_tokens_behind = 0
         self._recorder = EngineRecorder(sink)
+        self._reporter: EngineReporter | None = None
         self._seqs: dict[int, Sequence] = {}
         self._seqs_by_request: dict[str, dict[int, Sequence]] = {}
         self._next_seq_id = 0
@@ -257,6 +263,25 @@ class EngineCore:
             chain = self.model.block_hashes(token_ids, cache_salt)
             self._tiering.store_cached(chain, self.model.namespace, cache_salt)
 
+    def report(self, identity: WorkerIdentity) -> EngineReporter:
+        """Note from now on what the Master is to know. If nothing runs, prefills are measured
+        first, for a second at most. Between steps, once an engine."""
+        assert self._reporter is None, "the engine reports already"
+        points = () if self._scheduler.num_running else self._measure_prefills(identity.epoch)
+        self._reporter = EngineReporter(identity, self._cache.pool, points)
+        return self._reporter
+
+    def _measure_prefills(self, seed: int) -> tuple[PrefillPoint, ...]:
+        return SelfBenchmark(
+            executor=self._executor,
+            pool=self._cache.pool,
+            block_size=self.block_size,
+            version=self._version,
+            max_step_tokens=self._scheduler.max_step_tokens,
+            clock=self._clock,
+            rng=Random(seed),
+        ).measure()
+
     def step(self) -> list[SequenceDelta]:
         """Run one step. Without work it does nothing."""
         self._scheduler.take_restored()
@@ -277,11 +302,14 @@ class EngineCore:
                 self._scheduler.num_waiting,
             )
         output = self._execute(scheduled)
-        self._rate.observe(scheduled.num_tokens, self._clock.monotonic() - started_s)
+        ended_s = self._clock.monotonic()
+        self._rate.observe(scheduled.num_tokens, ended_s - started_s)
         # A step of decodes leaves everybody a token behind, and needs no counting.
         is_decode = scheduled.is_decode and not self._scheduler.num_waiting
         self._num_tokens_behind = 0 if is_decode else self._scheduler.num_tokens_behind
         deltas = self._scheduler.update(scheduled, output)
+        if self._reporter is not None:
+            self._reporter.stepped(scheduled, self._seqs, started_s, ended_s)
         self._recorder.expert_loads(output.expert_loads)
         if self._tiering is not None:
             self._tiering.end_step(bool(output.errors))

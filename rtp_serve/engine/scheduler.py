@@ -83,6 +83,10 @@ class Scheduler:
         self.counters = SchedulerCounters()
 
     @property
+    def max_step_tokens(self) -> int:
+        return self._config.max_num_batched_tokens
+
+    @property
     def num_waiting(self) -> int:
         return len(self._waiting) + (self._tiering.num_restoring if self._tiering else 0)
 

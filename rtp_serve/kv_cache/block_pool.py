@@ -18,7 +18,7 @@ The pool knows neither sequences nor tensors. Block 0 is the null block and neve
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rtp_serve.kv_cache.block import BlockContent, BlockHash
@@ -59,6 +59,7 @@ class BlockPool:
         self._donors = DonorIndex()
         # Registered in this step, which has not run.
         self._unwritten: dict[int, BlockContent] = {}
+        self._note: Callable[[BlockHash], None] | None = None
 
     @property
     def num_usable(self) -> int:
@@ -96,6 +97,14 @@ class BlockPool:
         if block.ref_count or block.hash is not None or block.content is None:
             return False
         return len(block.content.token_ids) == donor.num_tokens
+
+    def watch(self, note: Callable[[BlockHash], None]) -> None:
+        """From now on `note` hears each hash that is registered, and each that no longer is."""
+        self._note = note
+
+    def hashes(self) -> Iterable[BlockHash]:
+        """All that are registered, as long as nothing changes."""
+        return self._id_by_hash.keys()
 
     def hold(self, block_ids: Sequence[int]) -> None:
         """Add a reference to each block."""
@@ -146,6 +155,8 @@ class BlockPool:
         block.hash = block_hash
         self._id_by_hash[block_hash] = block_id
         self._unwritten[block_id] = content
+        if self._note is not None:
+            self._note(block_hash)
         return True
 
     def register_partial(self, block_id: int, content: BlockContent) -> None:
@@ -228,6 +239,8 @@ class BlockPool:
             doomed.extend(block.child_ids)
             if block.hash is not None:
                 del self._id_by_hash[block.hash]
+                if self._note is not None:
+                    self._note(block.hash)
             self._unwritten.pop(block.block_id, None)
             self._set_content(block, None)
             block.hash, block.parent_id = None, None

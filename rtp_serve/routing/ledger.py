@@ -3,9 +3,10 @@
     CREATED → IN_TRANSIT → CONFIRMED → RUNNING → FINISHED
                   └────────────┴──────────┴────→ LOST | TIMEOUT
 
-CREATED is a decision in the making. IN_TRANSIT is sent, unseen by its worker; CONFIRMED is in its
-queue. LOST was dropped or died with its worker; TIMEOUT was not heard of for too long. After the
-first token a request of a disaggregated fleet is IN_TRANSIT again, to its decode worker.
+CREATED is a decision in the making. IN_TRANSIT is sent, unseen by its worker; CONFIRMED waits there
+for its first token, RUNNING has it. LOST was dropped or died with its worker; TIMEOUT was not heard
+of for too long. After the first token a request of a disaggregated fleet is IN_TRANSIT again, to
+its decode worker.
 
 A worker's queue is taken for one line, first come, first served: `wait_s` is what is predicted for
 all of it, less what its head has had. Each first token corrects it.
@@ -136,7 +137,7 @@ class Ledger:
     def confirm(
         self, slot: int, waiting: Iterable[str], running: Iterable[str], now: float
     ) -> None:
-        """The worker at `slot` has these in its queue, and computes those."""
+        """At the worker at `slot` these wait for their first token, and those have it."""
         owned = self._owned[slot]
         for state, request_ids in (
             (RequestState.CONFIRMED, waiting),
@@ -161,6 +162,14 @@ class Ledger:
         entry.state = RequestState.IN_TRANSIT if moves else RequestState.RUNNING
         self._owned[entry.decode_slot][request_id] = entry
         return entry
+
+    def has_passed(self, slot: int, request_id: str) -> bool:
+        """Whether it goes on elsewhere, or was never here: that it has ended at `slot` says
+        nothing."""
+        entry = self._entries.get(request_id)
+        if entry is None or slot == entry.decode_slot:
+            return False
+        return slot != entry.slot or entry.has_first_token
 
     def end(self, request_id: str, state: RequestState, now: float) -> Entry | None:
         """Give back what it has; None if it had ended before."""

@@ -112,7 +112,8 @@ class Master:
         for each in status.prefilled:
             self._on_first_token(slot, each.request_id, each.point, now)
         for request_id in status.finished_ids:
-            self._end(request_id, RequestState.FINISHED, now)
+            if not self._ledger.has_passed(slot, request_id):
+                self._end(request_id, RequestState.FINISHED, now)
         self._ledger.confirm(slot, status.waiting_ids, status.running_ids, now)
         mentioned = frozenset(status.waiting_ids + status.running_ids)
         return lost + self._lose(self._ledger.missing(slot, mentioned), now)

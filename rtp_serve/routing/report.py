@@ -47,8 +47,8 @@ class Reporter(Protocol):
         ...
 
     def send_all(self) -> None:
-        """The Master has a gap or has restarted: the next report brings pages of a snapshot in
-        place of deltas."""
+        """The Master has a gap or has restarted, or a report could not be delivered: the next one
+        brings pages of a snapshot in place of deltas."""
         ...
 
     @property

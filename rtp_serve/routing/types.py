@@ -50,7 +50,7 @@ class Prefilled:
     request_id: str
 
     point: PrefillPoint | None
-    """Its prefill; None if it says nothing of how long one takes (it was preempted, for one)."""
+    """Its prefill; None if nobody knows how long it took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,10 @@ class WorkerStatus:
     """Measured lately; 0 if nothing decodes."""
 
     waiting_ids: tuple[str, ...] = ()
-    """Requests in its queue."""
+    """Requests without their first token, in its queue or being computed."""
 
     running_ids: tuple[str, ...] = ()
-    """Requests that it computes."""
+    """Requests past their first token, also those that were preempted since."""
 
     prefilled: tuple[Prefilled, ...] = ()
     """Since the last report."""

@@ -70,9 +70,9 @@ class ModelledWorker:
         if added or removed:
             base, self._version = self._version, self._version + 1
             delta = BlockDelta(self.worker_id, 1, base, self._version, added, removed)
-        running = [*self._decoding]
+        waiting = [each.number for each in self._queue]
         if self._prefilling is not None:
-            running.append(self._prefilling.number)
+            waiting.insert(0, self._prefilling.number)
         status = WorkerStatus(
             self.worker_id,
             1,
@@ -81,8 +81,8 @@ class ModelledWorker:
             num_free_blocks=max(0, self._model.num_blocks - self._num_held_blocks),
             num_decoding=len(self._decoding),
             itl_s=self._step_s() if self._decoding else 0.0,
-            waiting_ids=tuple(str(each.number) for each in self._queue),
-            running_ids=tuple(map(str, running)),
+            waiting_ids=tuple(map(str, waiting)),
+            running_ids=tuple(map(str, self._decoding)),
             prefilled=tuple(self._prefilled),
             finished_ids=tuple(self._finished),
             self_benchmark=() if self._version else tuple(self._model.self_benchmark()),

@@ -83,6 +83,31 @@ def test_a_worker_that_restarts_loses_its_requests_and_its_blocks():
     master.check_invariants()
 
 
+def test_a_request_has_ended_where_it_is_and_nowhere_else():
+    master = make_master(
+        make_status("p0", role=Role.PREFILL, self_benchmark=BENCHMARK),
+        make_status("d0", role=Role.DECODE),
+    )
+    master.schedule(make_request("a", 100), 0.0)
+    point = PrefillPoint(100, 0, 0.1)
+    computed = make_status(
+        "p0", role=Role.PREFILL, prefilled=(Prefilled("a", point),), finished_ids=("a",)
+    )
+    assert master.on_status(computed, 0.1) == ()
+    assert master.num_in_flight == 1
+    master.on_status(make_status("d0", role=Role.DECODE, finished_ids=("a",)), 0.2)
+    assert master.num_in_flight == 0
+    master.check_invariants()
+
+
+def test_a_request_that_was_moved_has_not_ended_where_it_was():
+    master = make_master()
+    decision = master.schedule(make_request("a", 100, excluded=frozenset({"w0"})), 0.0)
+    assert decision.worker_id == "w1"
+    master.on_status(make_status("w0", finished_ids=("a",)), 0.1)
+    assert master.num_in_flight == 1
+
+
 def test_a_worker_that_drops_a_request_is_found_out():
     master = make_master()
     master.schedule(make_request("r"), 0.0)
