@@ -105,7 +105,7 @@ class Master:
         lost: tuple[str, ...] = ()
         if known is not None and status.epoch > known:
             lost = self._lose(self._ledger.at(self._slot(status.worker_id)), now)
-            self._index.forget(status.worker_id)
+            self._index.begin(status.worker_id, status.epoch)
         slot = self._fleet.update(status, now)
         if known != status.epoch:
             self._predictor.start(slot, status.self_benchmark)

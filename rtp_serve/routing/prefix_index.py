@@ -114,6 +114,10 @@ class PrefixIndex:
         self._take(page.holder, stream, snapshot)
         return StreamOutcome.APPLIED
 
+    def begin(self, holder: str, epoch: int) -> None:
+        """It is in this life, and has nothing of the ones before."""
+        self._stream(holder, epoch)
+
     def forget(self, holder: str) -> None:
         """It has nothing any more, and whatever it says is its first word."""
         stream = self._streams.pop(holder, None)

@@ -83,6 +83,17 @@ def test_a_worker_that_restarts_loses_its_requests_and_its_blocks():
     master.check_invariants()
 
 
+def test_the_first_blocks_of_a_worker_that_restarted_come_before_its_status():
+    master = make_master()
+    master.on_delta(BlockDelta("w0", 1, 0, 1, keys("a")))
+    assert master.on_delta(BlockDelta("w0", 2, 0, 1, keys("b"))) is StreamOutcome.APPLIED
+    master.on_status(make_status("w0", epoch=2), 0.1)
+    assert master.cached_blocks(keys("a")) == {}
+    assert master.cached_blocks(keys("b")) == {"w0": 1}
+    assert master.on_delta(BlockDelta("w0", 2, 1, 2, keys("c"))) is StreamOutcome.APPLIED
+    master.check_invariants()
+
+
 def test_a_request_has_ended_where_it_is_and_nowhere_else():
     master = make_master(
         make_status("p0", role=Role.PREFILL, self_benchmark=BENCHMARK),
