@@ -19,6 +19,8 @@ from rtp_serve.engine.request import Request
 from rtp_serve.engine.sampling_params import SamplingParams
 from rtp_serve.errors import CheckpointError, ConfigError, RankError, RankLost, ReloadRefused
 from rtp_serve.kv_store.tier_counts import Tier
+from rtp_serve.routing.report import WorkerIdentity
+from rtp_serve.routing.types import Role, WorkerId
 from rtp_serve.worker.ranks.local import LocalProcess, LocalStarter
 from rtp_serve.worker.ranks.plan import RankPlan
 from tests.checkpoints import tiny_config, write_checkpoint
@@ -87,6 +89,14 @@ def expected(model: Path) -> dict[str, Any]:
 def test_processes_give_the_tokens_of_one(tp: int, is_one_node: bool, tmp_path: Path):
     model = write_checkpoint(tmp_path, tiny_config(num_attention_heads=6, num_key_value_heads=3))
     with engine(settings(model, tp), Starter(tp, is_one_node=is_one_node)) as core:
+        assert run(core, requests()) == expected(model)
+
+
+def test_ranks_measure_themselves_and_give_the_same_tokens(tmp_path: Path):
+    model = write_checkpoint(tmp_path)
+    with engine(settings(model, 2), Starter(2)) as core:
+        reporter = core.report(WorkerIdentity(WorkerId("w0"), 1, Role.MIXED, ""))
+        assert reporter.take().status.self_benchmark
         assert run(core, requests()) == expected(model)
 
 
