@@ -92,17 +92,6 @@ Tile<T> tile_of(const Block<T>& block, const PackedMatrix& weight, int64_t strip
   return tile;
 }
 
-// A strip from its first outputs to its last, or two of them.
-template <int kStrips, typename T>
-void multiply_whole(Tile<T> tile, int64_t rows, float* sums) {
-  for (int output = 0; output < kStripOutputs; output += kTileOutputs) {
-    multiply_column<kStrips>(tile, rows, sums);
-    tile.weight += kTileOutputs * kDepth<T>;
-    tile.out = static_cast<char*>(tile.out) +
-               kTileOutputs * (tile.out_dtype == DType::kBf16 ? sizeof(bf16) : sizeof(float));
-  }
-}
-
 template <typename T>
 constexpr DType kTypeOf = sizeof(T) == sizeof(bf16) ? DType::kBf16 : DType::kF32;
 

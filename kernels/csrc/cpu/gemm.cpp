@@ -67,16 +67,12 @@ struct Grid {
   template <int kStrips>
   void multiply_strips(int64_t index, int64_t distance, const Block& block) const {
     if (op.epilogue == Epilogue::kSiluAndMul) return multiply_gate(index, block);
-    for (int output = 0; output < kStripOutputs; output += kTileOutputs) {
-      if (index * kStripOutputs + output >= op.weight.n) break;
-      const Tile<T> tile = tile_of(index, output, distance, block);
-      multiply_column<kStrips>(tile, block.last - block.first, block.sums);
-    }
+    multiply_whole<kStrips>(tile_of(index, distance, block), block.last - block.first, block.sums);
   }
 
-  // From `output` of strip `index` on, its outputs in the columns that they are of.
-  Tile<T> tile_of(int64_t index, int output, int64_t distance, const Block& block) const {
-    const int64_t column = index * kStripOutputs + output;
+  // Strip `index`, its outputs in the columns that they are of.
+  Tile<T> tile_of(int64_t index, int64_t distance, const Block& block) const {
+    const int64_t column = index * kStripOutputs;
     Tile<T> tile;
     tile.x = block.rows;
     tile.x_stride = x_stride;
@@ -85,8 +81,7 @@ struct Grid {
     tile.strip_elements = strip_elements;
     tile.k = op.weight.k;
     tile.jump = 0;
-    tile.weight =
-        static_cast<const T*>(op.weight.data) + index * strip_elements + output * kDepth<T>;
+    tile.weight = static_cast<const T*>(op.weight.data) + index * strip_elements;
     tile.bias = op.bias ? op.bias + column : nullptr;
     tile.outputs = op.weight.n - column;
     tile.out = static_cast<char*>(op.out) + offset(block.first, column);
@@ -99,7 +94,7 @@ struct Grid {
 
   void multiply_gate(int64_t index, const Block& block) const {
     if constexpr (kUsesTileRegisters<T>) {
-      multiply_gated(tile_of(index, 0, 0, block), tile_of(strips + index, 0, 0, block),
+      multiply_gated(tile_of(index, 0, block), tile_of(strips + index, 0, block),
                      block.last - block.first, block.sums);
     } else {
       __builtin_unreachable();  // has_gate() says no

@@ -21,9 +21,12 @@ constexpr int64_t kBlockBytes = 384 << 10;
 #endif
 
 // So few rows take two strips at once: reading two streams is faster than one. The streams are the
-// halves of a thread's strips, so that each reads on where its last strip ended.
+// halves of a thread's strips, so that each reads on where its last strip ended. No more rows than
+// leave registers for two whole strips.
 template <typename T>
-constexpr int kFewRows = kTileRows<T> / 2;
+constexpr int kFewRows = kUsesTileRegisters<T>         ? kTileRows<T> / 2
+                         : kRowsOf<2, kStripWidth> > 0 ? kRowsOf<2, kStripWidth>
+                                                       : 1;
 
 RTP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 RTP_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -71,11 +74,27 @@ void end_row(Operand<T>* to, int64_t k) {
 template <int kStrips, typename T>
 void multiply_column(const Tile<T>& tile, int64_t rows, float* sums) {
   if constexpr (!kUsesTileRegisters<T>) {
-    multiply_tiles<kStrips>(tile, rows);
+    multiply_tiles<kStrips, kTileWidth>(tile, rows);
   } else if (rows <= kFewRows<T>) {
     multiply_few<kStrips>(tile, rows);
   } else {
     multiply_strip(tile, rows, sums);
+  }
+}
+
+// A strip from its first outputs to its last, or two of them. `tile` is the one of the first.
+//
+// Where a strip takes several tiles, memory rests while all but the first of them go over lines
+// that are cached by then; as few rows as leave registers for a whole strip do without that.
+template <int kStrips, typename T>
+void multiply_whole(const Tile<T>& tile, int64_t rows, float* sums) {
+  if constexpr (!kUsesTileRegisters<T> && kStripWidth > kTileWidth) {
+    if (rows <= kRowsOf<kStrips, kStripWidth>) {
+      return multiply_tiles<kStrips, kStripWidth>(tile, rows);
+    }
+  }
+  for (int output = 0; output < kStripOutputs && output < tile.outputs; output += kTileOutputs) {
+    multiply_column<kStrips>(tile.beside(output), rows, sums);
   }
 }
 

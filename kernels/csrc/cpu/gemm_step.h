@@ -21,8 +21,9 @@ constexpr int kRegisterRows = 6;
 constexpr int kRegisterRows = 2;
 #endif
 
-template <int kRows, int kStrips>
-using Sums = VecF[kRows][2 * kStrips];
+// Of a tile: registers of outputs side by side, `kWidth` of each of its strips.
+template <int kRows, int kVectors>
+using Sums = VecF[kRows][kVectors];
 
 // Rows of a tile, from three bases: twelve pointers would not fit the general registers.
 template <typename X>
@@ -38,14 +39,14 @@ struct Rows {
   }
 };
 
-template <int kRows, int kStrips>
-RTP_INLINE void add_products(Sums<kRows, kStrips>& sums, const Rows<float>& x, int64_t k,
-                             const VecF (&weights)[2 * kStrips]) {
+template <int kRows, int kVectors>
+RTP_INLINE void add_products(Sums<kRows, kVectors>& sums, const Rows<float>& x, int64_t k,
+                             const VecF (&weights)[kVectors]) {
 #pragma GCC unroll 16
   for (int row = 0; row < kRows; ++row) {
     const VecF value = set1(*x.at(row, k));
-#pragma GCC unroll 4
-    for (int i = 0; i < 2 * kStrips; ++i) sums[row][i] = fma(value, weights[i], sums[row][i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) sums[row][i] = fma(value, weights[i], sums[row][i]);
   }
 }
 
@@ -56,18 +57,18 @@ template <>
 constexpr int kDepth<bf16> = 2;
 
 // Where register i of a step lies, with strips of `strip` elements side by side.
-template <typename T>
+template <int kWidth, typename T>
 RTP_INLINE const T* register_at(const T* weight, int64_t strip, int i) {
-  return weight + i / 2 * strip + i % 2 * kLanes * kDepth<T>;
+  return weight + i / kWidth * strip + i % kWidth * kLanes * kDepth<T>;
 }
 
-template <int kRows, int kStrips>
-RTP_INLINE void step(Sums<kRows, kStrips>& sums, const Rows<float>& x, int64_t k,
+template <int kWidth, int kRows, int kVectors>
+RTP_INLINE void step(Sums<kRows, kVectors>& sums, const Rows<float>& x, int64_t k,
                      const float* weight, int64_t strip) {
-  VecF weights[2 * kStrips];
-#pragma GCC unroll 4
-  for (int i = 0; i < 2 * kStrips; ++i) weights[i] = load(register_at(weight, strip, i));
-  add_products<kRows, kStrips>(sums, x, k, weights);
+  VecF weights[kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) weights[i] = load(register_at<kWidth>(weight, strip, i));
+  add_products<kRows, kVectors>(sums, x, k, weights);
 }
 
 #if defined(RTP_HAS_AVX512_BF16)
@@ -79,19 +80,19 @@ struct OperandOf {
 
 RTP_INLINE __m512bh load_pairs(const bf16* source) { return (__m512bh)_mm512_loadu_si512(source); }
 
-template <int kRows, int kStrips>
-RTP_INLINE void step(Sums<kRows, kStrips>& sums, const Rows<bf16>& x, int64_t k, const bf16* weight,
-                     int64_t strip) {
-  __m512bh weights[2 * kStrips];
-#pragma GCC unroll 4
-  for (int i = 0; i < 2 * kStrips; ++i) weights[i] = load_pairs(register_at(weight, strip, i));
+template <int kWidth, int kRows, int kVectors>
+RTP_INLINE void step(Sums<kRows, kVectors>& sums, const Rows<bf16>& x, int64_t k,
+                     const bf16* weight, int64_t strip) {
+  __m512bh weights[kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) weights[i] = load_pairs(register_at<kWidth>(weight, strip, i));
 #pragma GCC unroll 16
   for (int row = 0; row < kRows; ++row) {
     int pair;
     __builtin_memcpy(&pair, x.at(row, k), sizeof pair);
     const __m512bh value = (__m512bh)_mm512_set1_epi32(pair);
-#pragma GCC unroll 4
-    for (int i = 0; i < 2 * kStrips; ++i) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) {
       sums[row][i] = _mm512_dpbf16_ps(sums[row][i], value, weights[i]);
     }
   }
@@ -135,16 +136,18 @@ RTP_INLINE VecF second_of_pairs(const bf16* source) {
 }
 #endif
 
-template <int kRows, int kStrips>
-RTP_INLINE void step(Sums<kRows, kStrips>& sums, const Rows<float>& x, int64_t k,
+template <int kWidth, int kRows, int kVectors>
+RTP_INLINE void step(Sums<kRows, kVectors>& sums, const Rows<float>& x, int64_t k,
                      const bf16* weight, int64_t strip) {
-  VecF weights[2 * kStrips];
-#pragma GCC unroll 4
-  for (int i = 0; i < 2 * kStrips; ++i) weights[i] = first_of_pairs(register_at(weight, strip, i));
-  add_products<kRows, kStrips>(sums, x, k, weights);
-#pragma GCC unroll 4
-  for (int i = 0; i < 2 * kStrips; ++i) weights[i] = second_of_pairs(register_at(weight, strip, i));
-  add_products<kRows, kStrips>(sums, x, k + 1, weights);
+  VecF weights[kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i)
+    weights[i] = first_of_pairs(register_at<kWidth>(weight, strip, i));
+  add_products<kRows, kVectors>(sums, x, k, weights);
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i)
+    weights[i] = second_of_pairs(register_at<kWidth>(weight, strip, i));
+  add_products<kRows, kVectors>(sums, x, k + 1, weights);
 }
 
 #endif

@@ -14,6 +14,14 @@ namespace rtp::RTP_ISA_NAMESPACE {
 template <typename T>
 constexpr int kTileRows = kRegisterRows;
 
+// Registers of outputs that a tile has of a strip, and those of a whole one.
+constexpr int kTileWidth = 2;
+constexpr int kStripWidth = kStripOutputs / kLanes;
+
+// Rows of a tile in vector registers.
+template <int kStrips, int kWidth>
+constexpr int kRowsOf = kTileWidth * kRegisterRows / (kStrips * kWidth);
+
 // Rows that cost as much as one: tiles begin at multiples of it.
 template <typename T>
 constexpr int kRowGrain = 1;
@@ -65,6 +73,18 @@ struct Tile {
     if (residual) tile.residual = static_cast<const char*>(residual) + bytes;
     return tile;
   }
+
+  // The tile `columns` further on in the same strip.
+  RTP_MEMBER Tile beside(int64_t columns) const {
+    const int64_t bytes = columns * (out_dtype == DType::kBf16 ? 2 : 4);
+    Tile tile = *this;
+    tile.weight += columns * kDepth<T>;
+    if (bias) tile.bias = bias + columns;
+    tile.out = static_cast<char*>(out) + bytes;
+    if (residual) tile.residual = static_cast<const char*>(residual) + bytes;
+    tile.outputs -= columns;
+    return tile;
+  }
 };
 
 // How far ahead the only tile of a strip reads its weights.
@@ -86,7 +106,7 @@ RTP_INLINE void store_outputs(Out* out, const Out* residual, VecF sums, int64_t 
 }
 
 // Register `i` of a tile's columns: where its outputs go.
-template <typename Out>
+template <typename Out, int kWidth = kTileWidth>
 struct Columns {
   Out* out;
   const Out* residual;
@@ -97,7 +117,7 @@ struct Columns {
   template <typename T>
   RTP_MEMBER Columns(const Tile<T>& tile, int i)
       : stride(tile.out_stride), has_bias(tile.bias != nullptr) {
-    const int64_t column = i / 2 * tile.apart + i % 2 * kLanes;
+    const int64_t column = i / kWidth * tile.apart + i % kWidth * kLanes;
     count = tile.outputs - column;
     bias = has_bias ? load_bias(tile.bias + column, count) : set1(0);
     out = static_cast<Out*>(tile.out) + column;
@@ -117,61 +137,64 @@ struct Columns {
   }
 };
 
-template <typename Out, int kRows, int kStrips, typename T>
-RTP_INLINE void store_tile(const Tile<T>& tile, const Sums<kRows, kStrips>& sums) {
-#pragma GCC unroll 4
-  for (int i = 0; i < 2 * kStrips; ++i) {
-    const Columns<Out> columns(tile, i);
+template <typename Out, int kWidth, int kRows, int kVectors, typename T>
+RTP_INLINE void store_tile(const Tile<T>& tile, const Sums<kRows, kVectors>& sums) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) {
+    const Columns<Out, kWidth> columns(tile, i);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; ++row) columns.store_sums(row, sums[row][i]);
   }
 }
 
-template <int kRows, int kStrips, typename T>
+template <int kRows, int kStrips, int kWidth, typename T>
 __attribute__((noinline)) void multiply(const Tile<T>& tile) {
+  constexpr int kVectors = kStrips * kWidth;
+  constexpr int64_t kStepBytes = kStripOutputs * kDepth<T> * static_cast<int64_t>(sizeof(T));
   const Rows<Operand<T>> x(tile.x, tile.x_stride);
   const int64_t stream = tile.distance * tile.strip_elements;
   const T* weight = tile.weight;
   const char* ahead = tile.ahead;
   const char* const end = reinterpret_cast<const char*>(weight + tile.strip_elements);
   int64_t jump = tile.jump;
-  Sums<kRows, kStrips> sums;
+  Sums<kRows, kVectors> sums;
 #pragma GCC unroll 16
   for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 2 * kStrips; ++i) sums[row][i] = set1(0);
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) sums[row][i] = set1(0);
   }
   for (int64_t k = 0; k < tile.k; k += kDepth<T>) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 2 * kStrips; ++i) {
-      __builtin_prefetch(ahead + i / 2 * stream * static_cast<int64_t>(sizeof(T)) + i % 2 * 64);
+#pragma GCC unroll 2
+    for (int strip = 0; strip < kStrips; ++strip) {
+      const char* line = ahead + strip * stream * static_cast<int64_t>(sizeof(T));
+      for (int64_t byte = 0; byte < kStepBytes; byte += 64) __builtin_prefetch(line + byte);
     }
     ahead += tile.ahead_step;
     if (ahead >= end) {
       ahead += jump;
       jump = 0;
     }
-    step<kRows, kStrips>(sums, x, k, weight, stream);
+    step<kWidth, kRows, kVectors>(sums, x, k, weight, stream);
     weight += kStripOutputs * kDepth<T>;
   }
-  tile.out_dtype == DType::kBf16 ? store_tile<bf16, kRows, kStrips>(tile, sums)
-                                 : store_tile<float, kRows, kStrips>(tile, sums);
+  tile.out_dtype == DType::kBf16 ? store_tile<bf16, kWidth, kRows, kVectors>(tile, sums)
+                                 : store_tile<float, kWidth, kRows, kVectors>(tile, sums);
 }
 
-template <int kRows, int kStrips, typename T>
+template <int kRows, int kStrips, int kWidth, typename T>
 void multiply_rows(const Tile<T>& tile, int64_t rows) {
   if (rows == kRows) {
-    multiply<kRows, kStrips>(tile);
+    multiply<kRows, kStrips, kWidth>(tile);
   } else if constexpr (kRows > 1) {
-    multiply_rows<kRows - 1, kStrips>(tile, rows);
+    multiply_rows<kRows - 1, kStrips, kWidth>(tile, rows);
   }
 }
 
 // Any number of rows, the first of which are those of `tile`. Several tiles fetch the next strip
 // between them; a single one fetches its own.
-template <int kStrips, typename T>
+template <int kStrips, int kWidth, typename T>
 void multiply_tiles(Tile<T> tile, int64_t rows) {
-  constexpr int kRows = kTileRows<T> / kStrips;
+  constexpr int kRows = kRowsOf<kStrips, kWidth>;
   const int64_t tiles = (rows + kRows - 1) / kRows;
   const int64_t strip_bytes = tile.strip_elements * static_cast<int64_t>(sizeof(T));
   const char* weight = reinterpret_cast<const char*>(tile.weight);
@@ -180,7 +203,7 @@ void multiply_tiles(Tile<T> tile, int64_t rows) {
     const int64_t row = rows * i / tiles, end = rows * (i + 1) / tiles;
     Tile<T> own = tile.below(row);
     own.ahead = weight + (tiles > 1 ? strip_bytes + strip_bytes * i / tiles : kPrefetchBytes);
-    multiply_rows<kRows, kStrips>(own, end - row);
+    multiply_rows<kRows, kStrips, kWidth>(own, end - row);
   }
 }
 
