@@ -62,7 +62,7 @@ class Copies:
         copy_in_s = self._time(lambda i: np.copyto(slabs[i, :block_bytes], source[i]))
         put_s = self._time(lambda i: arena.put(self._reservations[i], source[i].data, 0))
         copy_out_s = self._time(lambda i: np.copyto(copy[i], slabs[i, :block_bytes]))
-        read_s = self._time(lambda i: arena.read_into(places[i], copy[i].data))
+        read_s = self._time(lambda i: arena.read_into([places[i]], [copy[i].data]))
         checksum_s = self._time(lambda i: checksum_of(source[i].data))
         assert np.array_equal(copy, source), "blocks came back as they were not"
         return Times(copy_in_s, copy_out_s, checksum_s, put_s, read_s)

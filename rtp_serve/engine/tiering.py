@@ -3,7 +3,7 @@
     waiting sequence ──► restore ──► its blocks are cached on the device ──► waiting again, in front
                             └──► from a slow disk: it computes the head meanwhile, up to the tail
                                  that is restored, and then waits for it, or the tail for it
-    step's full blocks ──► store
+    step's full blocks ──► store ◄── what was restored and the arena has not, after the next step
 
 A restore fills the device's prefix cache and nothing else: its sequence then finds there what it
 finds, like any other. So a restore that came to nothing, or blocks that were evicted meanwhile,
@@ -61,6 +61,21 @@ class _Restoring:
     """The job has, and the sequence has yet to compute what it left."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Restored:
+    """What the arena does not have of a chain that was restored. Stored beside its sequence's first
+    step, it would make that one slower."""
+
+    chain: Items[BlockHash]
+    """From its beginning to the last of the blocks."""
+
+    block_ids: list[int]
+    """Held. The chain's last ones."""
+
+    namespace: bytes
+    salt: str
+
+
 class Tiering:
     """The jobs of one engine; for its thread."""
 
@@ -69,6 +84,7 @@ class Tiering:
         self._tiers = tiers
         self._restoring: dict[int, _Restoring] = {}
         self._storing: dict[int, Store] = {}
+        self._restored: list[_Restored] = []
         self.rate = StepRate()
         """What steps cost; whoever runs them keeps it."""
 
@@ -80,8 +96,8 @@ class Tiering:
 
     @property
     def is_active(self) -> bool:
-        """Whether a job is under way."""
-        return bool(self._restoring or self._storing)
+        """Whether a job is under way, or about to be."""
+        return bool(self._restoring or self._storing or self._restored)
 
     @property
     def num_restoring(self) -> int:
@@ -110,9 +126,8 @@ class Tiering:
             return RestoreStart.LATER
         pool.hold(cached_ids)
         block_ids = tuple(pool.allocate(num_wanted))
-        chain = seq.block_hashes[: first + num_wanted]
-        requests = tuple(_requests(chain, seq.namespace, seq.cache_salt))
-        job = Restore(requests, first, block_ids, self.rate.token_s * self._cache.block_size)
+        chain = tuple(seq.block_hashes[: first + num_wanted])
+        job = Restore(chain, first, block_ids, self.rate.token_s * self._cache.block_size)
         self._restoring[id(job)] = _Restoring(
             job, seq, seq.status, [*cached_ids, *block_ids], origin=seq
         )
@@ -164,7 +179,8 @@ class Tiering:
         return ready
 
     def wait(self, timeout_s: float) -> None:
-        """Until a job has ended."""
+        """Until a job has ended. There is no step."""
+        self._store_restored()
         self._tiers.wait(timeout_s)
 
     def begin_step(self, num_scheduled: Items[int], is_decoding: bool, num_waiting: int) -> None:
@@ -182,6 +198,7 @@ class Tiering:
 
     def end_step(self, has_errors: bool) -> None:
         """A step has run: keep what it has filled, unless some of that is of no use."""
+        self._store_restored()
         fresh = self._cache.take_fresh()
         if fresh and not has_errors:
             requests = [
@@ -198,6 +215,7 @@ class Tiering:
 
     def close(self) -> None:
         """End the jobs."""
+        self._store_restored()
         self._tiers.close()
 
     def holders(self) -> Counter[int]:
@@ -207,20 +225,21 @@ class Tiering:
             held.update(each.block_ids)
         for store in self._storing.values():
             held.update(store.block_ids)
+        for restored in self._restored:
+            held.update(restored.block_ids)
         return held
 
     @property
     def _frees_blocks(self) -> bool:
         """Whether blocks that only wait to be stored will be free in a moment."""
         pool = self._cache.pool
-        return any(pool.num_held_once(each.block_ids) for each in self._storing.values())
+        waiting = [each.block_ids for each in (*self._storing.values(), *self._restored)]
+        return any(map(pool.num_held_once, waiting))
 
     def _is_under_way(self, key: BlockHash) -> bool:
         """Whether another sequence's restore brings the block."""
         return any(
-            key == request.key
-            for each in self._restoring.values()
-            for request in each.job.requests[each.job.num_cached :]
+            key in each.job.chain[each.job.num_cached :] for each in self._restoring.values()
         )
 
     def _begin_head(self, restoring: _Restoring) -> list[Sequence]:
@@ -250,8 +269,7 @@ class Tiering:
     def _end_restore(self, restoring: _Restoring) -> list[Sequence]:
         job, seq = restoring.job, restoring.seq
         self._register(restoring, job.end)
-        not_in_arena = slice(job.num_in_arena, job.end)
-        self._store(job.requests[not_in_arena], restoring.block_ids[not_in_arena])
+        self._keep(restoring)
         self._drop(restoring)
         if seq is None:
             return []
@@ -269,6 +287,22 @@ class Tiering:
         job = restoring.job
         for index in range(job.num_cached, end):
             self._cache.register_restored(restoring.origin, index, restoring.block_ids[index])
+
+    def _keep(self, restoring: _Restoring) -> None:
+        """What the arena has not of it, until it is stored there."""
+        job, origin = restoring.job, restoring.origin
+        block_ids = restoring.block_ids[job.num_in_arena : job.end]
+        if block_ids:
+            self._cache.pool.hold(block_ids)
+            chain = job.chain[: job.end]
+            self._restored.append(_Restored(chain, block_ids, origin.namespace, origin.cache_salt))
+
+    def _store_restored(self) -> None:
+        restored, self._restored = self._restored, []
+        for each in restored:
+            requests = _requests(each.chain, each.namespace, each.salt)
+            self._store(requests[-len(each.block_ids) :], each.block_ids)
+            self._cache.pool.release(each.block_ids)
 
     def _drop(self, restoring: _Restoring) -> None:
         self._cache.pool.release(restoring.block_ids)

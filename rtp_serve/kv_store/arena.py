@@ -15,11 +15,10 @@ The copies run without the interpreter lock. Knows neither files nor policy.
 """
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from rtp_serve.kv_store.arena_geometry import ArenaGeometry
 from rtp_serve.kv_store.lease import Location
@@ -35,12 +34,11 @@ from rtp_serve.kv_store.slab_header import (
     ready_at,
     reserved,
 )
-from rtp_serve.native.digest_copy import digest_copy
+from rtp_serve.native.digest_copy import Bytes, digest_copies
 
-Bytes = npt.NDArray[np.uint8]
-Copy = Callable[[Bytes, Bytes], bytes]
-"""Copies from the second to the first, which are equally long; the checksum (see `checksum_of`) of
-the bytes that it read, each of them once."""
+Copy = Callable[[Sequence[Bytes], Sequence[Bytes]], list[bytes]]
+"""Copies to each of the first from that of the second, which are equally long; the checksum (see
+`checksum_of`) of the bytes that it read, each of them once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ class Arena:
     """Slabs over memory that others share."""
 
     def __init__(
-        self, memory: mmap.mmap | bytearray, geometry: ArenaGeometry, copy: Copy = digest_copy
+        self, memory: mmap.mmap | bytearray, geometry: ArenaGeometry, copy: Copy = digest_copies
     ) -> None:
         """`memory` has the geometry's total bytes; it is held as long as the arena is."""
         whole = np.frombuffer(memory, np.uint8)
@@ -82,28 +80,39 @@ class Arena:
         own_mark = encode(reserved(reservation), slab)
         if now_s >= reservation.deadline_s or self._raw_header(slab) != own_mark:
             return False
-        checksum = self._copy(self._payloads[slab, : data.nbytes], data)
+        (checksum,) = self._copy([self._payloads[slab, : data.nbytes]], [data])
         if self._raw_header(slab) != own_mark:
             return False
         self._write_header(slab, ready(reservation, data.nbytes, checksum))
         return True
 
-    def read_into(self, location: Location, into: memoryview) -> memoryview | None:
-        """Copy a block to the beginning of `into`, which has room for it; the part that it fills.
+    def read_into(
+        self, locations: Sequence[Location], rooms: Sequence[memoryview]
+    ) -> list[memoryview]:
+        """Copy each block to the beginning of its room, where there is enough of it; the parts that
+        they fill, up to the first block that is a miss.
 
-        None if the slab has something else, or had it at any time during the copy: a miss, of
-        which the index is to be told (`mismatch`). What `into` holds then is of no use.
+        Its slab has something else, or had it at any time during the copies: the index is to be
+        told (`mismatch`). What the rooms from there on hold then is of no use.
         """
-        before = self._raw_header(location.slab)
-        found = ready_at(before, location)
-        if found is None:
-            return None
-        num_bytes, expected = found
-        copy = np.frombuffer(into, np.uint8, num_bytes)
-        checksum = self._copy(copy, self._payloads[location.slab, :num_bytes])
-        if self._raw_header(location.slab) != before or checksum != expected:
-            return None
-        return copy.data
+        headers = [self._raw_header(location.slab) for location in locations]
+        targets, sources, expected = [], [], []
+        for header, location, room in zip(headers, locations, rooms, strict=True):
+            found = ready_at(header, location)
+            if found is None:
+                break
+            num_bytes, checksum = found
+            targets.append(np.frombuffer(room, np.uint8, num_bytes))
+            sources.append(self._payloads[location.slab, :num_bytes])
+            expected.append(checksum)
+        checksums = self._copy(targets, sources)
+        filled = []
+        for index, target in enumerate(targets):
+            is_still_there = self._raw_header(locations[index].slab) == headers[index]
+            if not is_still_there or checksums[index] != expected[index]:
+                break
+            filled.append(target.data)
+        return filled
 
     def view(self, location: Location) -> tuple[memoryview, bytes] | None:
         """A block's bytes where they lie, and the checksum that they had when they were whole.

@@ -53,12 +53,13 @@ class Block:
     suspect_until_s: float | None = None
     """Until when somebody may be writing into the slab who should not; None if nobody does."""
 
+    location: Location = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.location = Location(self.key, self.slab, self.generation)
+
     @property
     def is_idle_leaf(self) -> bool:
         """Whether it can go without anybody missing it, now or as a parent."""
         is_held = self.num_leases or self.num_pins or self.children
         return self.state is BlockState.READY and not is_held
-
-    @property
-    def location(self) -> Location:
-        return Location(self.key, self.slab, self.generation)

@@ -33,9 +33,11 @@ class BlockTree:
     def ready_prefix(self, chain: Iterable[BlockHash]) -> list[Block]:
         """The READY blocks of a chain, from its beginning to the first that is not."""
         found: list[Block] = []
-        for key in chain:
-            block = self.find(key)
-            if block is None or block.state is not BlockState.READY:
+        for generation in map(self._generations.get, chain):
+            if generation is None:
+                break
+            block = self._blocks[generation]
+            if block.state is not BlockState.READY:
                 break
             found.append(block)
         return found

@@ -130,8 +130,8 @@ class BlockIndex:
     def acquire(self, chain: Sequence[BlockHash], owner: str, now_s: float) -> Lease:
         """Hold the blocks that are there of a chain, from its beginning, until `release`."""
         found = self._tree.ready_prefix(chain)
-        for block in reversed(found):
-            self._ledger.hit(block)
+        self._ledger.hit(reversed(found))
+        for block in found:
             block.num_leases += 1
         self._ledger.counts.hits += len(found)
         self._ledger.counts.misses += len(chain) - len(found)
@@ -229,7 +229,8 @@ class BlockIndex:
         self._ledger.slabs.owner_died(owner)
 
     def reap(self, now_s: float) -> None:
-        """End what has run out: leases, pins, reservations, quarantines."""
+        """End what has run out: leases, pins, reservations, quarantines. To be called every now and
+        then: what waits for a quiet moment is done too."""
         for lease in self._leases.due(now_s):
             self.release(lease.lease_id)
         self._ledger.unpinned(self._ledger.pins.drop_expired(now_s))
@@ -237,6 +238,7 @@ class BlockIndex:
         self._ledger.counts.reaped += len(due)
         self._end_sessions(due)
         self._ledger.slabs.reap(now_s)
+        self._ledger.tell_uses()
 
     # Telling
 
@@ -301,7 +303,7 @@ class BlockIndex:
     def _reason_to_refuse(self, request: StoreRequest) -> RefusalReason | None:
         block = self._tree.find(request.key)
         if block is not None and block.state is BlockState.READY:
-            self._ledger.hit(block)
+            self._ledger.hit([block])
             return RefusalReason.PRESENT
         if block is not None:
             return RefusalReason.RESERVED

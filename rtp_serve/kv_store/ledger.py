@@ -2,9 +2,12 @@
 
 The ledger knows what holds a block (leases and pins, as counts; children) but neither deadlines nor
 who asks: that is the index's. Every slab is free, kept back, or has exactly one block.
+
+Uses are written down at once, and told to the policy before anything else that it hears: who asks
+for a chain does not wait for a policy's thoughts on each of its blocks.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 from rtp_serve.kv_cache.block import BlockHash
@@ -18,6 +21,9 @@ from rtp_serve.kv_store.pins import PinTable
 from rtp_serve.kv_store.quota import TenantUse
 from rtp_serve.kv_store.reservation import StoreRequest
 from rtp_serve.kv_store.slab_table import SlabTable
+
+_MAX_UNTOLD = 1024
+"""Uses that the policy has yet to hear of."""
 
 
 class BlockLedger:
@@ -33,6 +39,7 @@ class BlockLedger:
         self.pins = PinTable()
         self.counts = IndexCounts()
         self._policy = policy
+        self._untold: deque[BlockHash] = deque()
         self._reserved: dict[int, Block] = {}
         self._leaving: dict[int, Block] = {}
 
@@ -56,12 +63,20 @@ class BlockLedger:
         """Its bytes are there: it can be found, and evicted."""
         block.state = BlockState.READY
         del self._reserved[block.generation]
+        self.tell_uses()
         self._policy.insert(block.key, self._parent_key(block))
         self.events.append(block.key, is_added=True)
 
-    def hit(self, block: Block) -> None:
-        """A READY block was of use."""
-        self._policy.hit(block.key)
+    def hit(self, blocks: Iterable[Block]) -> None:
+        """READY blocks were of use, one after the other."""
+        self._untold.extend(block.key for block in blocks)
+        if len(self._untold) > _MAX_UNTOLD:
+            self.tell_uses()
+
+    def tell_uses(self) -> None:
+        """Let the policy hear of all uses."""
+        while self._untold:
+            self._policy.hit(self._untold.popleft())
 
     def evict(self, may_go: Callable[[Block], bool]) -> bool:
         """Give the slab of one block back that the policy chooses; False if none may go."""
@@ -71,6 +86,7 @@ class BlockLedger:
             assert block is not None, f"the policy has {key.hex()}, which is not there"
             return block.is_idle_leaf and may_go(block)
 
+        self.tell_uses()
         key = self._policy.victim(is_evictable)
         if key is None:
             return False
@@ -86,6 +102,7 @@ class BlockLedger:
 
         Slabs of reservations are kept back until `quarantine_s` after their deadline.
         """
+        self.tell_uses()
         taken = self.tree.take(block)
         self.counts.orphaned += len(taken) - 1
         for each in taken:
@@ -156,6 +173,10 @@ class BlockLedger:
         assert slabs == list(range(num_slabs)), f"slabs are {slabs}"
         used = Counter(block.tenant for block in blocks)
         assert used == self.use.used(), f"tenants have {used}"
+        for key in self._untold:
+            block = self.tree.find(key)
+            assert block is not None, f"{key.hex()} was used, and is not there"
+            assert block.state is BlockState.READY, f"{block} was used"
         reserved = {b.generation: b for b in blocks if b.state is BlockState.RESERVED}
         assert reserved == self._reserved, f"reserved are {reserved}"
         held = {block.location: block.num_leases for block in blocks if block.num_leases}

@@ -35,6 +35,10 @@ from rtp_serve.kv_store.transfer_rate import TransferRate
 STORE_BLOCKS = 16
 """Of a job that stores, at most: they are reserved and completed at once."""
 
+_COPIED_BLOCKS = 32
+"""Copied from the arena at once, without the interpreter lock. What is behind one that is not whole
+was then copied in vain."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -45,8 +49,7 @@ class Restore:
     The whole chain is asked for, so that the tiers know what is in use.
     """
 
-    requests: tuple[StoreRequest, ...]
-    """The chain; also what stores its blocks again."""
+    chain: tuple[BlockHash, ...]
 
     num_cached: int
     """What the device has of it, from its beginning."""
@@ -265,7 +268,7 @@ class LowerTiers:
 
     def _restore(self, job: Restore) -> None:
         started_s = self._clock.monotonic()
-        found = self._access.client.find([each.key for each in job.requests], self._owner)
+        found = self._access.client.find(job.chain, self._owner)
         job.num_in_arena = len(found.lease.locations)
         in_arena = found.lease.locations[job.num_cached :]
         on_disk = found.on_disk[max(0, job.num_cached - job.num_in_arena) :]
@@ -304,14 +307,17 @@ class LowerTiers:
             self._finish(job)
 
     def _from_host(self, job: Restore, locations: Sequence[Location]) -> None:
-        for location, block_id in zip(locations, job.block_ids, strict=False):
-            room = self._device.room(block_id)
-            if self._access.arena.read_into(location, room) is None:
+        for first in range(0, len(locations), _COPIED_BLOCKS):
+            part = locations[first : first + _COPIED_BLOCKS]
+            block_ids = job.block_ids[first : first + len(part)]
+            filled = self._access.arena.read_into(part, list(map(self._device.room, block_ids)))
+            for block_id, block in zip(block_ids, filled, strict=False):
+                self._device.fill(block_id, block)
+            job.num_host += len(filled)
+            if len(filled) < len(part):
                 self.counts[Tier.HOST].mismatches += 1
-                self._access.client.mismatch(location)
+                self._access.client.mismatch(part[len(filled)])
                 return
-            self._device.fill(block_id, room)
-            job.num_host += 1
 
     def _from_disk(self, job: Restore, locations: Sequence[DiskLocation]) -> None:
         assert self._reader is not None, "there is no disk to read from"
@@ -328,7 +334,7 @@ class LowerTiers:
 
     def _from_remote(self, job: Restore) -> None:
         first = job.num_filled
-        rest = [each.key for each in job.requests[job.num_cached + first :]]
+        rest = job.chain[job.num_cached + first :]
         for fetched, block_id in zip(
             self._access.client.fetch(rest), job.block_ids[first:], strict=False
         ):

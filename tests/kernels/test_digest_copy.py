@@ -5,7 +5,7 @@ import pytest
 import xxhash
 
 from rtp_kernels import _C
-from rtp_serve.native.digest_copy import digest_copy
+from rtp_serve.native.digest_copy import digest_copies
 from tests.kernels.levels import ISAS, using
 
 
@@ -20,43 +20,58 @@ def random_bytes(num_bytes: int) -> np.ndarray:
     return source
 
 
+SIZES = [*range(256, 2304 + 1, 64), 64 * 1023, 65536, 65536 + 64, 368640]
+
+
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(
-    "num_bytes", [*range(256, 2304 + 1, 64), 64 * 1023, 65536, 65536 + 64, 368640]
-)
-def test_the_digest_is_xxh3_of_the_copy(isa: str, num_bytes: int):
-    source, target = random_bytes(num_bytes), aligned(num_bytes)
+def test_digests_are_xxh3_of_the_copies(isa: str):
+    sources, targets = list(map(random_bytes, SIZES)), list(map(aligned, SIZES))
     with using(isa):
-        digest = _C.digest_copy(target, source)
-    assert digest == xxhash.xxh3_128_digest(source.data)
-    assert np.array_equal(target, source)
+        digests = _C.digest_copies(targets, sources)
+    assert digests == [xxhash.xxh3_128_digest(source.data) for source in sources]
+    for source, target in zip(sources, targets, strict=True):
+        assert np.array_equal(target, source)
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 64, 192, 250, 300, 5000])
 @pytest.mark.parametrize("offset", [0, 3])
 def test_any_bytes_are_copied_with_their_digest(num_bytes: int, offset: int):
+    whole = random_bytes(512)
     source, target = random_bytes(num_bytes + offset)[offset:], aligned(num_bytes)
-    assert digest_copy(target, source) == xxhash.xxh3_128_digest(source.data)
+    digests = digest_copies([aligned(512), target, aligned(512)], [whole, source, whole])
+    assert digests == [xxhash.xxh3_128_digest(each.data) for each in (whole, source, whole)]
     assert np.array_equal(target, source)
 
 
-def test_what_is_beside_the_target_stays():
+def test_what_is_beside_a_target_stays():
     room = aligned(256 + 128)
-    digest_copy(room[64:-64], random_bytes(256))
+    digest_copies([room[64:-64]], [random_bytes(256)])
     assert not room[:64].any()
     assert not room[-64:].any()
 
 
-@pytest.mark.parametrize("num_bytes", [64, 192, 300])
-def test_other_sizes_are_refused(num_bytes: int):
-    with pytest.raises(ValueError, match="whole lines of 64, at least 256"):
-        _C.digest_copy(aligned(num_bytes), aligned(num_bytes))
+def test_nothing_is_copied_for_nothing():
+    assert digest_copies([], []) == []
 
 
-def test_other_lengths_places_and_memory_that_cannot_be_written_are_refused():
+@pytest.mark.parametrize("num_bytes", [0, 64, 192, 300])
+def test_other_sizes_are_left_to_the_caller(num_bytes: int):
+    target = aligned(num_bytes)
+    assert _C.digest_copies([target], [random_bytes(num_bytes)]) == [None]
+    assert not target.any()
+
+
+def test_other_places_are_left_to_the_caller():
+    room = aligned(320)
+    assert _C.digest_copies([room[1:257]], [random_bytes(256)]) == [None]
+    assert _C.digest_copies([aligned(256)], [random_bytes(320)[1:257]]) == [None]
+    assert not room.any()
+
+
+def test_other_lengths_numbers_and_memory_that_cannot_be_written_are_refused():
     with pytest.raises(ValueError, match="equally many bytes"):
-        _C.digest_copy(aligned(320), aligned(256))
-    with pytest.raises(ValueError, match="aligned to 64 bytes"):
-        _C.digest_copy(aligned(320)[1:257], aligned(256))
+        _C.digest_copies([aligned(320)], [aligned(256)])
+    with pytest.raises(ValueError, match="equally many"):
+        _C.digest_copies([aligned(256)], [])
     with pytest.raises((BufferError, ValueError)):
-        _C.digest_copy(aligned(256).data.toreadonly(), aligned(256))
+        _C.digest_copies([aligned(256).data.toreadonly()], [aligned(256)])

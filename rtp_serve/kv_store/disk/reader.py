@@ -54,7 +54,7 @@ class DiskReader:
         directory: Path,
         io: FileIO | None = None,
         request_bytes: int = 8 << 20,
-        num_requests: int = 2,
+        num_requests: int = 4,
     ) -> None:
         """`directory` is the tier's; nothing is touched before the first read. Requests are about
         so large, unless blocks are larger; so many are under way at once, of all threads."""

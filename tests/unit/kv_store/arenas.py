@@ -7,7 +7,7 @@ from rtp_serve.kv_store.arena import Arena, Copy
 from rtp_serve.kv_store.arena_geometry import ArenaGeometry
 from rtp_serve.kv_store.lease import Location
 from rtp_serve.kv_store.reservation import Reservation, StoreRequest
-from rtp_serve.native.digest_copy import digest_copy
+from rtp_serve.native.digest_copy import digest_copies
 from tests.unit.kv_store.blocks import TAG
 
 LAYOUT = b"layout" + bytes(26)
@@ -18,7 +18,7 @@ def make_geometry(num_slabs: int = 3, slab_bytes: int = 5000) -> ArenaGeometry:
     return ArenaGeometry(slab_bytes, num_slabs, LAYOUT)
 
 
-def make_arena(num_slabs: int = 3, copy: Copy = digest_copy) -> Arena:
+def make_arena(num_slabs: int = 3, copy: Copy = digest_copies) -> Arena:
     geometry = make_geometry(num_slabs)
     return Arena(bytearray(geometry.total_bytes), geometry, copy)
 
@@ -56,5 +56,5 @@ def place_of(reservation: Reservation) -> Location:
 
 
 def read(arena: Arena, location: Location) -> bytes | None:
-    copy = arena.read_into(location, memoryview(bytearray(arena.geometry.slab_bytes)))
-    return None if copy is None else copy.tobytes()
+    filled = arena.read_into([location], [memoryview(bytearray(arena.geometry.slab_bytes))])
+    return filled[0].tobytes() if filled else None

@@ -1,10 +1,12 @@
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from rtp_serve.kv_store.arena import Arena, Bytes
+from rtp_serve.kv_store.arena import Arena
 from rtp_serve.kv_store.slab_header import SlabMark, checksum_of
+from rtp_serve.native.digest_copy import Bytes
 from tests.unit.kv_store.arenas import (
     content,
     make_arena,
@@ -27,7 +29,10 @@ class Meddler:
         self.after_bytes = 0
         self.meddle = lambda: None
 
-    def __call__(self, into: Bytes, source: Bytes) -> bytes:
+    def __call__(self, targets: Sequence[Bytes], sources: Sequence[Bytes]) -> list[bytes]:
+        return list(map(self._copy, targets, sources))
+
+    def _copy(self, into: Bytes, source: Bytes) -> bytes:
         begin = source[: self.after_bytes].tobytes()
         into[: self.after_bytes] = np.frombuffer(begin, np.uint8)
         meddle, self.meddle = self.meddle, lambda: None
@@ -62,15 +67,38 @@ def test_slabs_do_not_touch_each_other():
         assert read(arena, place_of(each)) == content(str(i)).tobytes()
 
 
+@pytest.mark.parametrize("num_whole", [0, 1, 2, 3])
+def test_blocks_are_read_up_to_the_first_that_is_a_miss(num_whole: int):
+    geometry = make_geometry()
+    memory = bytearray(geometry.total_bytes)
+    arena = Arena(memory, geometry)
+    reservations = [make_reservation(str(i), slab=i, generation=i) for i in range(3)]
+    assert all(put(arena, each, str(i)) for i, each in enumerate(reservations))
+    if num_whole < 3:
+        memory[geometry.payload_start(num_whole) + 7] ^= 1
+    rooms = [memoryview(bytearray(5000)) for _ in reservations]
+    filled = arena.read_into(list(map(place_of, reservations)), rooms)
+    assert filled == [content(str(i)) for i in range(num_whole)]
+
+
+def test_blocks_are_not_read_behind_one_that_is_not_there():
+    arena = make_arena()
+    first, last = make_reservation("a"), make_reservation("c", slab=2)
+    put(arena, first, "a")
+    put(arena, last, "c")
+    places = list(map(place_of, (first, make_reservation("b", slab=1), last)))
+    rooms = [memoryview(bytearray(5000)) for _ in places]
+    assert arena.read_into(places, rooms) == [content("a")]
+
+
 def test_any_buffer_can_be_source_and_destination():
     arena, reservation = make_arena(), make_reservation("a")
     values = np.arange(600, dtype=np.float32).reshape(20, 30)
     arena.mark_reserved(reservation)
     assert arena.put(reservation, values.data, 0)
     into = np.empty_like(values)
-    copy = arena.read_into(place_of(reservation), into.data.cast("B"))
-    assert copy is not None
-    assert copy.nbytes == values.nbytes
+    (filled,) = arena.read_into([place_of(reservation)], [into.data.cast("B")])
+    assert filled.nbytes == values.nbytes
     assert (into == values).all()
 
 

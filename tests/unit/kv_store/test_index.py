@@ -250,6 +250,29 @@ def test_renewing_never_shortens_a_lease():
     assert renewed.deadline_s == lease.deadline_s
 
 
+def test_a_policy_hears_of_uses_before_it_chooses():
+    policy = LRU()
+    index, a, b = make_index(2, policy=policy), make_chain(1, "a"), make_chain(1, "b")
+    store(index, a)
+    store(index, b)
+    assert found(index, a) == 1
+    index.check_invariants()
+    store(index, make_chain(1, "c"))
+    assert (found(index, a), found(index, b)) == (1, 0)
+
+
+@pytest.mark.parametrize("num_uses", [1, 1025])
+def test_what_was_used_may_go(num_uses: int):
+    index, chain = make_index(2), make_chain(2)
+    store(index, chain)
+    for _ in range(num_uses):
+        index.release(index.acquire(chain, "r", 0).lease_id)
+        index.check_invariants()
+    index.trim(2 * SLAB_BYTES)
+    index.check_invariants()
+    assert found(index, chain) == 0
+
+
 def test_the_beginning_of_a_chain_looks_newer_than_its_end():
     """So that a policy meets leaves first."""
     policy = LRU()
@@ -258,6 +281,7 @@ def test_the_beginning_of_a_chain_looks_newer_than_its_end():
     store(index, b)
     assert list(policy.keys) == [a[1], a[0], b[1], b[0]]
     assert found(index, a) == 2
+    index.reap(0)
     assert list(policy.keys) == [b[1], b[0], a[1], a[0]]
 
 

@@ -30,7 +30,11 @@ root, verb, name, slab, generation, deadline_s = sys.argv[1:]
 member = ArenaFiles(Path(root)).join("n", 5000, LAYOUT, 1 << 20)
 
 
-def halfway(into, source):
+def halfway(targets, sources):
+    return list(map(copy_halfway, targets, sources))
+
+
+def copy_halfway(into, source):
     pieces = []
     for part in (slice(2500), slice(2500, None)):
         if pieces:
@@ -46,8 +50,8 @@ reservation = make_reservation(name, int(slab), int(generation), deadline_s=floa
 if verb == "put":
     print(arena.put(reservation, content(name), 0.0), flush=True)
 else:
-    copy = arena.read_into(place_of(reservation), memoryview(bytearray(5000)))
-    print(copy is not None and copy == content(name), flush=True)
+    filled = arena.read_into([place_of(reservation)], [memoryview(bytearray(5000))])
+    print(filled == [content(name)], flush=True)
 """
 
 OWNER = """
