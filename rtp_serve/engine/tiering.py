@@ -233,8 +233,9 @@ class Tiering:
     def _frees_blocks(self) -> bool:
         """Whether blocks that only wait to be stored will be free in a moment."""
         pool = self._cache.pool
-        waiting = [each.block_ids for each in (*self._storing.values(), *self._restored)]
-        return any(map(pool.num_held_once, waiting))
+        storing = [each.block_ids for each in self._storing.values()]
+        restored = [each.block_ids for each in self._restored]
+        return any(map(pool.num_held_once, [*storing, *restored]))
 
     def _is_under_way(self, key: BlockHash) -> bool:
         """Whether another sequence's restore brings the block."""

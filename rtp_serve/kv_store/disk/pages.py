@@ -25,5 +25,5 @@ def allocate(num_bytes: int) -> memoryview:
 
 def is_aligned(buffer: memoryview) -> bool:
     """Whether the disk can read or write it directly."""
-    address: int = np.frombuffer(buffer, np.uint8).ctypes.data
+    address: int = np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
     return address % PAGE_BYTES == 0 and buffer.nbytes % PAGE_BYTES == 0

@@ -19,7 +19,7 @@ from typing import Self
 from rtp_serve.kv_store.disk.directory import DiskDirectory
 from rtp_serve.kv_store.disk.file_io import FileIO, read_pages
 from rtp_serve.kv_store.disk.pages import PAGE_BYTES, allocate, is_aligned, rounded_up
-from rtp_serve.kv_store.disk.record import HEADER_BYTES, DiskLocation, decode_header
+from rtp_serve.kv_store.disk.record import HEADER_BYTES, DiskLocation, is_header_of
 from rtp_serve.kv_store.slab_header import checksum_of
 
 _MAX_RECORDS = 256
@@ -54,7 +54,7 @@ class DiskReader:
         directory: Path,
         io: FileIO | None = None,
         request_bytes: int = 8 << 20,
-        num_requests: int = 4,
+        num_requests: int = 3,
     ) -> None:
         """`directory` is the tier's; nothing is touched before the first read. Requests are about
         so large, unless blocks are larger; so many are under way at once, of all threads."""
@@ -128,20 +128,23 @@ class DiskReader:
     def _read_open(self, descriptor: int, request: Sequence[_Wanted]) -> list[ReadOutcome]:
         headers = allocate(len(request) * PAGE_BYTES)
         pieces: list[memoryview] = []
-        for i, each in enumerate(request):
+        are_aligned = [is_aligned(each.buffer) for each in request]
+        for i, (each, is_in_place) in enumerate(zip(request, are_aligned, strict=True)):
             pieces.append(headers[i * PAGE_BYTES : (i + 1) * PAGE_BYTES])
             buffer = each.buffer.cast("B")
-            pieces.append(buffer if is_aligned(buffer) else allocate(rounded_up(buffer.nbytes)))
+            pieces.append(buffer if is_in_place else allocate(rounded_up(buffer.nbytes)))
         start = request[0].location.offset
         end = start + read_pages(self._io, descriptor, pieces, start)
         outcomes = []
-        for each, header, payload in zip(request, pieces[::2], pieces[1::2], strict=True):
+        for each, is_in_place, header, payload in zip(
+            request, are_aligned, pieces[::2], pieces[1::2], strict=True
+        ):
             if each.location.end > end:
                 outcomes.append(ReadOutcome.GONE)
                 continue
             payload = payload[: each.location.num_bytes]
             outcomes.append(_verified(each.location, header, payload))
-            if outcomes[-1] is ReadOutcome.HIT and not is_aligned(each.buffer):
+            if outcomes[-1] is ReadOutcome.HIT and not is_in_place:
                 each.buffer.cast("B")[:] = payload
         return outcomes
 
@@ -151,9 +154,7 @@ def _place(location: DiskLocation) -> tuple[int, int]:
 
 
 def _verified(location: DiskLocation, header: memoryview, payload: memoryview) -> ReadOutcome:
-    record = decode_header(bytes(header[:HEADER_BYTES]))
-    if record is None or record.location != location:
-        return ReadOutcome.MISMATCH
-    if checksum_of(payload) != location.checksum:
+    is_right = is_header_of(bytes(header[:HEADER_BYTES]), location)
+    if not is_right or checksum_of(payload) != location.checksum:
         return ReadOutcome.MISMATCH
     return ReadOutcome.HIT

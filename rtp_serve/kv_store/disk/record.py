@@ -99,6 +99,16 @@ def encode_header(record: Record) -> bytes:
     return fields + _DIGEST.pack(xxhash.xxh3_64_intdigest(fields))
 
 
+def is_header_of(raw: bytes, location: DiskLocation) -> bool:
+    """Whether it is a whole header, of the record that the location means."""
+    fields, (digest,) = raw[: _FIELDS.size], _DIGEST.unpack_from(raw, _FIELDS.size)
+    if xxhash.xxh3_64_intdigest(fields) != digest:
+        return False
+    magic, version, _, segment, offset, num_bytes, key, _, _, checksum, _ = _FIELDS.unpack(fields)
+    found = DiskLocation(key, segment, offset, num_bytes, checksum)
+    return (magic, version) == (_MAGIC, FORMAT_VERSION) and found == location
+
+
 def decode_header(raw: bytes) -> Record | None:
     """None for what is no whole header. Whether it belongs where it lies, the caller sees."""
     fields, (digest,) = raw[: _FIELDS.size], _DIGEST.unpack_from(raw, _FIELDS.size)

@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,63 @@ def test_what_came_from_the_disk_is_in_the_arena_again(tmp_path: Path):
         core.shutdown()
         other.shutdown()
         node.store.close()
+
+
+def restarted(directory: Path, request: Request) -> Node:
+    """With a node before it that had the request."""
+    before = Node(disk=directory)
+    core = tiered_core(before)
+    run(core, request)
+    core.shutdown()
+    before.settle()
+    before.store.close()
+    return Node(disk=directory)
+
+
+def test_what_came_from_the_disk_is_stored_after_the_step_that_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    request = make_request(prompt=make_prompt(100), max_tokens=1)
+    node = restarted(tmp_path / "disk", request)
+    core = tiered_core(node)
+    events: list[str] = []
+    assert core.tiers is not None
+    for name in ("store", "set_pace"):
+        note = partial(events.append, name)
+        monkeypatch.setattr(core.tiers, name, _after(note, getattr(core.tiers, name)))
+    assert run(core, request)[1] == (96, 0, 96)
+    # The step that begins the restore has no tokens, and nobody runs when it ends.
+    assert events[:4] == [*["set_pace"] * 3, "store"]
+    core.shutdown()
+    node.check()
+    node.store.close()
+
+
+def _after(first: Callable[[], None], then: Callable[..., Any]) -> Callable[..., Any]:
+    def both(*args: Any, **kwargs: Any) -> Any:
+        first()
+        return then(*args, **kwargs)
+
+    return both
+
+
+def test_what_came_from_the_disk_for_nobody_is_stored_without_a_step(tmp_path: Path):
+    request = make_request(prompt=make_prompt(100), max_tokens=1)
+    node = restarted(tmp_path / "disk", request)
+    core, store = held_up(
+        lambda access: make_core(num_blocks=40, worker=MemoryWorker(40), access=access), node
+    )
+    core.add_request(request)
+    core.step()
+    core.abort(request.request_id)
+    store.may_find.set()
+    while core.has_work:
+        assert core.step() == []
+        core.check_invariants()
+    assert node.store.stats().host.counts.stored == 6
+    core.shutdown()
+    node.check()
+    node.store.close()
 
 
 def far_core(node: Node, other: Node) -> EngineCore:
