@@ -16,12 +16,16 @@ dispatch_fraction            share of a decode step outside compiled kernels, of
                              cost counts as outside, and so do torch's own small operations;
                              `timed_decode_step_ms` stands beside `decode_step_ms`, the same without
 decode_tokens_per_s_bN       N sequences that all decode
+prefill_s_nN                 with --curves: all steps of a prompt of N tokens
+decode_step_s_bN_cC          with --curves: a decode step of N sequences with C tokens each in the
+                             mean. `rtp-serve simulate --fit` models an engine by these two
 """
 
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -58,6 +62,12 @@ _SWEEP_TOKENS = 32
 """Steps of a sweep in which all sequences decode, at least."""
 
 
+_CURVE_PREFILLS = (32, 256, 1024, 2048)
+_CURVE_BATCHES = (1, 4, 16)
+_CURVE_CONTEXTS = (64, 1024)
+"""Lengths, batches and prompts between which an engine's curves are fitted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """Tokens of the measured requests."""
@@ -66,6 +76,7 @@ class Sizes:
     output: int
     prefill: int
     batches: tuple[int, ...]
+    has_curves: bool = False
 
     @property
     def num_blocks(self) -> int:
@@ -76,7 +87,15 @@ class Sizes:
             self.prompt + self.output,
             swept * (self.prompt + sweep_output(swept)),
         )
-        return -(-tokens // 16) + swept + 64
+        if self.has_curves:
+            most = max(_CURVE_BATCHES)
+            tokens = max(tokens, most * (max(_CURVE_CONTEXTS) + sweep_output(most)))
+        return -(-tokens // 16) + self.max_sequences + 64
+
+    @property
+    def max_sequences(self) -> int:
+        """That decode at once."""
+        return max(1, *self.batches, *(_CURVE_BATCHES if self.has_curves else ()))
 
 
 def sweep_output(batch: int) -> int:
@@ -141,6 +160,18 @@ class EngineBenchmark:
             times = self._engine.token_times(prompts, sweep_output(batch))
             yield f"decode_tokens_per_s_b{batch}", rate_of_all(times)
 
+    def curves(self) -> Iterator[tuple[str, float]]:
+        """Seconds of prefills, and of decode steps."""
+        for length in _CURVE_PREFILLS:
+            ((first_s, *_),) = self._engine.token_times([self._prompts.prompt(length)], 1)
+            yield f"prefill_s_n{length}", first_s
+        for context in _CURVE_CONTEXTS:
+            for batch in _CURVE_BATCHES:
+                output = sweep_output(batch)
+                times = self._engine.token_times(self._prompts.prompts(batch, context), output)
+                mean_context = context + output // 2
+                yield f"decode_step_s_b{batch}_c{mean_context}", batch / rate_of_all(times)
+
     def _decode(self) -> PairedRun:
         prompt = self._prompts.prompt(self._sizes.prompt)
         with closing(self._engine.steps([prompt], self._sizes.output)) as steps:
@@ -188,6 +219,7 @@ def main(  # noqa: PLR0913  # a command's options
     chunk_tokens: Annotated[
         int, typer.Option(help="Token budget of a step.", min=1)
     ] = SchedulerConfig().max_num_batched_tokens,
+    curves: Annotated[bool, typer.Option(help="Also what a simulation models it by.")] = False,
     threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
     probe_mib: Annotated[int, typer.Option(help="Memory the read probe reads.", min=1)] = 1024,
     seed: int = 0,
@@ -197,7 +229,7 @@ def main(  # noqa: PLR0913  # a command's options
     """Decode, prefill and dispatch in this process, against bandwidth and GEMM rate."""
     if backend() is not Backend.COMPILED:
         raise ConfigError("the benchmark needs the compiled kernels")
-    sizes = Sizes(prompt_tokens, output_tokens, prefill_tokens, _batch_sizes(batches))
+    sizes = Sizes(prompt_tokens, output_tokens, prefill_tokens, _batch_sizes(batches), curves)
     config = EngineConfig.model_validate(
         {
             "model": model,
@@ -205,7 +237,7 @@ def main(  # noqa: PLR0913  # a command's options
             "cache": CacheConfig(num_blocks=sizes.num_blocks),
             "scheduler": {
                 "max_num_batched_tokens": chunk_tokens,
-                "max_num_seqs": min(chunk_tokens, max(sizes.batches, default=1)),
+                "max_num_seqs": min(chunk_tokens, sizes.max_sequences),
             },
         }
     )
@@ -221,7 +253,8 @@ def main(  # noqa: PLR0913  # a command's options
         for name, value in figures.items():
             found.setdefault(name, []).append(value)
     for number in range(sweep_repetitions):
-        for name, value in benchmark.sweep():
+        curve = benchmark.curves() if curves else iter(())
+        for name, value in chain(benchmark.sweep(), curve):
             report.run(model=model, repetition=number, **{name: value})
             say(f"{number + 1}/{sweep_repetitions}  {name} {short(value)}")
             found.setdefault(name, []).append(value)

@@ -3,27 +3,32 @@
     python -m benchmarks.routing --traces DIR [--json]
 
 Replays on a virtual clock, through the very code that routes, with modelled engines: figures but
-`decision_*` are the same on every machine. Knobs are tuned on the first half of Mooncake's trace
-(8 workers); tests are on its other half and on RTP-LLM's, 6 to 10 workers, three loads each. Ratios
-are ours ÷ other; the other of `…_vs_best_other_…` is the best of round robin, power of two, prefix
-affinity and shortest TTFT in each cell, and the figure is that of the worst cell.
+`decision_*` are the same on every machine. Knobs are tuned on the first half of Mooncake's trace;
+tests are on its other half and on RTP-LLM's, 6 to 10 workers, three loads each. Ratios are ours ÷
+other; the other of `…_vs_best_other_…` is the best of round robin, power of two, prefix affinity
+and shortest TTFT in each cell, and the figure is that of the worst cell.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from statistics import fmean
 
 import numpy as np
 import typer
 
 from benchmarks.command import run
 from benchmarks.report import Report, say
-from benchmarks.routing_cells import OURS, Results, least_work_s, ratios, tested, tuned
+from benchmarks.routing_cells import OURS, RIVALS, Results, ratios, tested, tuned
 from benchmarks.routing_decisions import Size, decision_s
+from benchmarks.routing_scale import replayed
 from rtp_serve.config.routing import RoutingConfig
+from rtp_serve.errors import ConfigError
 from rtp_serve.simulation.chats import Assistants, assistants
 from rtp_serve.simulation.engine_model import EngineModel
 from rtp_serve.simulation.fleet import SimulatedFleet
+from rtp_serve.simulation.ideal import ideal
 from rtp_serve.simulation.report import Summary, summarise, table
 
 _SEED = 1
@@ -55,18 +60,38 @@ _MERCHANTS = Assistants(
 """One prefix that every worker has: what is left to gain is queues."""
 
 
+_KINDS: tuple[tuple[str, Callable[[Summary], float]], ...] = (
+    ("mean", lambda each: each.ttft_mean_s),
+    ("p95", lambda each: each.ttft_p95_s),
+    ("p99", lambda each: each.ttft_p99_s),
+)
+
+
 def main(
     traces: Path = typer.Option(..., help="Directory with the traces."),
-    jitters: int = typer.Option(2, help="Replays of a cell."),
+    parts: str = typer.Option(
+        "decisions,generated,machines,cells", help="What is measured; also: scale."
+    ),
+    scale_requests: int = typer.Option(1_000_000, help="Of `scale`, over 1,000 workers."),
+    jitters: int = typer.Option(4, help="Replays of a cell."),
     processes: int = typer.Option(2, help="Replays at a time."),
     as_json: bool = typer.Option(False, "--json"),
 ) -> None:
     """Print ratios of TTFT and reuse, and the time of a decision."""
+    measures: dict[str, Callable[[Report], None]] = {
+        "decisions": _decisions,
+        "generated": _generated,
+        "machines": _machines,
+        "cells": lambda report: _cells(report, traces, jitters, processes),
+        "scale": lambda report: _scale(report, scale_requests),
+    }
+    wanted = parts.split(",")
+    unknown = set(wanted) - set(measures)
+    if unknown:
+        raise ConfigError(f"--parts: must be of {[*measures]} (got {sorted(unknown)})")
     report = Report()
-    _decisions(report)
-    _generated(report)
-    _machines(report)
-    _cells(report, traces, jitters, processes)
+    for each in wanted:
+        measures[each](report)
     report.show(as_json=as_json)
 
 
@@ -79,6 +104,14 @@ def _decisions(report: Report) -> None:
         took = np.array(decision_s(size, 5000)) * 1e6
         report.add(f"{name}_p50_us", [float(np.percentile(took, 50))])
         report.add(f"{name}_p99_us", [float(np.percentile(took, 99))])
+
+
+def _scale(report: Report, num_requests: int) -> None:
+    found = replayed(1000, num_requests)
+    say(f"1000 workers, {found.num_requests} requests, hits {found.hit_rate:.3f}")
+    report.add("simulation_s", [found.seconds])
+    report.add("simulation_us_a_request", [found.seconds / found.num_requests * 1e6])
+    report.add("simulation_peak_mib", [found.peak_bytes / (1 << 20)])
 
 
 def _generated(report: Report) -> None:
@@ -103,7 +136,7 @@ def _machines(report: Report) -> None:
     goal = _replay(shape, "round-robin", 80, _SMALL_MODEL).ttft_mean_s
     trace = assistants(shape, Random(_SEED))
     enough = 80
-    too_few = int(least_work_s(trace, _SMALL_MODEL) / trace.duration_s)  # cannot keep up
+    too_few = int(ideal(trace, _SMALL_MODEL).prefill_s / trace.duration_s)  # cannot keep up
     while enough - too_few > 1:
         middle = (enough + too_few) // 2
         if _replay(shape, OURS, middle, _SMALL_MODEL).ttft_mean_s <= goal:
@@ -124,22 +157,25 @@ def _cells(report: Report, traces: Path, jitters: int, processes: int) -> None:
     knobs = tuned(traces, processes)
     say(f"tuned: {knobs}")
     results = tested(traces, knobs, jitters, processes)
-    _say_cells(results)
-    for name, value in (
-        ("mean", lambda each: each.ttft_mean_s),
-        ("p95", lambda each: each.ttft_p95_s),
-        ("p99", lambda each: each.ttft_p99_s),
-    ):
+    say(_cells_table(results))
+    for name, value in _KINDS:
         by_cell = ratios(results, value)
         report.add(f"ttft_{name}_vs_best_other_worst_cell", [max(by_cell.values())])
         report.add(f"ttft_{name}_vs_best_other", list(by_cell.values()))
-        say(f"{name}: " + ", ".join(f"{cell.name}: {each:.3f}" for cell, each in by_cell.items()))
 
 
-def _say_cells(results: Results) -> None:
-    for cell in dict.fromkeys(cell for cell, _ in results):
-        rows = {policy: found[0] for (each, policy), found in results.items() if each == cell}
-        say(f"{cell.name}\n{table(rows)}")
+def _cells_table(results: Results) -> str:
+    """One line a cell, as the documents have it: TTFTs, and ours to the best rival's."""
+    lines = ["| cell | " + " | ".join((*RIVALS, OURS)) + " | ÷ best rival |", "|---" * 7 + "|"]
+    by_kind = [ratios(results, value) for _, value in _KINDS]
+    for cell in by_kind[0]:
+        means = (
+            " / ".join(f"{fmean(map(value, results[cell, each])):.2f}" for _, value in _KINDS)
+            for each in (*RIVALS, OURS)
+        )
+        compared = " / ".join(f"{kind[cell]:.3f}" for kind in by_kind)
+        lines.append(f"| {cell.name} | " + " | ".join(means) + f" | {compared} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

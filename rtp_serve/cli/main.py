@@ -95,6 +95,27 @@ def plan(
 
 
 @app.command()
+def simulate(
+    trace: Annotated[
+        str, typer.Option(help="Mooncake's, RTP-LLM's or Azure's; see docs/simulation.md.")
+    ],
+    config: Annotated[str, typer.Option(help="Engine, fleets and targets, as YAML.")],
+    fit: Annotated[
+        str | None,
+        typer.Option(help="Take the engine's times from `benchmarks.engine --curves --json`."),
+    ] = None,
+    plots: Annotated[
+        str | None, typer.Option(help="Directory to write pictures (PNG) into.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Play a trace on modelled fleets: what they would reach, and how many replicas it takes."""
+    from rtp_serve.cli.simulate import run_simulate
+
+    run_simulate(trace, config, fit, plots, as_json)
+
+
+@app.command()
 def models() -> None:
     """List the catalogue and what is on this machine."""
     from rtp_serve.cli.models import list_models

@@ -27,37 +27,42 @@ class Estimates:
     def free_blocks(self, slots: Ints) -> Ints:
         """Neither held nor promised, [num_slots]."""
         fleet = self._fleet
-        free: Ints = np.minimum(
-            fleet.num_blocks[slots] - self._ledger.reserved_blocks[slots],
-            fleet.num_free_blocks[slots],
-        )
+        unpromised = fleet.num_blocks.take(slots) - self._ledger.reserved_blocks.take(slots)
+        free: Ints = np.minimum(unpromised, fleet.num_free_blocks.take(slots), out=unpromised)
         return free
 
     def make(
-        self, request: RequestFeatures, slots: Ints, cached_blocks: Ints, mean_s: float, now: float
+        self,
+        request: RequestFeatures,
+        slots: Ints,
+        cached_blocks: Ints,
+        free_blocks: Ints,
+        mean_s: float,
+        now: float,
     ) -> Candidates:
         """Of the workers at `slots`, of which there is at least one. `cached_blocks` of the prompt
-        are on their devices, [num_slots]; `mean_s` is the mean prefill time of late."""
+        are on their devices, [slots of the fleet]; `free_blocks` is what they have left,
+        [num_candidates]; `mean_s` is the mean prefill time of late."""
         ledger, fleet = self._ledger, self._fleet
         size, last = self._block_size, request.num_tokens - 1
-        cached = np.minimum(cached_blocks[slots] * size, last)
+        cached = np.minimum(cached_blocks.take(slots) * size, last)
         prefill_s = self._predictor.predict(slots, request.num_tokens - cached, cached)
         load_s = np.zeros(len(slots))
         if len(self._lower):
             cached, prefill_s, load_s = self._restored(request, slots, cached, prefill_s)
-        num_blocks = np.maximum(fleet.num_blocks[slots], 1)
+        num_blocks = np.maximum(fleet.num_blocks.take(slots), 1)
         return Candidates(
             worker_ids=fleet.worker_ids(slots),
             slots=slots,
-            wait_s=ledger.wait_s(fleet.slots.size, now)[slots],
+            wait_s=ledger.wait_s(fleet.slots.size, now).take(slots),
             prefill_s=prefill_s,
             load_s=load_s,
             num_cached_tokens=cached,
-            num_in_flight=ledger.num_in_flight[slots],
-            num_decoding=fleet.num_decoding[slots],
-            free_fraction=self.free_blocks(slots) / num_blocks,
+            num_in_flight=ledger.num_in_flight.take(slots),
+            num_decoding=fleet.num_decoding.take(slots),
+            free_fraction=free_blocks / num_blocks,
             num_tokens=request.num_tokens,
-            num_remote_tokens=int(cached.max()),
+            num_remote_tokens=int(np.maximum.reduce(cached)),
             mean_prefill_s=mean_s,
         )
 

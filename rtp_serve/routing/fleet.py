@@ -31,6 +31,7 @@ class Fleet:
         self._statuses: dict[str, WorkerStatus] = {}
         self._is_usable: Bools = np.zeros(max_workers, np.bool_)
         self._by_role: dict[frozenset[Role], Ints] = {}
+        self._named: tuple[Ints, tuple[WorkerId, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -39,8 +40,12 @@ class Fleet:
         return WorkerId(self.slots.name(slot))
 
     def worker_ids(self, slots: Ints) -> tuple[WorkerId, ...]:
-        """Of many; `worker_id` asked a thousand times takes as long as all of a decision."""
-        return tuple(self._names[slots].tolist())
+        """Of many; `worker_id` asked a thousand times takes as long as all of a decision. Those of
+        an array that `usable` gave are kept: another worker makes it give another array."""
+        named = self._named
+        if named is None or named[0] is not slots:
+            named = self._named = slots, tuple(self._names[slots].tolist())
+        return named[1]
 
     def role(self, slot: int) -> Role:
         """Of a worker that is there."""

@@ -146,11 +146,13 @@ class Master:
 
     def schedule(self, request: RequestFeatures, now: float) -> Decision:
         """Choose workers for a request and book what it needs, or say why not."""
-        slots = self._prefill_slots(request)
+        slots, free_blocks = self._prefill_slots(request)
         if not len(slots):
             return Decision(request.request_id, Outcome.NO_WORKER, "no worker can prefill")
         cached_blocks = self._index.match(request.block_hashes, self._assumed.masks)
-        candidates = self._estimates.make(request, slots, cached_blocks, self._mean_prefill_s, now)
+        candidates = self._estimates.make(
+            request, slots, cached_blocks, free_blocks, self._mean_prefill_s, now
+        )
         slo = self._slo(request)
         limit_s = self._admission.limit_s(request, slo, now)
         if limit_s < inf:
@@ -208,15 +210,19 @@ class Master:
 
     # -- deciding --
 
-    def _prefill_slots(self, request: RequestFeatures) -> Ints:
+    def _prefill_slots(self, request: RequestFeatures) -> tuple[Ints, Ints]:
+        """Of workers that can take it, and how many blocks each has free."""
         slots = self._fleet.usable(_PREFILL)
         if request.excluded:
             excluded = [self._fleet.slots.get(each) for each in request.excluded]
             slots = slots[~np.isin(slots, [each for each in excluded if each is not None])]
+        free = self._estimates.free_blocks(slots)
         if len(self._fleet.usable(_ITS_OWN)):
-            fitting = slots[self._estimates.free_blocks(slots) >= self._demand(request)]
-            return fitting if len(fitting) else slots
-        return slots
+            fits = free >= self._demand(request)
+            num_fitting = int(np.count_nonzero(fits))
+            if 0 < num_fitting < len(slots):
+                return slots[fits], free[fits]
+        return slots, free
 
     def _book(
         self,

@@ -81,19 +81,22 @@ def conversations(shape: Conversations, rng: Random) -> Trace:
     """Chats begin as a Poisson process; turns and lengths are geometric and exponential."""
     requests: list[TracedRequest] = []
     start = 0.0
+    num_system = shape.system_tokens // shape.block_size
+    systems = [
+        [_key("s", system, place) for place in range(num_system)]
+        for system in range(shape.num_system_prompts)
+    ]
     for number in range(shape.num_conversations):
         start += rng.expovariate(shape.conversations_per_s)
         now, context = start, shape.system_tokens
         system = rng.randrange(shape.num_system_prompts)
-        num_system = shape.system_tokens // shape.block_size
+        keys = list(systems[system])
         while True:
             context += 1 + int(rng.expovariate(1 / shape.mean_question_tokens))
             answer = 1 + int(rng.expovariate(1 / shape.mean_answer_tokens))
-            hashes = tuple(
-                _key("s", system, place) if place < num_system else _key("c", number, place)
-                for place in range(context // shape.block_size)
-            )
-            requests.append(TracedRequest(now, context, answer, hashes))
+            places = range(len(keys), context // shape.block_size)
+            keys += (_key("c", number, place) for place in places)
+            requests.append(TracedRequest(now, context, answer, tuple(keys)))
             if rng.random() < 1 / shape.mean_turns:
                 break
             context += answer

@@ -23,12 +23,21 @@ class EngineModel:
     num_blocks: int = 2000
     """Of the KV cache: for running sequences, and for prefixes as far as they leave room."""
 
+    transfer_base_s: float = 0.002
+    """From the last layer computed to the last one copied to a decode replica, beside …"""
+    transfer_token_s: float = 0.0
+    """… for each token of the prompt, as far as that does not overlap with its prefill."""
+
     def prefill_s(self, num_new_tokens: int, num_context_tokens: int) -> float:
         """Alone on the engine."""
         work = num_context_tokens + num_new_tokens / 2
         return self.prefill_base_s + num_new_tokens * (
             self.prefill_token_s + self.prefill_attention_s * work
         )
+
+    def transfer_s(self, num_tokens: int) -> float:
+        """Of a prompt, after its prefill, to where it is decoded."""
+        return self.transfer_base_s + self.transfer_token_s * num_tokens
 
     def decode_step_s(self, num_sequences: int, num_kv_tokens: float) -> float:
         return (

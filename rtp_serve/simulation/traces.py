@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,43 +15,47 @@ from rtp_serve.simulation.requests import Trace, TracedRequest
 def read_mooncake(path: Path) -> Trace:
     """Mooncake's: `timestamp` in ms, `hash_ids` of blocks of 512 tokens, the last one partial."""
 
-    def request(line: dict[str, Any]) -> TracedRequest:
-        num_tokens = int(line["input_length"])
+    def request(line: str) -> TracedRequest:
+        row = json.loads(line)
+        num_tokens = _count(row, "input_length")
         return TracedRequest(
-            line["timestamp"] / 1000,
+            row["timestamp"] / 1000,
             num_tokens,
-            int(line["output_length"]),
-            _hashes(line["hash_ids"][: num_tokens // 512]),
+            _count(row, "output_length"),
+            _hashes(row["hash_ids"][: num_tokens // 512]),
         )
 
-    return Trace(path.stem, 512, tuple(map(request, _lines(path))))
+    return _trace(path, 512, request)
 
 
 def read_rtp_llm(path: Path) -> Trace:
     """RTP-LLM's: `ts` in ms, `bh` of full blocks of 1,024 tokens."""
 
-    def request(line: dict[str, Any]) -> TracedRequest:
+    def request(line: str) -> TracedRequest:
+        row = json.loads(line)
+        num_tokens = _count(row, "il")
         return TracedRequest(
-            line["ts"] / 1000,
-            max(1, int(line["il"])),
-            max(1, int(line["ol"])),
-            _hashes(line["bh"][: int(line["il"]) // 1024]),
-            int(line["priority"]),
+            row["ts"] / 1000,
+            num_tokens,
+            _count(row, "ol"),
+            _hashes(row["bh"][: num_tokens // 1024]),
+            int(row["priority"]),
         )
 
-    return Trace(path.stem, 1024, tuple(map(request, _lines(path))))
+    return _trace(path, 1024, request)
 
 
 def read_azure(path: Path) -> Trace:
     """Azure's of 2023: times and lengths, and nothing of what prompts share."""
     with _opened(path) as file:
-        rows = [
-            (_seconds(row["TIMESTAMP"]), int(row["ContextTokens"]), int(row["GeneratedTokens"]))
-            for row in csv.DictReader(file)
-        ]
-    start = min((row[0] for row in rows), default=0.0)
-    requests = (TracedRequest(at - start, max(1, new), max(1, out), ()) for at, new, out in rows)
-    return Trace(path.stem, 512, tuple(sorted(requests, key=lambda each: each.arrival_s)))
+        columns = next(csv.reader([file.readline()]))
+
+    def request(line: str) -> TracedRequest:
+        row = dict(zip(columns, next(csv.reader([line])), strict=True))
+        num_tokens, num_new = _count(row, "ContextTokens"), _count(row, "GeneratedTokens")
+        return TracedRequest(_seconds(row["TIMESTAMP"]), num_tokens, num_new, ())
+
+    return _trace(path, 512, request, num_heads=1)
 
 
 READERS: dict[str, Callable[[Path], Trace]] = {
@@ -68,13 +72,7 @@ def read_trace(path: Path) -> Trace:
         first = file.readline()
     for word, reader in READERS.items():
         if word in first:
-            try:
-                trace = reader(path)
-            except (KeyError, TypeError, ValueError) as error:
-                raise ConfigError(f"trace {path}: {type(error).__name__}: {error}") from None
-            if not trace.requests:
-                raise ConfigError(f"trace {path}: no requests")
-            return trace
+            return reader(path)
     raise ConfigError(f"trace {path}: of no known format; its first line has none of {[*READERS]}")
 
 
@@ -85,10 +83,33 @@ def _opened(path: Path) -> Any:
         raise ConfigError(f"trace {path}: {error.strerror}") from None
 
 
-def _lines(path: Path) -> Iterable[dict[str, Any]]:
+def _trace(
+    path: Path, block_size: int, request: Callable[[str], TracedRequest], num_heads: int = 0
+) -> Trace:
+    """By arrival, from 0. Raises ConfigError with the number of a line that is wrong."""
+    requests = []
     with _opened(path) as file:
-        for line in file:
-            yield json.loads(line)
+        for number, line in enumerate(file, start=1):
+            if number <= num_heads or not line.strip():
+                continue
+            try:
+                requests.append(request(line))
+            except KeyError as error:
+                raise ConfigError(f"trace {path}, line {number}: no {error}") from None
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"trace {path}, line {number}: {error}") from None
+    if not requests:
+        raise ConfigError(f"trace {path}: no requests")
+    requests.sort(key=lambda each: each.arrival_s)
+    return Trace(path.stem, block_size, tuple(requests)).paced(1.0)
+
+
+def _count(row: Mapping[str, Any], name: str) -> int:
+    """Tokens; one at least, since nothing is computed for less."""
+    count = int(row[name])
+    if count < 0:
+        raise ValueError(f"{name}: must not be negative (got {count})")
+    return max(1, count)
 
 
 def _hashes(ids: Iterable[object]) -> tuple[BlockHash, ...]:

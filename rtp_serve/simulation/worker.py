@@ -1,7 +1,8 @@
 """A modelled engine: prefills one prompt after the other, decodes all sequences together.
 
 While a prompt is computed, sequences get a token with each of its chunks, and each chunk takes a
-decode step longer.
+decode step longer. A prefill replica holds a prompt until it is copied to the decode replica, which
+gives the first token then.
 """
 
 from collections import deque
@@ -25,6 +26,8 @@ class _Prefill:
     served: Served
     num_blocks: int
     """That it holds while it runs."""
+    decode: "ModelledWorker | None" = None
+    """Where it is decoded, if not where its prompt is computed."""
 
 
 class ModelledWorker:
@@ -37,8 +40,10 @@ class ModelledWorker:
         block_size: int,
         events: Events,
         changed: Callable[["ModelledWorker"], None],
+        role: Role = Role.MIXED,
     ) -> None:
         self.worker_id = worker_id
+        self.role = role
         self._model = model
         self._block_size = block_size
         self._events = events
@@ -49,19 +54,31 @@ class ModelledWorker:
         self._prefilling: _Prefill | None = None
         self._rate_while_prefilling = 0.0
         self._decoding: dict[int, _Prefill] = {}
+        self._leaving: dict[int, _Prefill] = {}  # on the way to their decode replicas
         self._pool = DecodePool()
         self._num_held_blocks = 0
         self._wake_up = 0  # the number of the planned one that still counts
         self._prefilled: list[Prefilled] = []
         self._finished: list[str] = []
+        self._has_reported = False
 
-    def submit(self, number: int, served: Served) -> None:
-        """A request comes, number `number` of the trace."""
+    def submit(self, number: int, served: Served, decode: "ModelledWorker | None" = None) -> None:
+        """A request comes, number `number` of the trace; it is decoded here or at `decode`."""
         request = served.request
-        tokens = request.num_tokens + request.num_new_tokens
-        self._queue.append(_Prefill(number, served, -(-tokens // self._block_size)))
+        tokens = request.num_tokens + (0 if decode else request.num_new_tokens)
+        self._queue.append(_Prefill(number, served, self._blocks(tokens), decode))
         if self._prefilling is None:
             self._start_next()
+
+    def take_over(self, number: int, served: Served) -> None:
+        """A prompt comes that another replica has computed; it waits for memory at most."""
+        request = served.request
+        blocks = self._blocks(request.num_tokens + request.num_new_tokens)
+        self._queue.append(_Prefill(number, served, blocks))
+        self._advance()
+        self._begin_decoding()
+        self._set_rate()
+        self._changed(self)
 
     def report(self) -> tuple[BlockDelta | None, WorkerStatus]:
         """What has happened since the last one."""
@@ -71,22 +88,26 @@ class ModelledWorker:
             base, self._version = self._version, self._version + 1
             delta = BlockDelta(self.worker_id, 1, base, self._version, added, removed)
         waiting = [each.number for each in self._queue]
+        running = [*self._decoding, *self._leaving]
+        if self.role is Role.DECODE:  # what waits there for memory has its first token
+            waiting, running = [], running + waiting
         if self._prefilling is not None:
             waiting.insert(0, self._prefilling.number)
         status = WorkerStatus(
             self.worker_id,
             1,
-            Role.MIXED,
+            self.role,
             num_blocks=self._model.num_blocks,
             num_free_blocks=max(0, self._model.num_blocks - self._num_held_blocks),
             num_decoding=len(self._decoding),
             itl_s=self._step_s() if self._decoding else 0.0,
             waiting_ids=tuple(map(str, waiting)),
-            running_ids=tuple(map(str, self._decoding)),
+            running_ids=tuple(map(str, running)),
             prefilled=tuple(self._prefilled),
             finished_ids=tuple(self._finished),
-            self_benchmark=() if self._version else tuple(self._model.self_benchmark()),
+            self_benchmark=() if self._has_reported else tuple(self._model.self_benchmark()),
         )
+        self._has_reported = True
         self._prefilled, self._finished = [], []
         return delta, status
 
@@ -113,20 +134,48 @@ class ModelledWorker:
         self._events.after(took, lambda: self._end_prefill(prefill, point))
 
     def _end_prefill(self, prefill: _Prefill, point: PrefillPoint) -> None:
-        now, request = self._events.now, prefill.served.request
-        prefill.served.ttft_s = now - request.arrival_s
+        request = prefill.served.request
         self._advance()
         self._prefilling = None
         self._cache.store(request.block_hashes)
         self._prefilled.append(Prefilled(str(prefill.number), point))
-        self._decoding[prefill.number] = prefill
-        self._pool.add(prefill.number, max(0, request.num_new_tokens - 1), request.num_tokens)
-        self._end_sequences()
+        if prefill.decode is None:
+            prefill.served.ttft_s = self._events.now - request.arrival_s
+            self._decode(prefill)
+            self._end_sequences()
+        else:
+            self._leaving[prefill.number] = prefill
+            self._events.after(
+                self._model.transfer_s(request.num_tokens), lambda: self._hand_over(prefill)
+            )
         self._start_next()
         self._set_rate()
         self._changed(self)
 
+    def _hand_over(self, prefill: _Prefill) -> None:
+        assert prefill.decode is not None
+        prefill.served.ttft_s = self._events.now - prefill.served.request.arrival_s
+        del self._leaving[prefill.number]
+        self._hold(-prefill.num_blocks)
+        prefill.decode.take_over(prefill.number, prefill.served)
+        if self._prefilling is None:
+            self._start_next()
+        self._changed(self)
+
     # -- decode --
+
+    def _decode(self, prefill: _Prefill) -> None:
+        request = prefill.served.request
+        self._decoding[prefill.number] = prefill
+        self._pool.add(prefill.number, max(0, request.num_new_tokens - 1), request.num_tokens)
+
+    def _begin_decoding(self) -> None:
+        """A decode replica takes what it has memory for."""
+        while self._queue and self._has_room(self._queue[0]):
+            prefill = self._queue.popleft()
+            self._hold(prefill.num_blocks)
+            self._decode(prefill)
+        self._end_sequences()
 
     def _step_s(self) -> float:
         return self._model.decode_step_s(len(self._pool), self._pool.num_kv_tokens)
@@ -148,7 +197,9 @@ class ModelledWorker:
             return
         self._advance()
         self._end_sequences()
-        if self._prefilling is None:
+        if self.role is Role.DECODE:
+            self._begin_decoding()
+        elif self._prefilling is None:
             self._start_next()
         self._set_rate()
         self._changed(self)
@@ -161,6 +212,9 @@ class ModelledWorker:
             self._finished.append(str(number))
 
     # -- memory --
+
+    def _blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._block_size)
 
     def _has_room(self, prefill: _Prefill) -> bool:
         """A sequence waits for memory; one that is larger than all of it runs alone."""

@@ -2,12 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.routing_cells import Cell, Play, least_work_s, play, ratios
+from benchmarks.routing_cells import Cell, Play, play, ratios, worst_ratio
 from benchmarks.routing_decisions import Size, decision_s
-from rtp_serve.kv_cache.block import BlockHash
-from rtp_serve.simulation.engine_model import EngineModel
 from rtp_serve.simulation.report import Summary
-from rtp_serve.simulation.requests import Trace, TracedRequest
 
 EXCERPT = Path(__file__).parents[2] / "benchmarks" / "traces" / "mooncake_conversation.jsonl"
 
@@ -25,11 +22,10 @@ def test_the_worst_of_rivals_is_not_what_counts():
     assert ratios(results, lambda each: each.ttft_p95_s) == {cell: 0.75}
 
 
-def test_the_least_work_computes_each_block_once():
-    block = (BlockHash(b"a"), BlockHash(b"b"))
-    requests = tuple(TracedRequest(float(at), 40, 1, block) for at in range(2))
-    model = EngineModel(prefill_base_s=0.0, prefill_token_s=1.0, prefill_attention_s=0.0)
-    assert least_work_s(Trace("t", 16, requests), model) == 40 + 8
+def test_tails_may_be_three_percent_longer_and_means_may_not():
+    bars = [(1.0, 2.0, 4.0), (1.0, 1.0, 1.0)]
+    assert worst_ratio([(0.9, 2.06, 4.0), (0.5, 0.5, 0.5)], bars) == pytest.approx(1.0)
+    assert worst_ratio([(1.02, 2.06, 4.0), (0.5, 0.5, 0.5)], bars) == pytest.approx(1.02)
 
 
 @pytest.mark.parametrize("policy", ["priced", "round-robin"])

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from rtp_serve.config.parse import parse_config, read_yaml
 from rtp_serve.config.serve_file import read_serve_file
+from rtp_serve.config.simulation import SimulationConfig
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SIMULATION = ROOT / "configs" / "simulation.yaml"
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path != SIMULATION)
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -17,6 +20,12 @@ def test_a_shipped_configuration_parses(path: Path):
     file = read_serve_file(str(path))
     assert file.applications
     assert all(application.is_ours for application in file.applications)
+
+
+def test_the_shipped_simulation_parses():
+    config = parse_config(SimulationConfig, read_yaml(str(SIMULATION)))
+    assert config.sweep_replicas
+    assert config.search.disaggregated
 
 
 def test_the_quickstart_listens_on_loopback_port_8000():
