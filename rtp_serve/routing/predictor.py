@@ -58,8 +58,10 @@ class PrefillPredictor:
     def __init__(self, max_slots: int, settings: PredictorSettings | None = None) -> None:
         self._settings = settings or PredictorSettings()
         self._coefficients: list[_Terms] = [(0.0, 0.0, 0.0)] * max_slots
-        # The same, none below zero, [term, slot]: a prediction of many reads it by terms.
-        self._floored: Floats = np.zeros((_NUM_TERMS, max_slots))
+        # The same for one token, none below zero, [max_slots] each: a prediction of many reads them.
+        self._base_s: Floats = np.zeros(max_slots)
+        self._token_s: Floats = np.zeros(max_slots)
+        self._attention_s: Floats = np.zeros(max_slots)
         self._covariances: list[_Symmetric] = [_NO_COVARIANCE] * max_slots
         self._deviations = [0.0] * max_slots  # typical relative residuals
         self._num_samples = [0] * max_slots
@@ -90,10 +92,12 @@ class PrefillPredictor:
 
     def predict(self, slots: Ints, num_new_tokens: Ints, num_context_tokens: Ints) -> Floats:
         """Seconds, [n] like the arguments. Never negative."""
-        base, token, attention = self._floored.take(slots, axis=1)
-        new = num_new_tokens / _SCALE
-        context = num_context_tokens / _SCALE
-        seconds: Floats = base + new * (token + attention * (context + new / 2))
+        seconds: Floats = num_new_tokens * 0.5
+        seconds += num_context_tokens
+        seconds *= self._attention_s.take(slots)
+        seconds += self._token_s.take(slots)
+        seconds *= num_new_tokens
+        seconds += self._base_s.take(slots)
         return seconds
 
     def predict_one(self, slot: int, num_new_tokens: int, num_context_tokens: int) -> float:
@@ -149,7 +153,9 @@ class PrefillPredictor:
 
     def _floor(self, slot: int) -> None:
         a, b, c = self._coefficients[slot]
-        self._floored[:, slot] = max(a, 0.0), max(b, 0.0), max(c, 0.0)
+        self._base_s[slot] = max(a, 0.0)
+        self._token_s[slot] = max(b, 0.0) / _SCALE
+        self._attention_s[slot] = max(c, 0.0) / _SCALE**2
 
     def _clip(self, slot: int, residual: float) -> float:
         """Bound it by the typical one, and make what is left count for what is typical."""

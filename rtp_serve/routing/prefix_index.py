@@ -176,6 +176,8 @@ class PrefixIndex:
         here = -1  # all
         for position, key in enumerate(hashes):
             mask = held(key, 0)
+            if mask & here == here:
+                continue  # nobody drops out, whatever is assumed
             if assumed:
                 mask |= also(key, 0)
             mask &= here

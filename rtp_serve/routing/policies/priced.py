@@ -25,8 +25,8 @@ class Priced:
 
     def __init__(
         self,
-        base_price: float = 0.3,
-        queue_price: float = 1.5,
+        base_price: float = 0.2,
+        queue_price: float = 2.0,
         queue_power: float = 1.5,
         decode_price: float = 0.02,
     ) -> None:
