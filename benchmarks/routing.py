@@ -73,7 +73,7 @@ def main(
         "decisions,generated,machines,cells", help="What is measured; also: scale."
     ),
     scale_requests: int = typer.Option(1_000_000, help="Of `scale`, over 1,000 workers."),
-    jitters: int = typer.Option(4, help="Replays of a cell."),
+    jitters: int = typer.Option(1, help="Replays of a cell."),
     processes: int = typer.Option(2, help="Replays at a time."),
     as_json: bool = typer.Option(False, "--json"),
 ) -> None:

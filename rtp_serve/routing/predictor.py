@@ -58,7 +58,7 @@ class PrefillPredictor:
     def __init__(self, max_slots: int, settings: PredictorSettings | None = None) -> None:
         self._settings = settings or PredictorSettings()
         self._coefficients: list[_Terms] = [(0.0, 0.0, 0.0)] * max_slots
-        # The same for one token, none below zero, [max_slots] each: a prediction of many reads them.
+        # The same of single tokens, none below zero, [max_slots] each, for predictions of many.
         self._base_s: Floats = np.zeros(max_slots)
         self._token_s: Floats = np.zeros(max_slots)
         self._attention_s: Floats = np.zeros(max_slots)
@@ -92,7 +92,7 @@ class PrefillPredictor:
 
     def predict(self, slots: Ints, num_new_tokens: Ints, num_context_tokens: Ints) -> Floats:
         """Seconds, [n] like the arguments. Never negative."""
-        seconds: Floats = num_new_tokens * 0.5
+        seconds: Floats = np.multiply(num_new_tokens, 0.5, dtype=np.float64)
         seconds += num_context_tokens
         seconds *= self._attention_s.take(slots)
         seconds += self._token_s.take(slots)

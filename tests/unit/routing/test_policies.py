@@ -87,6 +87,18 @@ def test_the_price_of_a_miss_grows_with_the_queues():
     assert chosen("priced", heavy, base_price=0.1, queue_price=0.2) == 1
 
 
+def test_a_miss_is_priced_by_the_line_that_it_joins_and_no_other():
+    candidates = make_candidates([0.0, 1.2, 80.0], [0, 900, 0])
+    assert chosen("priced", candidates, base_price=0.1, queue_price=0.2) == 0
+
+
+def test_the_exponent_spares_short_lines_and_charges_long_ones():
+    lines = make_candidates([0.3, 1.3], [0, 900]), make_candidates([3.0, 5.5], [0, 900])
+    knobs = {"base_price": 0.0, "queue_price": 0.5}
+    assert [chosen("priced", each, **knobs, queue_power=1.0) for each in lines] == [1, 0]
+    assert [chosen("priced", each, **knobs, queue_power=2.0) for each in lines] == [0, 1]
+
+
 def test_a_prompt_is_kept_from_where_many_decode():
     candidates = make_candidates([0, 0.1], [0, 0], num_decoding=np.array([20, 0]))
     assert chosen("priced", candidates, decode_price=0.0) == 0
