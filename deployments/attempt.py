@@ -1,7 +1,7 @@
 """One attempt at a stream: a control call to some replica, and the tokens that it sends aside."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from ray.exceptions import RayError
@@ -9,6 +9,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.channels.framing import WireError
+from deployments.master.client import MasterClient, Route
 from deployments.token_stream.listener import TokenListener
 from deployments.token_stream.streams import TokenStream
 from deployments.token_stream.wire import (
@@ -38,9 +39,16 @@ _LAST_TOKENS_TIMEOUT_S = 5.0
 class AttemptStarter:
     """Starts attempts at the replicas behind a handle; belongs to one event loop."""
 
-    def __init__(self, handle: DeploymentHandle, listener: TokenListener) -> None:
+    def __init__(
+        self,
+        handle: DeploymentHandle,
+        listener: TokenListener,
+        master: MasterClient | None = None,
+    ) -> None:
+        """Without `master` Serve chooses the replicas."""
         self._handle = handle
         self._listener = listener
+        self._master = master
         self._calls: set[asyncio.Task[None]] = set()
 
     @property
@@ -54,41 +62,67 @@ class AttemptStarter:
         return self._listener.is_closed
 
     def start(
-        self, request: Request, before: StreamKey | None, on_opened: Callable[[], None]
+        self,
+        request: Request,
+        before: StreamKey | None,
+        on_opened: Callable[[], None],
+        excluded: Collection[str] = (),
     ) -> "Attempt":
         """Another attempt at the stream of the attempt `before`, or the first one of a new stream.
 
-        `on_opened` is called when a replica has taken it.
+        `on_opened` is called when a replica has taken it; `excluded` are better not asked.
         """
         stream = self._listener.open_stream(request, before, on_opened)
-        call = asyncio.create_task(self._call(stream, request))
+        call = asyncio.create_task(self._call(stream, _named(request, stream.key), excluded))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         return Attempt(request, stream, call, self._listener)
 
-    async def _call(self, stream: TokenStream, request: Request) -> None:
+    async def _call(self, stream: TokenStream, request: Request, excluded: Collection[str]) -> None:
         """Hold the control call open; whatever ends it badly fails the stream."""
         try:
-            record = await self._run(stream, request)
-            if isinstance(record, NeedsTcp):
-                await self._listener.open_tcp()
-                record = await self._run(stream, request)
+            record = await self._route_and_run(stream, request, excluded)
         except (RayError, RayServeException, WireError) as error:
             stream.fail(EngineDead(f"the replica failed: {type(error).__name__}"))
         except OSError as error:
             stream.fail(EngineDead(f"the ingress cannot listen for tokens: {error}"))
+        except Overloaded as error:
+            stream.fail(error)
         except asyncio.CancelledError:
             stream.fail(EngineDead("the call was cancelled"))
             raise
         else:
             self._conclude(stream, record)
 
-    async def _run(self, stream: TokenStream, request: Request) -> Record:
-        if stream.key.attempt > 1:
-            # The replica of an earlier attempt may be this one, and not done with it yet.
-            request = replace(request, request_id=f"{request.request_id}#{stream.key.attempt}")
-        call = Call(self._listener.address, stream.key, request)
-        response = self._handle.run.remote(encode(call))
+    async def _route_and_run(
+        self, stream: TokenStream, request: Request, excluded: Collection[str]
+    ) -> Record:
+        """Raises Overloaded if the Master refuses it."""
+        if self._master is None:
+            return await self._run(stream, request, None)
+        route = await self._master.choose(request, excluded)
+        if route is None:
+            return await self._run(stream, request, None)
+        stream.asked = route.replica
+        record: Record | None = None
+        try:
+            record = await self._run(stream, request, route)
+            return record
+        finally:
+            self._master.ended(route, is_finished=isinstance(record, Finished))
+
+    async def _run(self, stream: TokenStream, request: Request, route: Route | None) -> Record:
+        record = await self._ask(stream, request, route)
+        if isinstance(record, NeedsTcp):
+            await self._listener.open_tcp()
+            record = await self._ask(stream, request, route)
+        return record
+
+    async def _ask(self, stream: TokenStream, request: Request, route: Route | None) -> Record:
+        prefill = "" if route is None else route.prefill
+        call = encode(Call(self._listener.address, stream.key, request, prefill))
+        named = {} if route is None else {"replica": route.replica}
+        response = self._handle.run.remote(call, **named)
         try:
             return decode_record(await response)
         except asyncio.CancelledError:
@@ -146,6 +180,14 @@ class Attempt:
             self._deadline.cancel()
         if not self._listener.close_stream(self.tokens):
             self._call.cancel()
+
+
+def _named(request: Request, key: StreamKey) -> Request:
+    """Under a name of the attempt's own: the replica of an earlier one may be this one's, and not
+    done with it yet."""
+    if key.attempt == 1:
+        return request
+    return replace(request, request_id=f"{request.request_id}#{key.attempt}")
 
 
 def _error_of(record: Refused) -> RtpServeError:

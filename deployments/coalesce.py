@@ -8,6 +8,7 @@ from dataclasses import replace
 from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.client import EngineClient, Reloaded, ServedModel
 from rtp_serve.engine.request import Request, SequenceDelta
+from rtp_serve.routing.standing import FleetStanding
 
 
 class CoalescingClient:
@@ -60,6 +61,9 @@ class CoalescingClient:
         self, token_ids: Sequence[int], cache_salt: str, ttl_s: float
     ) -> list[Pinned]:
         return await self._engine.pin_prefix(token_ids, cache_salt, ttl_s)
+
+    async def fleet_standing(self) -> FleetStanding:
+        return await self._engine.fleet_standing()
 
     async def check_health(self) -> None:
         await self._engine.check_health()

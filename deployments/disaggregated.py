@@ -8,8 +8,10 @@ from ray import serve
 from deployments.args import ingress_options, replica_options
 from deployments.ingress import IngressDeployment
 from deployments.kv_transfer.exchange import ExchangeOptions
+from deployments.master.joining import routing_options
 from deployments.replicas import BuildEngine, EngineReplica, build_real_engine
 from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA, DisaggregatedConfig
+from rtp_serve.routing.types import Role
 
 
 def app(config: DisaggregatedConfig) -> serve.Application:
@@ -24,11 +26,19 @@ def assemble(config: DisaggregatedConfig, build: BuildEngine) -> serve.Applicati
     is_exact = prefill.engine.parallel == decode.engine.parallel
     prefill_replicas = serve.deployment(
         EngineReplica, name=PREFILL_REPLICA, **replica_options(prefill)
-    ).bind(prefill.engine, build, ExchangeOptions(config.transfer, ports))
+    ).bind(
+        prefill.engine,
+        build,
+        ExchangeOptions(config.transfer, ports),
+        routing_options(config.master, Role.PREFILL),
+    )
     decode_replicas = serve.deployment(
         EngineReplica, name=DECODE_REPLICA, **replica_options(decode)
     ).bind(
-        decode.engine, build, ExchangeOptions(config.transfer, ports, prefill_replicas, is_exact)
+        decode.engine,
+        build,
+        ExchangeOptions(config.transfer, ports, prefill_replicas, is_exact),
+        routing_options(config.master, Role.DECODE),
     )
     return serve.deployment(IngressDeployment, **ingress_options(config)).bind(
         decode_replicas, config, [prefill_replicas]

@@ -17,7 +17,9 @@ from starlette.applications import Starlette
 from deployments.coalesce import CoalescingClient
 from deployments.exposure import exposed_options
 from deployments.http_server import HttpServer
+from deployments.master.joining import start_client
 from deployments.replica_client import ReplicaClient
+from deployments.replica_model import ReplicaModel
 from deployments.replica_search import StreamLimits
 from deployments.request_id import WithoutRequestId
 from deployments.token_stream.listener import TokenListener
@@ -63,12 +65,11 @@ class Ingress:
         )
         http_options = await asyncio.to_thread(exposed_options, config)
         await self._listener.start()
-        engine = ReplicaClient(
-            replicas,
-            self._listener,
-            StreamLimits(config.ingress.replica_timeout_s, config.ingress.max_resumptions),
-            helpers,
-        )
+        limits = StreamLimits(config.ingress.replica_timeout_s, config.ingress.max_resumptions)
+        model = ReplicaModel(replicas, limits.replica_timeout_s)
+        routing = config.master
+        self._master = start_client(routing, replicas, model) if routing is not None else None
+        engine = ReplicaClient(replicas, self._listener, limits, helpers, self._master, model)
         tokenizer, chat_template = await asyncio.to_thread(_load_text, config)
         self._context = ServingContext(
             engine, tokenizer, chat_template, WallClock(), config.api.limits
@@ -109,6 +110,8 @@ class Ingress:
         """Serve awaits it when the ingress has drained."""
         if self._server is not None:
             await self._server.close()
+        if self._master is not None:
+            await self._master.close()
         await self._listener.close()
 
 

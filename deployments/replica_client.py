@@ -10,6 +10,8 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.exposition import merge_expositions
+from deployments.master.client import MasterClient
+from deployments.replica_model import ReplicaModel
 from deployments.replica_search import StreamLimits
 from deployments.resumption_figures import ResumptionFigures
 from deployments.stream_runner import StreamRunner
@@ -17,7 +19,8 @@ from deployments.token_stream.listener import TokenListener
 from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.engine.request import Request, SequenceDelta
-from rtp_serve.errors import EngineDead, NoKVTiers, ReloadFailed, RtpServeError
+from rtp_serve.errors import EngineDead, NoKVTiers, NoMaster, ReloadFailed, RtpServeError
+from rtp_serve.routing.standing import FleetStanding
 
 _STATUS_TIMEOUT_S = 10.0
 # Who scrapes figures waits no longer for a replica that hangs.
@@ -35,15 +38,18 @@ class ReplicaClient:
         listener: TokenListener,
         limits: StreamLimits,
         helpers: Sequence[DeploymentHandle] = (),
+        master: MasterClient | None = None,
+        model: ReplicaModel | None = None,
     ) -> None:
         """`helpers` lead to engines that run no streams, as prefill replicas: they are reloaded,
-        asked for figures and told of caches like the others, and need not be there."""
+        asked for figures and told of caches like the others, and need not be there. Without
+        `master` Serve chooses the replicas. `model` is theirs, of `handle`."""
         self._handle = handle
         self._helpers = helpers
-        self._replica_timeout_s = limits.replica_timeout_s
+        self._master = master
         self._figures = ResumptionFigures()
-        self._streams = StreamRunner(handle, listener, limits, self._figures)
-        self._model: ServedModel | None = None
+        self._streams = StreamRunner(handle, listener, limits, self._figures, master)
+        self._model = model or ReplicaModel(handle, limits.replica_timeout_s)
 
     @property
     def num_calls(self) -> int:
@@ -54,13 +60,7 @@ class ReplicaClient:
         return self._streams.generate(request)
 
     async def served_model(self) -> ServedModel:
-        if self._model is None:
-            try:
-                async with asyncio.timeout(self._replica_timeout_s):
-                    self._model = await self._handle.served_model.remote()
-            except (RayError, RayServeException, TimeoutError) as error:
-                raise EngineDead(f"no replica answers: {type(error).__name__}") from error
-        return self._model
+        return await self._model.get()
 
     async def reload(self) -> list[Reloaded]:
         results = await self._ask_all("reload", _RELOAD_TIMEOUT_S)
@@ -84,6 +84,11 @@ class ReplicaClient:
     ) -> list[Pinned]:
         return await self._ask_stores("pin_prefix", tuple(token_ids), cache_salt, ttl_s)
 
+    async def fleet_standing(self) -> FleetStanding:
+        if self._master is None:
+            raise NoMaster
+        return await self._master.standing()
+
     async def _ask_stores(self, method: str, *arguments: Any) -> list[Any]:
         """The answers of one replica of each node's store. Raises NoKVTiers or EngineDead."""
         replicas = one_of_each_store(await self.cache_stats())
@@ -105,7 +110,8 @@ class ReplicaClient:
             texts = await self._broadcast("metrics_text", timeout_s=_FIGURES_TIMEOUT_S)
         except EngineDead:
             texts = []
-        return self._figures.render() + merge_expositions(dict(texts))
+        routing = self._master.figures.render() if self._master is not None else ""
+        return self._figures.render() + routing + merge_expositions(dict(texts))
 
     async def _broadcast(
         self, method: str, *arguments: Any, timeout_s: float = _STATUS_TIMEOUT_S

@@ -17,6 +17,8 @@ from ray import serve
 from deployments.channels.dialer import TcpNeeded
 from deployments.kv_transfer import wire as kv_wire
 from deployments.kv_transfer.exchange import ExchangeOptions, KvExchange
+from deployments.master.joining import RoutingOptions, start_link
+from deployments.master.link import MasterLink
 from deployments.metrics import RaySink
 from deployments.ranks import BundleStarter
 from deployments.store_client import connect_store
@@ -62,9 +64,11 @@ class EngineReplica:
         config: EngineConfig,
         build: BuildEngine = build_real_engine,
         exchange: ExchangeOptions | None = None,
+        routing: RoutingOptions | None = None,
     ) -> None:
         """Loads nothing: `reconfigure`, which Serve calls next, says which model. With `exchange`
-        prompts are computed for other replicas, or by them."""
+        prompts are computed for other replicas, or by them; with `routing` a Master is told of
+        this one."""
         configure_logging()
         self._config = config
         self._build = build
@@ -73,6 +77,8 @@ class EngineReplica:
         self._sink = RaySink()
         self._exchange_options = exchange
         self._exchange: KvExchange | None = None
+        self._routing = routing
+        self._link: MasterLink | None = None
         self._started: AsyncEngine | None = None
         self._loading: set[asyncio.Task[None]] = set()
 
@@ -111,6 +117,8 @@ class EngineReplica:
         )
         if self._exchange_options is not None:
             self._exchange = await self._joined(self._exchange_options, self._started)
+        if self._routing is not None:
+            self._link = await start_link(self._routing, self._started, self._replica)
         # What is here now stays: a collection that looks at all of it would hold up a step.
         gc.collect()
         gc.freeze()
@@ -141,10 +149,10 @@ class EngineReplica:
             raise ReloadFailed(f"replica {self._replica}: {error.message}") from error
         return replace(reloaded, replica=self._replica)
 
-    async def run(self, data: bytes) -> bytes:
+    async def run(self, data: bytes, *, replica: str = "") -> bytes:
         """The control call: a `Call` in, a `Record` out when the stream has ended.
 
-        Cancelling it aborts the request.
+        Cancelling it aborts the request. `replica` is for the router.
         """
         return encode(await self._run(decode_call(data)))
 
@@ -180,7 +188,7 @@ class EngineReplica:
             return _refusal(error)
         tally = channel.open(call)
         bringing = asyncio.create_task(
-            exchange.bring(call.request, lambda delta: channel.deliver([delta]))
+            exchange.bring(call.request, lambda delta: channel.deliver([delta]), call.prefill)
         )
         try:
             await asyncio.wait((bringing, tally.finished), return_when=asyncio.FIRST_COMPLETED)
@@ -261,6 +269,8 @@ class EngineReplica:
 
     async def __del__(self) -> None:
         """Serve awaits it when the replica has drained: end streams, free the model."""
+        if self._link is not None:
+            await self._link.close()
         self._dialer.close()
         if self._exchange is not None:
             await self._exchange.close()

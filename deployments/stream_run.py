@@ -46,6 +46,7 @@ class StreamRun:
         self._next: Attempt | None = None
         self._newest: Attempt | None = None
         self._asked: frozenset[str] = frozenset()
+        self._excluded: set[str] = set()
         self._moving: asyncio.Task[None] | None = None
 
     async def deltas(self) -> AsyncGenerator[SequenceDelta, None]:
@@ -67,6 +68,7 @@ class StreamRun:
                 except (EngineDead, Overloaded) as error:
                     if self._attempts.is_closed:
                         raise
+                    self._exclude(attempt)
                     pause_s = self._search.pause_after(error, is_lost=attempt.tokens.is_opened)
                     if pause_s is None:
                         raise
@@ -81,10 +83,18 @@ class StreamRun:
                 self._next.close()
 
     def _start(self) -> Attempt:
-        attempt = self._attempts.start(self._journal.rest, self._last_key, self._move_if_withdrawn)
+        attempt = self._attempts.start(
+            self._journal.rest, self._last_key, self._move_if_withdrawn, self._excluded
+        )
         self._last_key = attempt.key
         self._newest, self._asked = attempt, self._live.names or frozenset()
         return attempt
+
+    def _exclude(self, attempt: Attempt) -> None:
+        """Whoever has lost or refused it is better not asked again."""
+        name = attempt.tokens.replica or attempt.tokens.asked
+        if name:
+            self._excluded.add(name)
 
     def _start_search(self) -> Attempt:
         attempt = self._start()
@@ -119,6 +129,7 @@ class StreamRun:
                 attempt.tokens.fail(ReplicaWithdrawn("the replica is being withdrawn"))
                 return
             except RtpServeError:
+                self._exclude(other)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             finally:

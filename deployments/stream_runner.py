@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments import live_replicas
 from deployments.attempt import AttemptStarter
+from deployments.master.client import MasterClient
 from deployments.replica_search import ReplicaSearch, StreamLimits
 from deployments.resumption_figures import ResumptionFigures
 from deployments.stream_run import StreamRun
@@ -31,10 +32,12 @@ class StreamRunner:
         listener: TokenListener,
         limits: StreamLimits,
         figures: ResumptionFigures,
+        master: MasterClient | None = None,
     ) -> None:
+        """Without `master` Serve chooses the replicas."""
         self._limits = limits
         self._figures = figures
-        self._attempts = AttemptStarter(handle, listener)
+        self._attempts = AttemptStarter(handle, listener, master)
         self._live = live_replicas.of(handle.app_name, handle.deployment_name)
 
     @property

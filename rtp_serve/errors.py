@@ -152,6 +152,25 @@ class NoKVTiers(RtpServeError):
         )
 
 
+class NoMaster(RtpServeError):
+    """Nobody decides where requests go but Ray Serve."""
+
+    status = 409
+    code = "no_master"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "there is no Master: routing.master is never, or there is one replica and it is auto"
+        )
+
+
+class MasterUnavailable(RtpServeError):
+    """The Master does not answer; requests go on without it."""
+
+    status = 503
+    code = "master_unavailable"
+
+
 class RequestTimeout(RtpServeError):
     """The request did not arrive, or was not answered, in the time a request may take."""
 

@@ -105,15 +105,16 @@ class Prefilling:
 
 
 async def prefill_elsewhere(
-    shared: Prefilling, name: str, request: Request, deliver: Deliver
+    shared: Prefilling, name: str, request: Request, deliver: Deliver, preferred: str = ""
 ) -> Request | None:
-    """Have a prompt computed by a prefill replica, and its first token delivered.
+    """Have a prompt computed by a prefill replica, `preferred` if it can be, and its first token
+    delivered.
 
     Returns what is still to be run here: with the first token, or without if there was none; None
     if the first token was the last. Cancelling it gives everything back. Raises what
     `AsyncEngine.receive` raises.
     """
-    transfer = _Transfer(shared, name, request, deliver)
+    transfer = _Transfer(shared, name, request, deliver, preferred)
     num_tokens = len(request.prompt_token_ids)
     shared.listener.listen(name, transfer)
     shared.predictions.begun(num_tokens)
@@ -128,8 +129,16 @@ async def prefill_elsewhere(
 class _Transfer:
     """Events of engine, channels, copier, calls and clock in; the lifecycle's actions out."""
 
-    def __init__(self, shared: Prefilling, name: str, request: Request, deliver: Deliver) -> None:
+    def __init__(
+        self,
+        shared: Prefilling,
+        name: str,
+        request: Request,
+        deliver: Deliver,
+        preferred: str,
+    ) -> None:
         self._shared = shared
+        self._preferred = preferred
         self._request = request
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
@@ -297,7 +306,7 @@ class _Transfer:
 
     def _begin_attempt(self, key: TransferKey, num_blocks_present: int) -> None:
         self._blame_peer()
-        peer = self._shared.peers.choose(self._tried, self._loop.time())
+        peer = self._shared.peers.choose(self._tried, self._loop.time(), self._preferred)
         if peer is None:
             self._do(self._transfer.no_peer(key))
             return

@@ -119,11 +119,13 @@ class KvExchange:
         self.figures.chose(choice.reason)
         return not choice.is_local
 
-    async def bring(self, request: Request, deliver: Deliver) -> Request | None:
+    async def bring(
+        self, request: Request, deliver: Deliver, preferred: str = ""
+    ) -> Request | None:
         """See `prefill_elsewhere`."""
         assert self._shared is not None, "there are no prefill replicas"
         name = f"{self._replica}-{next(self._numbers)}"
-        return await prefill_elsewhere(self._shared, name, request, deliver)
+        return await prefill_elsewhere(self._shared, name, request, deliver, preferred)
 
     async def prefill(self, call: PrefillCall) -> PrefillEnded:
         """See `PrefillSide.run`."""

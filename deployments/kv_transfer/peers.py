@@ -1,8 +1,8 @@
 """Which prefill replica is asked for a prompt.
 
 Serve says which ones there are, and for some time does not know that one has stopped. So a decode
-replica asks those that it has fared well with, first the one that has least to do for it, and
-nobody twice for one prompt.
+replica asks those that it has fared well with, first the one that the Master has chosen,
+then the one that has least to do for it, and nobody twice for one prompt.
 """
 
 import random
@@ -35,14 +35,17 @@ class Peers:
         is_open = [self._breaker.circuit(name, now_s) is Circuit.OPEN for name in names]
         return ChoiceReason.CIRCUIT_OPEN if all(is_open) else None
 
-    def choose(self, tried: Collection[str], now_s: float) -> str | None:
-        """One that was not tried; ANYBODY before Serve has told who there is, None if there is no
-        other one."""
+    def choose(self, tried: Collection[str], now_s: float, preferred: str = ANYBODY) -> str | None:
+        """One that was not tried, `preferred` if it is there; ANYBODY before Serve has told who
+        there is, None if there is no other one."""
         names = self._live.names
         if names is None:
             return None if tried else ANYBODY
         left = [name for name in names if name not in tried]
-        for name in sorted(left, key=lambda name: (self._num_tokens[name], random.random())):
+        for name in sorted(
+            left,
+            key=lambda name: (name != preferred, self._num_tokens[name], random.random()),
+        ):
             if self._breaker.may_try(name, now_s):
                 return name
         return None

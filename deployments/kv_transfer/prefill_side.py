@@ -11,6 +11,7 @@ from dataclasses import replace
 from deployments.channels.dialer import Dialer
 from deployments.kv_transfer.outbound import OutboundChannel
 from deployments.kv_transfer.wire import PrefillCall, PrefillEnded, PrefillLoad, Taken, pack_first
+from deployments.master.names import PART
 from rtp_serve.clock import Clock
 from rtp_serve.disaggregation.lifecycle import (
     Bump,
@@ -125,7 +126,7 @@ class _Attempt:
         limits = TransferLimits(call.lease_s)
         now_s = self._loop.time()
         self._transfer = PrefillTransfer(call.key, now_s + call.timeout_s, limits, now_s)
-        self._request = replace(call.request, request_id=f"{call.key.transfer}#{call.key.epoch}")
+        self._request = replace(call.request, request_id=_own_name(call))
         self._first: SequenceDelta | None = None
         self._num_told = 0
         self._last_layer_s = 0.0
@@ -241,3 +242,9 @@ class _Attempt:
         assert self._has_slot, "a slot is taken back once"
         self._has_slot = False
         self._slots.retire(self._slot)
+
+
+def _own_name(call: PrefillCall) -> str:
+    """Of the request here: another attempt at it may not be over. It begins with the name under
+    which the Master knows the request."""
+    return f"{call.request.request_id}{PART}{call.key.transfer}#{call.key.epoch}"

@@ -33,6 +33,9 @@ class TokenStream:
         self.replica = ""
         """Which one has taken it, now or in its past; none yet while empty."""
 
+        self.asked = ""
+        """Which one was chosen for it; empty if Serve chooses."""
+
         self._on_opened = on_opened
         self._num_unfinished = num_sequences
         self._pending: deque[SequenceDelta] = deque()

@@ -33,6 +33,9 @@ class Call(msgspec.Struct, frozen=True):
     key: StreamKey
     request: Request
 
+    prefill: str = ""
+    """Who should rather compute the prompt, where others do."""
+
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
     """The record of a stream that ran. One entry per sequence that ran, in order."""

@@ -75,6 +75,7 @@ def _route_table(context: ServingContext, config: ApiConfig, metrics: HttpMetric
     table.add("GET", "/metrics", Access.METRICS, operations.metrics)
     table.add("GET", "/admin/config", Access.ADMIN, operations.config)
     table.add("POST", "/admin/reload", Access.ADMIN, operations.reload)
+    table.add("GET", "/routing", Access.ADMIN, operations.routing)
     table.add("GET", "/cache/stats", Access.ADMIN, cache.stats)
     table.add("POST", "/cache/trim", Access.ADMIN, cache.trim)
     table.add("POST", "/cache/pin", Access.ADMIN, cache.pin)

@@ -152,3 +152,11 @@ class RoutingConfig(Config):
                 f"in_flight_timeout_s ({self.in_flight_timeout_s:g})"
             )
         return self
+
+
+class AppRoutingConfig(RoutingConfig):
+    """The Master of an application."""
+
+    master: Literal["auto", "always", "never"] = "auto"
+    """Whether there is one: "auto" where a deployment can have more than one replica. Without, Ray
+    Serve's router chooses replicas."""

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from rtp_serve.config.api import ApiConfig
 from rtp_serve.config.base import Config
 from rtp_serve.config.engine import EngineConfig
+from rtp_serve.config.routing import AppRoutingConfig, RoutingConfig
 
 ENGINE_REPLICA = "EngineReplica"
 """Name of the deployment of engine replicas."""
@@ -48,6 +49,12 @@ class ReplicaConfig(Config):
     drain_timeout_s: float = Field(default=600.0, ge=0)
     """A replica that is asked to stop hands its streams to others; those that no other one takes
     may go on there for so long."""
+
+    @property
+    def can_be_several(self) -> bool:
+        """Whether there may be more than one at a time."""
+        autoscaling = self.autoscaling or {}
+        return int(autoscaling.get("max_replicas", self.num_replicas)) > 1
 
     @model_validator(mode="after")
     def _check(self) -> "ReplicaConfig":
@@ -123,6 +130,19 @@ class AppConfig(Config):
     channel: ChannelConfig = ChannelConfig()
     """Token sockets."""
 
+    routing: AppRoutingConfig = AppRoutingConfig()
+    """Which replica a request goes to."""
+
+    @model_validator(mode="after")
+    def _check_routing(self) -> "AppConfig":
+        wanted, block_size = self.routing.block_size, self.engine.cache.block_size
+        if wanted != block_size and "block_size" in self.routing.model_fields_set:
+            raise ValueError(
+                f"routing.block_size: must be engine.cache.block_size, {block_size}, or left out; "
+                f"got {wanted}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _check(self) -> "AppConfig":
         replica, num_ranks = self.replica, self.engine.parallel.world_size
@@ -137,6 +157,15 @@ class AppConfig(Config):
     def pools(self) -> "tuple[tuple[str, AppConfig], ...]":
         """Its deployments of engine replicas: name, and the application that it would be alone."""
         return ((ENGINE_REPLICA, self),)
+
+    @property
+    def master(self) -> RoutingConfig | None:
+        """What its Master is told; None if it has none."""
+        wanted = self.routing.master
+        is_useful = any(app.replica.can_be_several for _, app in self.pools)
+        if wanted == "never" or (wanted == "auto" and not is_useful):
+            return None
+        return self.routing.model_copy(update={"block_size": self.engine.cache.block_size})
 
     @property
     def max_ongoing_requests(self) -> int:

@@ -37,12 +37,14 @@ from rtp_serve.errors import (
     InvalidRequest,
     ModelChanged,
     ModelNotFound,
+    NoMaster,
     Overloaded,
     RankError,
     ReloadFailed,
     ReloadRefused,
 )
 from rtp_serve.routing.report import Reporter, WorkerIdentity
+from rtp_serve.routing.standing import FleetStanding
 
 logger = logging.getLogger(__name__)
 
@@ -271,6 +273,9 @@ class AsyncEngine:
     ) -> list[Pinned]:
         self.raise_if_dead()
         return [await asyncio.to_thread(self._caches.pin, token_ids, cache_salt, ttl_s)]
+
+    async def fleet_standing(self) -> FleetStanding:
+        raise NoMaster
 
     async def generate(self, request: Request) -> AsyncGenerator[SequenceDelta, None]:
         """Stream the request's deltas; closing the generator aborts."""

@@ -7,6 +7,7 @@ from typing import Protocol
 from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.kv_cache.block import BlockHash, chain_hashes, root_hash
+from rtp_serve.routing.standing import FleetStanding
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,11 @@ class EngineClient(Protocol):
 
         Raises NoKVTiers where no engine has one, EngineDead when none answers.
         """
+        ...
+
+    async def fleet_standing(self) -> FleetStanding:
+        """What the Master knows of the engines, and how it has decided of late. Raises NoMaster
+        where there is none, MasterUnavailable when it does not answer."""
         ...
 
     async def check_health(self) -> None:

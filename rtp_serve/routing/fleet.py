@@ -51,6 +51,10 @@ class Fleet:
         """Of a worker that is there."""
         return _ROLES[int(self._roles[slot])]
 
+    def is_usable(self, slot: int) -> bool:
+        """Whether it reports, as far as `silence` was called."""
+        return bool(self._is_usable[slot])
+
     def epoch(self, worker_id: WorkerId) -> int | None:
         """Of its present life; None if it is unknown."""
         slot = self.slots.get(worker_id)

@@ -150,12 +150,12 @@ class Ledger:
 
     def first_token(self, slot: int, request_id: str, now: float) -> Entry | None:
         """Its prompt is computed at `slot`; it decodes there, or is on the way to where it does.
-        None if nobody waits for that any more."""
+        A decode worker may have computed it itself. None if nobody waits for that any more."""
         entry = self._entries.get(request_id)
-        if entry is None or entry.has_first_token or entry.slot != slot:
+        if entry is None or entry.has_first_token or slot not in (entry.slot, entry.decode_slot):
             return None
         self._leave_queue(entry, now)
-        del self._owned[slot][request_id]
+        del self._owned[entry.slot][request_id]
         entry.has_first_token = True
         entry.seen_s = now
         moves = entry.decode_slot != slot

@@ -4,7 +4,7 @@ Pure: time is an argument, and so is the randomness of the policies that want so
 is soft; workers' reports build it again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from random import Random
@@ -26,6 +26,7 @@ from rtp_serve.routing.predictor import PredictorSettings, PrefillPredictor
 from rtp_serve.routing.prefix_index import PrefixIndex
 from rtp_serve.routing.replication import HotPrefixes
 from rtp_serve.routing.snapshot import HolderBlocks, RoutingSnapshot, WorkerSnapshot
+from rtp_serve.routing.standing import WorkerStanding
 from rtp_serve.routing.types import (
     Candidates,
     Choice,
@@ -127,7 +128,9 @@ class Master:
         self._end(request_id, RequestState.LOST, now)
 
     def remove(self, worker_id: WorkerId, now: float) -> tuple[str, ...]:
-        """A worker is gone for good; requests that went with it."""
+        """A worker is gone for good, if it was there; requests that went with it."""
+        if not self.knows(worker_id):
+            return ()
         lost = self._lose(self._ledger.at(self._slot(worker_id)), now)
         self._index.forget(worker_id)
         self._fleet.remove(worker_id)
@@ -143,6 +146,14 @@ class Master:
         return found
 
     # -- what is asked --
+
+    def knows(self, worker_id: WorkerId) -> bool:
+        """Whether it has reported."""
+        return worker_id in self._fleet.slots
+
+    def is_in_flight(self, request_id: str) -> bool:
+        """Whether a request of this name was sent and has not ended."""
+        return self._ledger.get(request_id) is not None
 
     def schedule(self, request: RequestFeatures, now: float) -> Decision:
         """Choose workers for a request and book what it needs, or say why not."""
@@ -162,7 +173,45 @@ class Master:
         choice = self._policy.choose(request, candidates, self._rng)
         return self._book(request, candidates, choice, slo, now)
 
+    def standings(self, now: float) -> tuple[WorkerStanding, ...]:
+        """Every worker at this moment, by name."""
+        fleet, ledger = self._fleet, self._ledger
+        waits = ledger.wait_s(fleet.slots.size, now)
+        found = (
+            WorkerStanding(
+                status.worker_id,
+                status.role,
+                status.node_id,
+                fleet.is_usable(slot),
+                now - seen_s,
+                float(waits[slot]),
+                int(ledger.num_in_flight[slot]),
+                status.num_decoding,
+                status.num_blocks,
+                status.num_free_blocks,
+                int(ledger.reserved_blocks[slot]),
+                self._index.num_blocks(status.worker_id),
+            )
+            for slot, status, seen_s in fleet.statuses()
+        )
+        return tuple(sorted(found, key=lambda each: each.worker_id))
+
     # -- handing over --
+
+    def changed_blocks(
+        self, known: Mapping[str, tuple[int, int]], max_blocks: int
+    ) -> Iterator[HolderBlocks]:
+        """Whole holders that are at another (epoch, version) than `known` says, until they have
+        `max_blocks` together: those first that are not in it, then in its order."""
+        versions = {name: (epoch, version) for name, epoch, version in self._index.versions()}
+        fresh = [name for name in versions if name not in known]
+        for name in (*fresh, *known):
+            if name in versions and versions[name] != known.get(name):
+                blocks = tuple(self._index.blocks(name))
+                yield HolderBlocks(name, *versions[name], blocks)
+                max_blocks -= len(blocks)
+                if max_blocks <= 0:
+                    return
 
     def snapshot(self, now: float, *, with_blocks: bool = True) -> RoutingSnapshot:
         """What another Master can go on from."""
@@ -212,10 +261,7 @@ class Master:
 
     def _prefill_slots(self, request: RequestFeatures) -> tuple[Ints, Ints]:
         """Of workers that can take it, and how many blocks each has free."""
-        slots = self._fleet.usable(_PREFILL)
-        if request.excluded:
-            excluded = [self._fleet.slots.get(each) for each in request.excluded]
-            slots = slots[~np.isin(slots, [each for each in excluded if each is not None])]
+        slots = self._without_excluded(self._fleet.usable(_PREFILL), request)
         free = self._estimates.free_blocks(slots)
         if len(self._fleet.usable(_ITS_OWN)):
             fits = free >= self._demand(request)
@@ -223,6 +269,12 @@ class Master:
             if 0 < num_fitting < len(slots):
                 return slots[fits], free[fits]
         return slots, free
+
+    def _without_excluded(self, slots: Ints, request: RequestFeatures) -> Ints:
+        if not request.excluded:
+            return slots
+        excluded = [self._fleet.slots.get(each) for each in request.excluded]
+        return slots[~np.isin(slots, [each for each in excluded if each is not None])]
 
     def _book(
         self,
@@ -284,7 +336,7 @@ class Master:
         if self._fleet.role(slot) is Role.MIXED:
             return slot
         fleet = self._fleet
-        slots = fleet.usable(_DECODE)
+        slots = self._without_excluded(fleet.usable(_DECODE), request)
         return choose_decode(
             slots,
             self._estimates.free_blocks(slots),
@@ -337,7 +389,7 @@ class Master:
     ) -> None:
         entry = self._ledger.first_token(slot, request_id, now)
         if entry is not None:
-            self._assumed.settle(slot, entry.assumed)
+            self._assumed.settle(entry.slot, entry.assumed)
         if point is not None:
             self._predictor.learn(slot, point)
 

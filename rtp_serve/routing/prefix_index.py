@@ -68,6 +68,11 @@ class PrefixIndex:
         stream = self._streams.get(holder)
         return frozenset(stream.blocks) if stream else frozenset()
 
+    def num_blocks(self, holder: str) -> int:
+        """How many it has."""
+        stream = self._streams.get(holder)
+        return len(stream.blocks) if stream else 0
+
     # -- what holders say --
 
     def apply(self, delta: BlockDelta) -> StreamOutcome:

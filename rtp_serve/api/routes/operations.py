@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+import msgspec
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
@@ -16,7 +17,7 @@ _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class OperationsRoutes:
-    """/health, /metrics, /admin/config and /admin/reload."""
+    """/health, /metrics, /routing, /admin/config and /admin/reload."""
 
     def __init__(self, engine: EngineClient, metrics: HttpMetrics, config: ApiConfig) -> None:
         self._engine = engine
@@ -35,6 +36,11 @@ class OperationsRoutes:
         except EngineDead:
             engine_text = ""
         return Response(self._metrics.render() + engine_text, media_type=_PROMETHEUS)
+
+    async def routing(self, request: HTTPRequest, tenant: str) -> Response:
+        """The replicas as the Master sees them, and its last decisions. Raises NoMaster, a 409, and
+        MasterUnavailable, a 503."""
+        return json_response(msgspec.to_builtins(await self._engine.fleet_standing()))
 
     async def reload(self, request: HTTPRequest, tenant: str) -> Response:
         """Read the model's weights again. Raises InvalidRequest for a body that wants more,

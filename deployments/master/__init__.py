@@ -1,0 +1,1 @@
+"""The Master of an application: who asks it, who tells it, and who stands in for it."""
