@@ -25,6 +25,7 @@ from rtp_serve.routing.policies.registry import make_policy
 from rtp_serve.routing.predictor import PredictorSettings, PrefillPredictor
 from rtp_serve.routing.prefix_index import PrefixIndex
 from rtp_serve.routing.replication import HotPrefixes
+from rtp_serve.routing.shared_benchmarks import SharedBenchmarks
 from rtp_serve.routing.snapshot import HolderBlocks, RoutingSnapshot, WorkerSnapshot
 from rtp_serve.routing.standing import WorkerStanding
 from rtp_serve.routing.types import (
@@ -68,6 +69,7 @@ class Master:
                 default_tokens_per_s=config.predictor.default_tokens_per_s,
             ),
         )
+        self._benchmarks = SharedBenchmarks(self._predictor)
         self._estimates = Estimates(
             config.block_size, self._fleet, self._ledger, self._predictor, self._lower
         )
@@ -109,7 +111,7 @@ class Master:
             self._index.begin(status.worker_id, status.epoch)
         slot = self._fleet.update(status, now)
         if known != status.epoch:
-            self._predictor.start(slot, status.self_benchmark)
+            self._benchmarks.start(slot, status.role, status.self_benchmark)
         for each in status.prefilled:
             self._on_first_token(slot, each.request_id, each.point, now)
         for request_id in status.finished_ids:
@@ -133,7 +135,7 @@ class Master:
             return ()
         lost = self._lose(self._ledger.at(self._slot(worker_id)), now)
         self._index.forget(worker_id)
-        self._fleet.remove(worker_id)
+        self._benchmarks.learned(self._fleet.remove(worker_id))
         return lost
 
     def expire(self, now: float) -> dict[str, RequestState]:
@@ -391,6 +393,7 @@ class Master:
         if entry is not None:
             self._assumed.settle(entry.slot, entry.assumed)
         if point is not None:
+            self._benchmarks.learned(slot)
             self._predictor.learn(slot, point)
 
     def _end(self, request_id: str, state: RequestState, now: float) -> None:

@@ -1,7 +1,7 @@
 """How a stream moves from a replica that Serve withdraws, with replicas that the test plays."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from contextlib import aclosing
 from itertools import pairwise
 
@@ -29,10 +29,16 @@ class PlayedReplicas(AttemptStarter):
         self._listener = TokenListener("node", "127.0.0.1")
         self.attempts: list[Attempt] = []
         self.closed: list[int] = []
+        self.excluded: list[set[str]] = []
 
     def start(
-        self, request: Request, before: StreamKey | None, on_opened: Callable[[], None]
+        self,
+        request: Request,
+        before: StreamKey | None,
+        on_opened: Callable[[], None],
+        excluded: Collection[str] = (),
     ) -> Attempt:
+        self.excluded.append(set(excluded))
         stream = self._listener.open_stream(request, before, on_opened)
         number = stream.key.attempt
 
@@ -125,6 +131,22 @@ def test_it_ends_where_it_is_when_it_is_done_before_another_replica_takes_it():
         await asyncio.sleep(0)
         assert stage.tokens == [10, 11]
         assert stage.replicas.closed == [1, 2]
+
+    play(scenario)
+
+
+def test_replicas_that_lost_or_refused_it_are_better_not_asked_again():
+    async def scenario() -> None:
+        stage = Stage()
+        (await stage.first_token()).tokens.fail(EngineDead("lost"))
+        reading = asyncio.create_task(stage.read())
+        refused = (await stage.replicas.attempt(2)).tokens
+        refused.asked = "b"
+        refused.fail(EngineDead("refused"))
+        await stage.replicas.attempt(3)
+        assert stage.replicas.excluded == [set(), {"a"}, {"a", "b"}]
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
 
     play(scenario)
 
