@@ -1,14 +1,19 @@
 """What is routing by the Master worth, and what does a decision cost?
 
-    python -m benchmarks.routing --traces DIR [--json]
+    python -m benchmarks.routing --traces DIR [--part NAME] [--json]
 
 Replays on a virtual clock, through the very code that routes, with modelled engines: figures but
-`decision_*` are the same on every machine. Knobs are tuned on the first half of Mooncake's trace;
-tests are on its other half and on RTP-LLM's, 6 to 10 workers, three loads each. Ratios are ours ÷
-other; the other of `…_vs_best_other_…` is the best of round robin, power of two, prefix affinity
-and shortest TTFT in each cell, and the figure is that of the worst cell.
+`decision_*`, `master_*` and `fleet_*` are the same on every machine. `master_rtt_p95_ms` is what an
+ingress waits for a Master in another process that decides 200 requests a second; `fleet_*` are
+times of a real fleet of three small replicas, the Master's over those of Serve's router.
+
+Knobs are tuned on the first half of Mooncake's trace; tests are on its other half and on RTP-LLM's,
+6 to 10 workers, three loads each. Ratios are ours ÷ other; the other of `…_vs_best_other_…` is the
+best of round robin, power of two, prefix affinity and shortest TTFT in each cell, and the figure is
+that of the worst cell.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +27,8 @@ from benchmarks.command import run
 from benchmarks.report import Report, say
 from benchmarks.routing_cells import OURS, RIVALS, Results, ratios, tested, tuned
 from benchmarks.routing_decisions import Size, decision_s
+from benchmarks.routing_fleet import measure_fleet
+from benchmarks.routing_master import round_trips_s
 from benchmarks.routing_scale import replayed
 from rtp_serve.config.routing import RoutingConfig
 from rtp_serve.errors import ConfigError
@@ -66,30 +73,35 @@ _KINDS: tuple[tuple[str, Callable[[Summary], float]], ...] = (
     ("p99", lambda each: each.ttft_p99_s),
 )
 
+_DEFAULT_PARTS = ("decisions", "generated", "machines", "cells")
+
 
 def main(
-    traces: Path = typer.Option(..., help="Directory with the traces."),
-    parts: str = typer.Option(
-        "decisions,generated,machines,cells", help="What is measured; also: scale."
+    traces: Path | None = typer.Option(None, help="Directory with the traces, for the cells."),
+    parts: list[str] | None = typer.Option(
+        None, "--part", help=f"Default: {', '.join(_DEFAULT_PARTS)}; also: scale, master, fleet."
     ),
     scale_requests: int = typer.Option(1_000_000, help="Of `scale`, over 1,000 workers."),
+    repetitions: int = typer.Option(3, help="Of what runs in real time."),
     jitters: int = typer.Option(1, help="Replays of a cell."),
     processes: int = typer.Option(2, help="Replays at a time."),
     as_json: bool = typer.Option(False, "--json"),
 ) -> None:
     """Print ratios of TTFT and reuse, and the time of a decision."""
+    report = Report()
     measures: dict[str, Callable[[Report], None]] = {
         "decisions": _decisions,
         "generated": _generated,
         "machines": _machines,
         "cells": lambda report: _cells(report, traces, jitters, processes),
         "scale": lambda report: _scale(report, scale_requests),
+        "master": lambda report: _round_trips(report, repetitions),
+        "fleet": lambda report: _fleet(report, repetitions),
     }
-    wanted = parts.split(",")
-    unknown = set(wanted) - set(measures)
+    wanted = parts or _DEFAULT_PARTS
+    unknown = sorted(set(wanted) - set(measures))
     if unknown:
-        raise ConfigError(f"--parts: must be of {[*measures]} (got {sorted(unknown)})")
-    report = Report()
+        raise ConfigError(f"--part: must be one of {', '.join(measures)}; got {unknown[0]!r}")
     for each in wanted:
         measures[each](report)
     report.show(as_json=as_json)
@@ -112,6 +124,17 @@ def _scale(report: Report, num_requests: int) -> None:
     report.add("simulation_s", [found.seconds])
     report.add("simulation_us_a_request", [found.seconds / found.num_requests * 1e6])
     report.add("simulation_peak_mib", [found.peak_bytes / (1 << 20)])
+
+
+def _round_trips(report: Report, repetitions: int) -> None:
+    took = [np.array(round_trips_s(200.0, 8.0)) * 1e3 for _ in range(repetitions)]
+    report.add("master_rtt_p50_ms", [float(np.percentile(each, 50)) for each in took])
+    report.add("master_rtt_p95_ms", [float(np.percentile(each, 95)) for each in took])
+
+
+def _fleet(report: Report, repetitions: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="rtp-bench-") as work:
+        measure_fleet(report, Path(work), repetitions, _SEED)
 
 
 def _generated(report: Report) -> None:
@@ -153,7 +176,9 @@ def _replay(shape: Assistants, policy: str, num_workers: int, model: EngineModel
     return summarise(fleet.run(assistants(shape, Random(_SEED))), skip=0.2)
 
 
-def _cells(report: Report, traces: Path, jitters: int, processes: int) -> None:
+def _cells(report: Report, traces: Path | None, jitters: int, processes: int) -> None:
+    if traces is None:
+        raise ConfigError("--traces: the part 'cells' needs the directory with the traces")
     knobs = tuned(traces, processes)
     say(f"tuned: {knobs}")
     results = tested(traces, knobs, jitters, processes)

@@ -9,7 +9,6 @@ Ray starts it again when it dies; what it knew comes again with the replicas' ne
 by itself some time after the last call.
 """
 
-import asyncio
 import json
 import logging
 import secrets
@@ -30,6 +29,7 @@ from rtp_serve.observability.logging import configure_logging
 IDLE_EXIT_S = 60.0
 
 _EXPIRE_PERIOD_S = 1.0
+_LOOKS = 4
 _KILL_AGAIN_S = 5.0
 
 logger = logging.getLogger(__name__)
@@ -66,51 +66,55 @@ def find_or_start(plan: MasterPlan, idle_exit_s: float = IDLE_EXIT_S) -> ActorHa
 
 
 class MasterActor:
-    """A MasterService behind Ray, on one event loop: its methods are those of the service."""
+    """A MasterService behind Ray: its methods are those of the service, one call after the other.
+
+    Plain methods, as Ray answers them no later than those of an event loop, and a call is over in
+    less than a millisecond.
+    """
 
     def __init__(self, config: RoutingConfig, idle_exit_s: float) -> None:
         configure_logging()
         self._clock = WallClock()
         self._service = MasterService(config, self._clock, Random(), secrets.token_hex(8))
         self._idle_exit_s = idle_exit_s
-        self._used_s = self._clock.monotonic()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._used_s = self._expired_s = self._clock.monotonic()
         watch = threading.Thread(target=self._watch, name="master-watch", daemon=True)
         watch.start()
 
-    async def report(self, data: bytes) -> bytes:
+    def report(self, data: bytes) -> bytes:
         """From replicas."""
         self._use()
         return self._service.report(data)
 
-    async def schedule(self, data: bytes) -> bytes:
+    def schedule(self, data: bytes) -> bytes:
         """From ingresses, as is all that follows but what replicas say as they leave."""
         self._use()
         return self._service.schedule(data)
 
-    async def ended(self, data: bytes) -> None:
+    def ended(self, data: bytes) -> None:
         self._use()
         self._service.ended(data)
 
-    async def snapshot(self, data: bytes) -> bytes:
+    def snapshot(self, data: bytes) -> bytes:
         self._use()
         return self._service.snapshot(data)
 
-    async def figures(self) -> bytes:
+    def figures(self) -> bytes:
         self._use()
         return self._service.figures()
 
     def _use(self) -> None:
-        self._used_s = self._clock.monotonic()
-        self._loop = asyncio.get_running_loop()
+        """Whoever calls brings the time along: there is a heartbeat a second of each replica."""
+        now = self._used_s = self._clock.monotonic()
+        if now - self._expired_s >= _EXPIRE_PERIOD_S:
+            self._expired_s = now
+            self._service.expire()
 
     def _watch(self) -> None:
-        """Have time do its work, and end this process when nobody uses it."""
+        """End this process when nobody uses it."""
         wait = threading.Event().wait
         while self._clock.monotonic() - self._used_s < self._idle_exit_s:
-            wait(_EXPIRE_PERIOD_S)
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._service.expire)
+            wait(self._idle_exit_s / _LOOKS)
         logger.info("the Master ends: nobody used it for %g s", self._idle_exit_s)
         # Of the ways to end this is the one that Ray takes for an intention and that needs no call
         # in progress: a process that only exits is started again.

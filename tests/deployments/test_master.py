@@ -188,6 +188,47 @@ def test_a_killed_master_costs_no_request_and_knows_all_again(
     play(served, scenario)
 
 
+def test_a_killed_replica_is_not_asked_again_and_its_streams_go_on_elsewhere(served: RunningApp):
+    async def scenario(client: Client) -> None:
+        prompts = [f"{index} outlives its replica" for index in range(6)]
+        expected = [await client.complete(prompt, max_tokens=1500) for prompt in prompts]
+        victims = served.pids("EngineReplica")
+        streams = [
+            asyncio.create_task(client.complete(prompt, max_tokens=1500)) for prompt in prompts
+        ]
+        while (await client.samples("num_requests_running", "replica")).total() < len(prompts):
+            await asyncio.sleep(0.01)
+        os.kill(victims[0], signal.SIGKILL)
+        assert await asyncio.gather(*streams) == expected
+        decided = await client.decided()
+        first = {name: worker for name, worker in decided.items() if "#" not in name}
+        again = {name: worker for name, worker in decided.items() if "#" in name}
+        assert again
+        assert all(worker != first[name.partition("#")[0]] for name, worker in again.items())
+
+    play(served, scenario)
+
+
+def test_tokens_are_those_of_an_application_without_a_master(
+    session: RaySession, served: RunningApp, config: AppConfig
+):
+    bodies = [
+        {"prompt": f"{index} of several", "max_tokens": 40, "temperature": index % 2, "seed": index}
+        for index in range(12)
+    ]
+    routing = config.routing.model_copy(update={"master": "never"})
+    alone = config.model_copy(update={"routing": routing})
+
+    async def texts(app: RunningApp) -> list[str]:
+        async with connected(app) as client:
+            return await asyncio.gather(*(client.complete(**body) for body in bodies))
+
+    with running(session, "alone", build_application(alone)) as app:
+        answer = httpx.get(f"{app.url}/routing", headers=ADMIN, timeout=10)
+        assert answer.json()["error"]["code"] == "no_master"
+        assert asyncio.run(texts(app)) == asyncio.run(texts(served))
+
+
 async def until_snapshot(client: Client) -> None:
     """Every few seconds an ingress has another one."""
     await asyncio.sleep(4)

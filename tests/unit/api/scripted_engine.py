@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from rtp_serve.engine.cache_answers import CacheStats, DeviceStats, Pinned, Trimmed
 from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.engine.request import FinishReason, Request, SequenceDelta, TokenLogprobs
-from rtp_serve.errors import EngineDead, NoKVTiers
+from rtp_serve.errors import EngineDead, NoKVTiers, NoMaster
+from rtp_serve.routing.standing import FleetStanding
 from rtp_serve.text.tokenizer import Tokenizer
 
 MODEL = ServedModel(
@@ -28,6 +29,9 @@ class ScriptedEngine:
     num_disk_tokens: int = 0
     caches: tuple[CacheStats, ...] = (CacheStats("a", DeviceStats(100, 7, 20, 16), None),)
     """One an engine; those with tiers can be trimmed and pinned."""
+
+    standing: FleetStanding | None = None
+    """What the Master knows; None without one."""
 
     stall_after: int | None = None
     """Give this many deltas, then none until `go_on`."""
@@ -93,6 +97,11 @@ class ScriptedEngine:
         if all(each.tiers is None for each in self.caches):
             raise NoKVTiers
         return sorted({each.tiers.store for each in self.caches if each.tiers is not None})
+
+    async def fleet_standing(self) -> FleetStanding:
+        if self.standing is None:
+            raise NoMaster
+        return self.standing
 
     async def check_health(self) -> None:
         await self.served_model()

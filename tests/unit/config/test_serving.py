@@ -26,6 +26,32 @@ def test_a_wrong_setting_is_named(values: dict[str, Any], message: str):
         parse_config(AppConfig, values)
 
 
+@pytest.mark.parametrize(
+    ("values", "has_master"),
+    [
+        ({}, False),
+        ({"replica": {"num_replicas": 2}}, True),
+        ({"replica": {"autoscaling": {"max_replicas": 3}}}, True),
+        ({"replica": {"autoscaling": {"min_replicas": 1}}}, False),
+        ({"routing": {"master": "always"}}, True),
+        ({"routing": {"master": "never"}, "replica": {"num_replicas": 2}}, False),
+    ],
+)
+def test_there_is_a_master_where_there_can_be_several_replicas(
+    values: dict[str, Any], has_master: bool
+):
+    assert (parse_config(AppConfig, values).master is not None) == has_master
+
+
+def test_the_master_s_blocks_are_the_engine_s():
+    config = parse_config(AppConfig, {"routing": {"master": "always", "policy": "round-robin"}})
+    assert config.master is not None
+    assert config.master.policy == "round-robin"
+    assert config.master.block_size == config.engine.cache.block_size
+    with pytest.raises(ConfigError, match=r"routing.block_size: must be engine.cache.block_size"):
+        parse_config(AppConfig, {"routing": {"block_size": 32}})
+
+
 def test_the_port_range_includes_both_ends_and_is_empty_by_default():
     config = parse_config(AppConfig, {"channel": {"tcp_ports": [20000, 20002]}})
     assert list(config.channel.tcp_port_range) == [20000, 20001, 20002]
