@@ -79,7 +79,9 @@ _DEFAULT_PARTS = ("decisions", "generated", "machines", "cells")
 def main(
     traces: Path | None = typer.Option(None, help="Directory with the traces, for the cells."),
     parts: list[str] | None = typer.Option(
-        None, "--part", help=f"Default: {', '.join(_DEFAULT_PARTS)}; also: scale, master, fleet."
+        None,
+        "--part",
+        help="Default: decisions, generated, machines and cells; also: scale, master, fleet.",
     ),
     scale_requests: int = typer.Option(1_000_000, help="Of `scale`, over 1,000 workers."),
     repetitions: int = typer.Option(3, help="Of what runs in real time."),
