@@ -50,7 +50,7 @@ Knobs = tuple[tuple[str, float], ...]
 GRIDS: dict[str, list[Knobs]] = {
     OURS: [
         (("downscale_delay_s", delay), ("level_s", level))
-        for delay, level in product((30.0, 60.0, 120.0), (0.6, 1.0, 3.0))
+        for delay, level in product((10.0, 30.0, 60.0), (0.6, 1.0, 3.0))
     ],
     SERVE: [
         (

@@ -4,6 +4,9 @@ from typing import Any
 
 from ray.serve.config import RequestRouterConfig
 
+from deployments.autoscaling import autoscaling_options
+from rtp_serve.config.autoscaling import AutoscalingConfig
+from rtp_serve.config.routing import SloClass
 from rtp_serve.config.serving import AppConfig, ReplicaConfig
 
 # How often a stopping replica looks whether its last stream has ended.
@@ -32,7 +35,7 @@ def replica_options(config: AppConfig) -> dict[str, Any]:
     if replica.autoscaling is None:
         options["num_replicas"] = replica.num_replicas
     else:
-        options["autoscaling_config"] = dict(replica.autoscaling)
+        options["autoscaling_config"] = autoscaling_options(replica.autoscaling)
     return options
 
 
@@ -71,3 +74,8 @@ def ingress_options(config: AppConfig) -> dict[str, Any]:
         "graceful_shutdown_wait_loop_s": _DRAIN_POLL_S,
         "max_constructor_retry_count": _CONSTRUCTOR_TRIES,
     }
+
+
+def targets_of(config: AppConfig) -> SloClass:
+    """What replicas measure their load against."""
+    return (config.replica.autoscaling or AutoscalingConfig()).targets

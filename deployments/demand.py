@@ -30,8 +30,8 @@ def _add_demand(config: AppConfig, needed: dict[str, float]) -> None:
     _add({"CPU": ingress.num_cpus, **ingress.resources}, ingress.num_replicas, needed)
     for _, pool in config.pools:
         replica = pool.replica
-        autoscaling = replica.autoscaling or {}
-        num_replicas = int(autoscaling.get("min_replicas", replica.num_replicas))
+        autoscaling = replica.autoscaling
+        num_replicas = autoscaling.min_replicas if autoscaling else replica.num_replicas
         rank = {"CPU": replica.num_cpus, "GPU": replica.num_gpus, **replica.resources}
         _add(rank, num_replicas * pool.engine.parallel.world_size, needed)
 

@@ -5,7 +5,7 @@ serve run configs/disaggregated.yaml     (import_path: deployments.disaggregated
 
 from ray import serve
 
-from deployments.args import ingress_options, replica_options
+from deployments.args import ingress_options, replica_options, targets_of
 from deployments.ingress import IngressDeployment
 from deployments.kv_transfer.exchange import ExchangeOptions
 from deployments.master.joining import routing_options
@@ -31,6 +31,7 @@ def assemble(config: DisaggregatedConfig, build: BuildEngine) -> serve.Applicati
         build,
         ExchangeOptions(config.transfer, ports),
         routing_options(config.master, Role.PREFILL),
+        targets_of(prefill),
     )
     decode_replicas = serve.deployment(
         EngineReplica, name=DECODE_REPLICA, **replica_options(decode)
@@ -39,6 +40,7 @@ def assemble(config: DisaggregatedConfig, build: BuildEngine) -> serve.Applicati
         build,
         ExchangeOptions(config.transfer, ports, prefill_replicas, is_exact),
         routing_options(config.master, Role.DECODE),
+        targets_of(decode),
     )
     return serve.deployment(IngressDeployment, **ingress_options(config)).bind(
         decode_replicas, config, [prefill_replicas]

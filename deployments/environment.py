@@ -21,6 +21,9 @@ _DEFAULTS = {
     "RAY_DEDUP_LOGS": "0",
     # Ray's own is 15: anything else on the machine would come before the engine.
     "RAY_worker_niceness": "0",
+    # Autoscaling hears of a replica as often; Serve's own is 10 s, and a burst is over by then.
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
 }
 
 # What Ray and Serve do all the time to be ready for hundreds of nodes and replicas: on a machine

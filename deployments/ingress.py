@@ -14,6 +14,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
+from deployments.autoscaling_record import read_record
 from deployments.coalesce import CoalescingClient
 from deployments.exposure import exposed_options
 from deployments.http_server import HttpServer
@@ -87,7 +88,12 @@ class Ingress:
     def _build_app(self) -> Starlette:
         context = self._context
         return build_app(
-            context.engine, context.tokenizer, context.chat_template, self._config.api, WallClock()
+            context.engine,
+            context.tokenizer,
+            context.chat_template,
+            self._config.api,
+            WallClock(),
+            _read_autoscaling,
         )
 
     async def chat(self, body: Json, tenant: str = "") -> Json:
@@ -113,6 +119,10 @@ class Ingress:
         if self._master is not None:
             await self._master.close()
         await self._listener.close()
+
+
+async def _read_autoscaling() -> Json:
+    return await asyncio.to_thread(read_record, serve.get_replica_context().app_name)
 
 
 def _load_text(config: AppConfig) -> tuple[Tokenizer, ChatTemplate]:

@@ -23,9 +23,13 @@ from deployments.metrics import RaySink
 from deployments.ranks import BundleStarter
 from deployments.store_client import connect_store
 from deployments.token_stream.dialer import TokenChannel, token_dialer
+from deployments.token_stream.streams import StreamTally
 from deployments.token_stream.wire import Call, NeedsTcp, Record, Refused, decode_call, encode
+from rtp_serve.autoscaling.recorder import LoadRecorder
 from rtp_serve.clock import Clock, WallClock
+from rtp_serve.config.autoscaling import DEFAULT_TARGETS
 from rtp_serve.config.engine import EngineConfig, ModelSource
+from rtp_serve.config.routing import SloClass
 from rtp_serve.config.user_config import parse_user_config
 from rtp_serve.disaggregation.protocol import Span, TransferKey
 from rtp_serve.disaggregation.transport.checksummed import ExportedBlocks
@@ -65,13 +69,15 @@ class EngineReplica:
         build: BuildEngine = build_real_engine,
         exchange: ExchangeOptions | None = None,
         routing: RoutingOptions | None = None,
+        targets: SloClass = DEFAULT_TARGETS,
     ) -> None:
         """Loads nothing: `reconfigure`, which Serve calls next, says which model. With `exchange`
         prompts are computed for other replicas, or by them; with `routing` a Master is told of
-        this one."""
+        this one. `targets` are autoscaling's."""
         configure_logging()
         self._config = config
         self._build = build
+        self._targets = targets
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._dialer = token_dialer(ray.get_runtime_context().get_node_id(), self._replica)
         self._sink = RaySink()
@@ -81,6 +87,8 @@ class EngineReplica:
         self._link: MasterLink | None = None
         self._started: AsyncEngine | None = None
         self._loading: set[asyncio.Task[None]] = set()
+        self._clock = WallClock()
+        self._recorder = LoadRecorder(targets, 0)
 
     @property
     def _engine(self) -> AsyncEngine:
@@ -115,6 +123,8 @@ class EngineReplica:
         self._started = await asyncio.to_thread(
             self._build, config, clock=WallClock(), sink=self._sink
         )
+        capacity = self._started.stats.num_blocks * self._started.block_size
+        self._recorder = LoadRecorder(self._targets, capacity)
         if self._exchange_options is not None:
             self._exchange = await self._joined(self._exchange_options, self._started)
         if self._routing is not None:
@@ -171,11 +181,13 @@ class EngineReplica:
             return _refusal(error)
         # The channel hears of tokens on this loop, hence later than this.
         tally = channel.open(call)
+        self._count(call, tally)
         try:
             return await tally.finished
         except RtpServeError as error:
             return _refusal(error)
         finally:
+            self._end(call, tally)
             channel.forget(call.request.request_id)
             self._engine.abort(call.request.request_id)
 
@@ -187,6 +199,7 @@ class EngineReplica:
         except RtpServeError as error:
             return _refusal(error)
         tally = channel.open(call)
+        self._count(call, tally)
         bringing = asyncio.create_task(
             exchange.bring(call.request, lambda delta: channel.deliver([delta]), call.prefill)
         )
@@ -200,6 +213,7 @@ class EngineReplica:
         except RtpServeError as error:
             return _refusal(error)
         finally:
+            self._end(call, tally)
             channel.forget(request_id)
             self._engine.abort(request_id)
             if bringing.done():
@@ -207,14 +221,35 @@ class EngineReplica:
             else:  # it gives its blocks back itself, when nobody copies into them
                 bringing.cancel()
 
+    def _count(self, call: Call, tally: StreamTally) -> None:
+        """Let autoscaling know of a stream: that it came, and when it has its first token."""
+        request_id = call.request.request_id
+        self._recorder.arrived(
+            request_id, len(call.request.prompt_token_ids), self._clock.monotonic()
+        )
+        tally.on_first_token = lambda: self._recorder.first_token(
+            request_id, self._clock.monotonic()
+        )
+
+    def _end(self, call: Call, tally: StreamTally) -> None:
+        self._recorder.ended(call.request.request_id, tally.num_tokens, self._clock.monotonic())
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For the policy in Serve's controller."""
+        return self._recorder.load(self._clock.monotonic()).floats()
+
     async def prefill(self, data: bytes, *, replica: str = "") -> bytes:
         """A `PrefillCall` in, a `PrefillRecord` out when the other replica has the prompt's keys
         and values, or the attempt has ended. Cancelling it aborts. `replica` is for the router."""
         call = kv_wire.decode_call(data)
         if self._exchange is None:
             return kv_wire.encode(Refused(EngineDead.code, "this replica computes for no other"))
+        request_id, now = f"prefill {call.key}", self._clock.monotonic()
+        self._recorder.arrived(request_id, len(call.request.prompt_token_ids), now)
         try:
-            return kv_wire.encode(await self._exchange.prefill(call))
+            record = kv_wire.encode(await self._exchange.prefill(call))
+            self._recorder.first_token(request_id, self._clock.monotonic())
+            return record
         except TcpNeeded:
             return kv_wire.encode(NeedsTcp())
         except OSError as error:
@@ -222,6 +257,8 @@ class EngineReplica:
             return kv_wire.encode(_refusal(EngineDead(reason)))
         except RtpServeError as error:
             return kv_wire.encode(_refusal(error))
+        finally:
+            self._recorder.ended(request_id, 1, self._clock.monotonic())
 
     async def export_blocks(
         self, key: TransferKey, block_ids: tuple[int, ...], layers: Span, *, replica: str

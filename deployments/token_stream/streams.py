@@ -105,8 +105,18 @@ class StreamTally:
         self._reasons: dict[int, FinishReason | None] = dict.fromkeys(indices)
         self._num_tokens = dict.fromkeys(indices, 0)
         self._cached = NOTHING_CACHED
+        self.on_first_token: Callable[[], None] | None = None
+        """Called once, with the first delta that has tokens."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all sequences, so far."""
+        return sum(self._num_tokens.values())
 
     def count(self, delta: SequenceDelta) -> None:
+        if delta.token_ids and self.on_first_token is not None:
+            self.on_first_token()
+            self.on_first_token = None
         self._num_tokens[delta.index] += len(delta.token_ids)
         self._cached = max(self._cached, delta.cached)
         if delta.finish_reason is not None:

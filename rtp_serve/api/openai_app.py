@@ -18,6 +18,7 @@ from rtp_serve.api.errors import routing_error_response
 from rtp_serve.api.kept_streams import KeptStreams
 from rtp_serve.api.metrics import HttpMetrics
 from rtp_serve.api.routes.access import RouteTable
+from rtp_serve.api.routes.autoscaling import AutoscalingRoute, ReadAutoscaling
 from rtp_serve.api.routes.cache import CacheRoutes
 from rtp_serve.api.routes.generation import generation_endpoint
 from rtp_serve.api.routes.models import ModelRoutes
@@ -38,8 +39,10 @@ def build_app(
     chat_template: ChatTemplate,
     config: ApiConfig | None = None,
     clock: Clock | None = None,
+    autoscaling: ReadAutoscaling | None = None,
 ) -> Starlette:
-    """The ASGI application for one served model. Starts nothing and asks the engine nothing yet."""
+    """The ASGI application for one served model. Starts nothing and asks the engine nothing yet.
+    Where replicas come and go, `autoscaling` says why."""
     config = config or ApiConfig()
     context = ServingContext(
         engine=engine,
@@ -50,6 +53,8 @@ def build_app(
     )
     metrics = HttpMetrics()
     table = _route_table(context, config, metrics)
+    if autoscaling is not None:
+        table.add("GET", "/autoscaling", Access.METRICS, AutoscalingRoute(autoscaling).read)
     app = Starlette(
         routes=table.routes,
         middleware=_layers(context, config, metrics, table.paths),

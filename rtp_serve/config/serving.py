@@ -1,10 +1,11 @@
 """One application on Ray Serve: the `args:` of a YAML file for `serve run`."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from rtp_serve.config.api import ApiConfig
+from rtp_serve.config.autoscaling import AutoscalingConfig
 from rtp_serve.config.base import Config
 from rtp_serve.config.engine import EngineConfig
 from rtp_serve.config.routing import AppRoutingConfig, RoutingConfig
@@ -24,8 +25,8 @@ class ReplicaConfig(Config):
     num_replicas: int = Field(default=1, ge=1)
     """How many engines; a fixed number."""
 
-    autoscaling: dict[str, Any] | None = None
-    """Serve's `autoscaling_config` instead of a fixed number."""
+    autoscaling: AutoscalingConfig | None = None
+    """As many as targets ask for instead of a fixed number; see docs/autoscaling.md."""
 
     num_cpus: float = Field(default=0.5, ge=0)
     """CPUs Ray reserves for a rank, of which a replica has one unless `engine.parallel` says more.

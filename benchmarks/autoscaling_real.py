@@ -1,0 +1,95 @@
+"""A deployment on this machine, `configs/autoscaled.yaml`, under a load for three replicas."""
+
+import re
+import sys
+import tempfile
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from benchmarks.report import say
+from benchmarks.servers import Server, ServerPlan, free_port
+from rtp_serve.errors import RtpServeError
+
+_CONFIG = Path(__file__).parents[1] / "configs" / "autoscaled.yaml"
+_NUM_STREAMS = 24
+_PROMPT_TOKENS = 1500
+_OUTPUT_TOKENS = 64
+_TIMEOUT_S = 90.0
+_POLL_S = 0.1
+_REPLICA = re.compile(r'replica="([^"]+)"')
+
+
+def scale_up_s() -> float:
+    """From the first request to three replicas that answer. Raises RtpServeError if they do not
+    come, or a request fails."""
+    with tempfile.TemporaryDirectory() as directory:
+        plan, model = _plan(Path(directory))
+        with closing(Server(plan, Path(directory, "log"))) as server:
+            server.wait_until_ready()
+            return _Load(server.target.base_url, model).scale_up_s()
+
+
+def _plan(work: Path) -> tuple[ServerPlan, str]:
+    config: Any = yaml.safe_load(_CONFIG.read_text(encoding="utf-8"))
+    config["http_options"]["port"] = free_port()
+    path = work / _CONFIG.name
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = (sys.executable, "-m", "rtp_serve.cli.main", "serve", str(path))
+    model = config["applications"][0]["args"]["engine"]["model"]
+    return ServerPlan("autoscaled", command, config["http_options"]["port"], 0), model
+
+
+class _Load:
+    """Streams one after the other in each of several threads, until there are enough replicas."""
+
+    def __init__(self, base_url: str, model: str) -> None:
+        self._client = httpx.Client(base_url=base_url, timeout=_TIMEOUT_S)
+        self._model = model
+        self._is_over = threading.Event()
+        self._failures: list[str] = []
+
+    def scale_up_s(self) -> float:
+        start_s = time.monotonic()
+        threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(_NUM_STREAMS)]
+        for each in threads:
+            each.start()
+        try:
+            while self._num_replicas() < 3:
+                if time.monotonic() - start_s > _TIMEOUT_S:
+                    raise RtpServeError(f"{self._num_replicas()} replicas after {_TIMEOUT_S} s")
+                self._is_over.wait(_POLL_S)
+            took_s = time.monotonic() - start_s
+        finally:
+            self._is_over.set()
+            for each in threads:
+                each.join()
+            self._client.close()
+        if self._failures:
+            raise RtpServeError(f"{len(self._failures)} requests failed: {self._failures[0]}")
+        say(f"1 → 3 replicas in {took_s:.1f} s, no request failed")
+        return took_s
+
+    def _num_replicas(self) -> int:
+        return len(set(_REPLICA.findall(self._client.get("/metrics").text)))
+
+    def _ask(self, number: int) -> None:
+        count = 0
+        while not self._is_over.is_set():
+            count += 1
+            token = 1000 + number * 97 + count
+            body = {
+                "model": self._model,
+                "prompt": [token + i % 50 for i in range(_PROMPT_TOKENS)],
+                "max_tokens": _OUTPUT_TOKENS,
+                "ignore_eos": True,
+            }
+            answer = self._client.post("/v1/completions", json=body)
+            if answer.status_code != 200:
+                self._failures.append(answer.text)
+                return

@@ -1,0 +1,23 @@
+from typing import Any
+
+import pytest
+
+from rtp_serve.config.autoscaling import AutoscalingConfig
+from rtp_serve.config.parse import parse_config
+from rtp_serve.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"min_replicas": 5, "max_replicas": 2}, "must rise, got 5, 5 and 2"),
+        ({"initial_replicas": 0}, "must rise, got 1, 0 and 4"),
+        ({"target_ongoing_requests": 2}, "belongs to policy 'ongoing-requests'"),
+        ({"policy": "ongoing-requests"}, "which needs it, got None"),
+        ({"attainment": 1.0}, "attainment"),
+        ({"upscale_delay": 1}, "did you mean 'upscale_delay_s'"),
+    ],
+)
+def test_a_wrong_setting_is_named(values: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(AutoscalingConfig, values)
