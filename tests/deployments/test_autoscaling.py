@@ -57,6 +57,7 @@ def deployed(session: RaySession) -> Iterator[RunningApp]:
         "min_replicas": 1,
         "max_replicas": 3,
         "downscale_delay_s": 3,
+        "forecast": {"memory_s": 3},
         "targets": {"ttft": [{"ttft_s": 0.5}], "itl_s": 0.2},
     }
     application = {
