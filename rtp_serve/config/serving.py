@@ -54,8 +54,9 @@ class ReplicaConfig(Config):
     @property
     def can_be_several(self) -> bool:
         """Whether there may be more than one at a time."""
-        autoscaling = self.autoscaling or {}
-        return int(autoscaling.get("max_replicas", self.num_replicas)) > 1
+        if self.autoscaling is None:
+            return self.num_replicas > 1
+        return self.autoscaling.max_replicas > 1
 
     @model_validator(mode="after")
     def _check(self) -> "ReplicaConfig":

@@ -32,7 +32,7 @@ def test_a_wrong_setting_is_named(values: dict[str, Any], message: str):
         ({}, False),
         ({"replica": {"num_replicas": 2}}, True),
         ({"replica": {"autoscaling": {"max_replicas": 3}}}, True),
-        ({"replica": {"autoscaling": {"min_replicas": 1}}}, False),
+        ({"replica": {"autoscaling": {"max_replicas": 1}}}, False),
         ({"routing": {"master": "always"}}, True),
         ({"routing": {"master": "never"}, "replica": {"num_replicas": 2}}, False),
     ],
