@@ -62,7 +62,7 @@ class Stage:
     def copy(self, copy: Copy, copied: Any) -> None:
         self.copies.append((copy, copied))
 
-    def choose(self, tried: set[str], now_s: float) -> str | None:
+    def choose(self, tried: set[str], now_s: float, preferred: str) -> str | None:
         return None if tried else "p"
 
     # The prefill replica's channel.
