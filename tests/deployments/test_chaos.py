@@ -20,8 +20,9 @@ from tests.deployments.applications import RaySession, RunningApp, running, tiny
 pytestmark = pytest.mark.ray
 
 NUM_STREAMS = 24
-RESUME_S = 5.0
-"""The most that a stream waits for its next token after the loss was noticed."""
+RESUME_S = 20.0
+"""The most that a stream waits for its next token after the loss was noticed, on two slow cores
+that start the next replica meanwhile; `benchmarks.disaggregation` measures how long it is."""
 
 
 @pytest.fixture
@@ -30,8 +31,6 @@ def served(session: RaySession, tiny_model: Path) -> Iterator[RunningApp]:
     config = AppConfig(
         engine=tiny_engine(tiny_model, max_num_seqs=32),
         replica={"num_replicas": 2, "health_check_period_s": 0.5, "health_check_timeout_s": 1.0},
-        # With a Master some streams took longer than RESUME_S on two slow cores: docs/routing.md.
-        routing={"master": "never"},
     )
     with running(session, "chaos", build_application(config)) as app:
         yield app
