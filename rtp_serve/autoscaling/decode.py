@@ -13,13 +13,13 @@ class DecodeCurve:
     """ITL over sequences of a replica, `a + b · n`, by least squares; old samples fade."""
 
     def __init__(self) -> None:
-        self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)  # 1, n, n², itl, n · itl
+        self._sums: tuple[float, ...] = (0.0,) * 5  # 1, n, n², itl, n · itl
 
     def add(self, num_decoding: float, itl_s: float) -> None:
         row = (1.0, num_decoding, num_decoding**2, itl_s, num_decoding * itl_s)
         self._sums = tuple(
             _FORGETTING * old + new for old, new in zip(self._sums, row, strict=True)
-        )  # type: ignore[assignment]
+        )
 
     def most(self, itl_s: float) -> float | None:
         """Sequences with which a replica keeps `itl_s`; None while that is not known."""
