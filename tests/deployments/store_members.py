@@ -65,8 +65,8 @@ class StoreMember:
         into = memoryview(bytearray(SPEC.block_bytes))
         num_right = 0
         for location in found.lease.locations:
-            copy = self.opened.member.arena.read_into(location, into)
-            num_right += copy is not None and copy == content_of(location.key)
+            copies = self.opened.member.arena.read_into([location], [into])
+            num_right += copies == [content_of(location.key)]
         self.client.release(found.lease.lease_id)
         return num_right
 
