@@ -16,6 +16,7 @@ from typing import Any
 
 from rtp_serve.config.autoscaling import AutoscalingConfig
 from rtp_serve.config.routing import RoutingConfig, SloClass
+from rtp_serve.routing.admission import ttft_target_s
 from rtp_serve.simulation.diurnal import Diurnal, diurnal
 from rtp_serve.simulation.engine_model import EngineModel
 from rtp_serve.simulation.ongoing_requests import OngoingRequests, OngoingRequestsScaler
@@ -125,14 +126,9 @@ def _scaler(which: Play) -> Scaler:
 
 
 def _is_kept(served: Served) -> bool:
-    num_tokens = served.request.num_tokens
-    limit_s = next(
-        each.ttft_s
-        for each in TARGETS.ttft
-        if each.max_tokens is None or num_tokens <= each.max_tokens
-    )
     assert TARGETS.itl_s is not None
-    return served.ttft_s <= limit_s and served.itl_s <= TARGETS.itl_s
+    is_soon = served.ttft_s <= ttft_target_s(TARGETS, served.request.num_tokens)
+    return is_soon and served.itl_s <= TARGETS.itl_s
 
 
 def _share(kept: Sequence[bool]) -> float:

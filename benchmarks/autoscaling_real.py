@@ -1,22 +1,19 @@
 """A deployment on this machine, `configs/autoscaled.yaml`, under a load for three replicas."""
 
 import re
-import sys
 import tempfile
 import threading
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import httpx
-import yaml
 
+from benchmarks.plans import application, shipped_config
 from benchmarks.report import say
-from benchmarks.servers import Server, ServerPlan, free_port
+from benchmarks.servers import Server
 from rtp_serve.errors import RtpServeError
 
-_CONFIG = Path(__file__).parents[1] / "configs" / "autoscaled.yaml"
 _NUM_STREAMS = 24
 _PROMPT_TOKENS = 1500
 _OUTPUT_TOKENS = 64
@@ -29,20 +26,12 @@ def scale_up_s() -> float:
     """From the first request to three replicas that answer. Raises RtpServeError if they do not
     come, or a request fails."""
     with tempfile.TemporaryDirectory() as directory:
-        plan, model = _plan(Path(directory))
+        config = shipped_config("autoscaled.yaml")
+        plan = application("autoscaled", config, Path(directory), kv_bytes=0)
         with closing(Server(plan, Path(directory, "log"))) as server:
             server.wait_until_ready()
+            model = config["applications"][0]["args"]["engine"]["model"]
             return _Load(server.target.base_url, model).scale_up_s()
-
-
-def _plan(work: Path) -> tuple[ServerPlan, str]:
-    config: Any = yaml.safe_load(_CONFIG.read_text(encoding="utf-8"))
-    config["http_options"]["port"] = free_port()
-    path = work / _CONFIG.name
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = (sys.executable, "-m", "rtp_serve.cli.main", "serve", str(path))
-    model = config["applications"][0]["args"]["engine"]["model"]
-    return ServerPlan("autoscaled", command, config["http_options"]["port"], 0), model
 
 
 class _Load:

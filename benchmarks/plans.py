@@ -48,23 +48,34 @@ PATIENT_RAY = {
 
 def ours(settings: Settings, work: Path) -> ServerPlan:
     """The quickstart's application with the common settings; its file goes to `work`."""
-    port = free_port()
-    path = work / "rtp-serve.yaml"
-    path.write_text(yaml.safe_dump(our_config(settings, port)), encoding="utf-8")
+    config = our_config(settings)
+    return application("rtp-serve", config, work, settings.kv_bytes)
+
+
+def application(name: str, config: dict[str, Any], work: Path, kv_bytes: int) -> ServerPlan:
+    """Of ours, as `config` says, at a port of its own; its file goes to `work`."""
+    config["http_options"]["port"] = port = free_port()
+    path = work / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return ServerPlan(
-        name="rtp-serve",
+        name=name,
         command=(sys.executable, "-m", "rtp_serve.cli.main", "serve", str(path)),
         port=port,
-        kv_bytes=settings.kv_bytes,
+        kv_bytes=kv_bytes,
         environment=PATIENT_RAY,
         replica_marker="EngineReplica",
     )
 
 
-def our_config(settings: Settings, port: int) -> dict[str, Any]:
-    """The content of the file."""
-    config: dict[str, Any] = yaml.safe_load((_ROOT / "configs" / "quickstart.yaml").read_text())
-    config["http_options"]["port"] = port
+def shipped_config(name: str) -> dict[str, Any]:
+    """The content of a file of `configs/`."""
+    content: dict[str, Any] = yaml.safe_load((_ROOT / "configs" / name).read_text("utf-8"))
+    return content
+
+
+def our_config(settings: Settings) -> dict[str, Any]:
+    """The content of the file, but its port."""
+    config = shipped_config("quickstart.yaml")
     arguments = config["applications"][0]["args"]
     arguments["engine"] |= {
         "model": str(settings.directory),

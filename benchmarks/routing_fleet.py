@@ -6,24 +6,20 @@ whose instructions many prompts share, and which fit into no single replica's ca
 """
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from time import perf_counter
-from typing import Any
 
 import httpx
-import yaml
 
-from benchmarks.plans import PATIENT_RAY, PATIENT_S
+from benchmarks.plans import PATIENT_S, application, shipped_config
 from benchmarks.report import Report, say
 from benchmarks.samples import percentile
-from benchmarks.servers import SERVED_NAME, Server, ServerPlan, free_port
+from benchmarks.servers import SERVED_NAME, Server, ServerPlan
 
-_CONFIG = Path(__file__).parents[1] / "configs" / "routed.yaml"
 _NUM_BLOCKS = 160
 """Of each replica: 2,560 tokens."""
 
@@ -83,23 +79,13 @@ def measure_fleet(
 
 
 def _plan(master: str, work: Path) -> ServerPlan:
-    config: dict[str, Any] = yaml.safe_load(_CONFIG.read_text(encoding="utf-8"))
+    config = shipped_config("routed.yaml")
     arguments = config["applications"][0]["args"]
     arguments["engine"]["served_model_name"] = SERVED_NAME
     arguments["engine"]["cache"] = {"num_blocks": _NUM_BLOCKS}
     arguments["replica"]["health_check_timeout_s"] = PATIENT_S
     arguments["routing"] = {"master": master}
-    config["http_options"]["port"] = port = free_port()
-    path = work / f"fleet-{master}.yaml"
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return ServerPlan(
-        name=f"fleet-{master}",
-        command=(sys.executable, "-m", "rtp_serve.cli.main", "serve", str(path)),
-        port=port,
-        kv_bytes=0,
-        environment=PATIENT_RAY,
-        replica_marker="Replica",
-    )
+    return application(f"fleet-{master}", config, work, kv_bytes=0)
 
 
 def _arrivals(load: FleetLoad, rng: Random) -> Sequence[_Arrival]:

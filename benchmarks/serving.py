@@ -48,7 +48,7 @@ class Alone:
     """The engine in this process, under the workloads that the server gets."""
 
     def __init__(self, settings: Settings, report: Report, seed: int, patience_s: float) -> None:
-        config = plans.our_config(settings, port=1)["applications"][0]["args"]["engine"]
+        config = plans.our_config(settings)["applications"][0]["args"]["engine"]
         self._engine = InProcessEngine(EngineConfig.model_validate(config))
         self._prompts = PromptSource(settings.model.vocab_size, seed)
         self._report = report

@@ -46,8 +46,8 @@ NAMESPACE = "rtp_serve"
 IDLE_EXIT_S = 60.0
 
 _NUM_THREADS = 4
-_LOOKS = 4
-"""How often members are looked at in the time after which the actor ends."""
+LOOKS = 4
+"""How often an actor looks for who uses it in the time after which it ends."""
 
 _KILL_AGAIN_S = 5.0
 
@@ -100,6 +100,17 @@ def find_or_start(plan: StorePlan, idle_exit_s: float = IDLE_EXIT_S) -> ActorHan
         scheduling_strategy=NodeAffinitySchedulingStrategy(plan.node, soft=False),
     )
     return actor.remote(plan, idle_exit_s)
+
+
+def end_this_actor() -> None:
+    """For good, whatever it is doing; does not return."""
+    # Of the ways to end this is the one that Ray takes for an intention and that needs no call in
+    # progress: a process that only exits is started again.
+    actor = ray.get_runtime_context().current_actor
+    wait = threading.Event().wait
+    while True:
+        ray.kill(actor)
+        wait(_KILL_AGAIN_S)
 
 
 class RankActor:
@@ -197,14 +208,9 @@ class KVStoreActor:
         """End this process, and the arena with it, when nobody uses it."""
         wait = threading.Event().wait
         while not self._members.close_if_idle(self._idle_exit_s):
-            wait(self._idle_exit_s / _LOOKS)
+            wait(self._idle_exit_s / LOOKS)
         self._store.close()
         self._member.leave()
         ArenaFiles().remove_unheld()
         logger.info("the KV store ends: nobody used it for %g s", self._idle_exit_s)
-        # Of the ways to end this is the one that Ray takes for an intention and that needs no call
-        # in progress: a process that only exits is started again.
-        actor = ray.get_runtime_context().current_actor
-        while True:
-            ray.kill(actor)
-            wait(_KILL_AGAIN_S)
+        end_this_actor()

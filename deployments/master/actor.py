@@ -20,17 +20,13 @@ from random import Random
 import ray
 from ray.actor import ActorHandle
 
-from deployments.actors import NAMESPACE
+from deployments.actors import IDLE_EXIT_S, LOOKS, NAMESPACE, end_this_actor
 from deployments.master.service import MasterService
 from rtp_serve.clock import WallClock
 from rtp_serve.config.routing import RoutingConfig
 from rtp_serve.observability.logging import configure_logging
 
-IDLE_EXIT_S = 60.0
-
 _EXPIRE_PERIOD_S = 1.0
-_LOOKS = 4
-_KILL_AGAIN_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -114,11 +110,6 @@ class MasterActor:
         """End this process when nobody uses it."""
         wait = threading.Event().wait
         while self._clock.monotonic() - self._used_s < self._idle_exit_s:
-            wait(self._idle_exit_s / _LOOKS)
+            wait(self._idle_exit_s / LOOKS)
         logger.info("the Master ends: nobody used it for %g s", self._idle_exit_s)
-        # Of the ways to end this is the one that Ray takes for an intention and that needs no call
-        # in progress: a process that only exits is started again.
-        actor = ray.get_runtime_context().current_actor
-        while True:
-            ray.kill(actor)
-            wait(_KILL_AGAIN_S)
+        end_this_actor()

@@ -14,9 +14,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
 
 from rtp_serve.config.engine import ModelSource
 from rtp_serve.disaggregation.memory import KVMemory
@@ -24,6 +22,7 @@ from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.cache_control import CacheControl
 from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.engine.core import EngineCore, EngineStats
+from rtp_serve.engine.delta_sinks import Completion, DeltaSink, LoopStream
 from rtp_serve.engine.engine_reporter import EngineReporter
 from rtp_serve.engine.prefix_keeper import PrefixKeeper, PrefixToKeep
 from rtp_serve.engine.publishing import PublicationSink
@@ -47,14 +46,6 @@ from rtp_serve.routing.report import Reporter, WorkerIdentity
 from rtp_serve.routing.standing import FleetStanding
 
 logger = logging.getLogger(__name__)
-
-
-class DeltaSink(Protocol):
-    """Where a request's deltas go. Several requests may share one sink."""
-
-    def deliver(self, deltas: list[SequenceDelta]) -> None:
-        """Called on the engine's thread at most once a step; must return at once."""
-        ...
 
 
 class AsyncEngine:
@@ -117,7 +108,7 @@ class AsyncEngine:
 
     def _compute(self, token_ids: Sequence[int], cache_salt: str) -> None:
         """See `prefix_keeper.Compute`."""
-        stream = _Computing()
+        stream = Completion()
         sampling = SamplingParams(max_tokens=1, temperature=0.0)
         request_id = f"pinned-{next(self._num_computed)}"
         self.submit(
@@ -279,7 +270,7 @@ class AsyncEngine:
 
     async def generate(self, request: Request) -> AsyncGenerator[SequenceDelta, None]:
         """Stream the request's deltas; closing the generator aborts."""
-        stream = _LoopStream(asyncio.get_running_loop())
+        stream = LoopStream(asyncio.get_running_loop())
         self.submit(request, stream)
         num_unfinished = len(request.indices)
         try:
@@ -430,41 +421,3 @@ class AsyncEngine:
 
 def _abortion(request_id: str, index: int, message: str) -> SequenceDelta:
     return SequenceDelta(request_id, index, finish_reason=FinishReason.ABORT, error=message)
-
-
-class _Computing:
-    """A sink for somebody who waits in another thread, and wants no token."""
-
-    def __init__(self) -> None:
-        self._is_over = threading.Event()
-        self._error: str | None = None
-
-    def deliver(self, deltas: list[SequenceDelta]) -> None:
-        for delta in deltas:
-            if delta.finish_reason is FinishReason.ERROR:
-                self._error = delta.error
-            if delta.finish_reason is not None:
-                self._is_over.set()
-
-    def wait(self) -> None:
-        """Raises EngineDead."""
-        self._is_over.wait()
-        if self._error is not None:
-            raise EngineDead(self._error)
-
-
-class _LoopStream:
-    """A sink that brings deltas into an asyncio loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.queue: asyncio.Queue[SequenceDelta] = asyncio.Queue()
-        self._loop = loop
-
-    def deliver(self, deltas: list[SequenceDelta]) -> None:
-        # A loop that its owner closed raises RuntimeError: nobody is left to hear.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._put, deltas)
-
-    def _put(self, deltas: list[SequenceDelta]) -> None:
-        for delta in deltas:
-            self.queue.put_nowait(delta)
