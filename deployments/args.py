@@ -13,8 +13,8 @@ from rtp_serve.config.serving import AppConfig, ReplicaConfig
 _DRAIN_POLL_S = 0.2
 # A checkpoint that fails twice fails for good.
 _CONSTRUCTOR_TRIES = 2
-# Tells an ingress which replicas are being withdrawn.
-_ROUTER = "deployments.watched_router:WatchedRouter"
+ROUTER = RequestRouterConfig(request_router_class="deployments.watched_router:WatchedRouter")
+"""Tells callers which replicas are being withdrawn, and more."""
 
 
 def replica_options(config: AppConfig) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def replica_options(config: AppConfig) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": replica.drain_timeout_s,
         "graceful_shutdown_wait_loop_s": _DRAIN_POLL_S,
         "max_constructor_retry_count": _CONSTRUCTOR_TRIES,
-        "request_router_config": RequestRouterConfig(request_router_class=_ROUTER),
+        "request_router_config": ROUTER,
     }
     if replica.autoscaling is None:
         options["num_replicas"] = replica.num_replicas

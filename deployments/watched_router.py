@@ -1,21 +1,40 @@
-"""Serve's own router, which also tells this process's streams which replicas are left, and brings
-a call to a given replica where its keyword `replica` names one.
+"""Serve's own router, which also tells this process's streams which replicas are left, brings a
+call to a given replica where its keyword `replica` names one, and asks no replica for leave.
 
 With Serve's own, the replica that was chosen for one call takes whichever has waited longest; here
 it takes that one.
 
+Asking for leave is what Serve does so that a replica can refuse a call beyond its
+`max_ongoing_requests`, which is out of reach here: the call becomes a generator that says yes
+first and then what is returned. When a generator ends, Ray 2.60 has the replica's event loop wait
+until the caller has confirmed all that it gave. A caller that is stopped never does, so the
+replica would hang, and all the others that it had called; all would fail their checks together.
+
 Serve pickles this module by value: what all of a process must share is in another one.
 """
 
-from ray.serve._private.common import RequestMetadata
+from ray.serve._private.common import RequestMetadata, RunningReplicaInfo
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.request_router import PendingRequest, RunningReplica
 
 from deployments import live_replicas
 
 
+class UnaskedReplica(RunningReplica):
+    """Takes any call at once."""
+
+    @property
+    def is_cross_language(self) -> bool:
+        """What the router looks at to tell whether a replica can be asked for leave; how the call
+        is made does not depend on it."""
+        return True
+
+
 class WatchedRouter(PowerOfTwoChoicesRequestRouter):
     """Picks the emptier of two replicas, as Serve does by default."""
+
+    def create_replica_wrapper(self, replica_info: RunningReplicaInfo) -> RunningReplica:
+        return UnaskedReplica(replica_info)
 
     async def choose_replicas(
         self,
