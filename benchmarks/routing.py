@@ -175,7 +175,7 @@ def _machines(report: Report) -> None:
 def _replay(shape: Assistants, policy: str, num_workers: int, model: EngineModel) -> Summary:
     config = RoutingConfig.model_validate({"policy": policy, "block_size": shape.block_size})
     fleet = SimulatedFleet(config, [model] * num_workers, Random(_SEED))
-    return summarise(fleet.run(assistants(shape, Random(_SEED))), skip=0.2)
+    return summarise(fleet.play(assistants(shape, Random(_SEED)).requests), skip=0.2)
 
 
 def _cells(report: Report, traces: Path | None, jitters: int, processes: int) -> None:

@@ -99,7 +99,8 @@ def play(which: Play) -> Summary:
     config = RoutingConfig.model_validate(
         {"policy": which.policy, "knobs": dict(which.knobs), "block_size": trace.block_size}
     )
-    return summarise(SimulatedFleet(config, [model] * cell.num_workers, rng).run(trace))
+    fleet = SimulatedFleet(config, [model] * cell.num_workers, rng)
+    return summarise(fleet.play(trace.requests))
 
 
 @cache

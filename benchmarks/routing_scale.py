@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 from rtp_serve.config.routing import RoutingConfig
-from rtp_serve.simulation.chats import Conversations, conversations
+from rtp_serve.simulation.chats import Conversations, turns
 from rtp_serve.simulation.engine_model import EngineModel
 from rtp_serve.simulation.fleet import SimulatedFleet
 from rtp_serve.simulation.report import summarise
@@ -25,9 +25,9 @@ class Replayed:
 
     num_requests: int
     seconds: float
-    """Of the replay, its traffic made before."""
+    """Of a processor, for the replay and the making of its traffic."""
     peak_bytes: int
-    """Of the process, traffic and all."""
+    """Of the process."""
     hit_rate: float
 
 
@@ -38,11 +38,10 @@ def replayed(num_workers: int, num_requests: int) -> Replayed:
         conversations_per_s=_CHATS_PER_S * num_workers,
         num_system_prompts=64,
     )
-    trace = conversations(shape, Random(1))
     config = RoutingConfig(block_size=shape.block_size, max_workers=num_workers)
     fleet = SimulatedFleet(config, [EngineModel(num_blocks=4000)] * num_workers, Random(1))
-    start_s = time.perf_counter()
-    served = fleet.run(trace)
-    seconds = time.perf_counter() - start_s
+    start_s = time.process_time()
+    served = fleet.play(turns(shape, Random(1)))
+    seconds = time.process_time() - start_s
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     return Replayed(len(served), seconds, peak, summarise(served, 0.1).hit_rate)

@@ -107,12 +107,17 @@ def simulate(
     plots: Annotated[
         str | None, typer.Option(help="Directory to write pictures (PNG) into.")
     ] = None,
+    autoscale: Annotated[
+        bool, typer.Option("--autoscale", help="Play the configuration's scalers instead.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Play a trace on modelled fleets: what they would reach, and how many replicas it takes."""
     from rtp_serve.cli.simulate import run_simulate
+    from rtp_serve.cli.simulate_scaled import run_simulate_scaled
 
-    run_simulate(trace, config, fit, plots, as_json)
+    play = run_simulate_scaled if autoscale else run_simulate
+    play(trace, config, fit, plots, as_json)
 
 
 @app.command()

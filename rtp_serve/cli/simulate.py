@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,61 @@ from tqdm import tqdm
 
 from rtp_serve.config.parse import parse_config, read_yaml
 from rtp_serve.config.simulation import FleetConfig, SimulationConfig
+from rtp_serve.errors import ConfigError
 from rtp_serve.simulation.engine_model import EngineModel
 from rtp_serve.simulation.fit import read_fit
 from rtp_serve.simulation.outcome import FleetOutcome, table
-from rtp_serve.simulation.planning import Planner, Progress, engine_model, played_trace
+from rtp_serve.simulation.planning import (
+    PlannedFleet,
+    Planner,
+    Progress,
+    engine_model,
+    played_trace,
+)
 from rtp_serve.simulation.plots import draw
+from rtp_serve.simulation.requests import Trace
 from rtp_serve.simulation.traces import read_trace
 
-Answer = tuple[str, FleetOutcome | None]
+Answer = tuple[str, PlannedFleet | None]
 """A question, and the fleet that answers it, if there is one."""
 
 _PROGRESS_STEP = 500
 """Requests between two looks at the progress line."""
 
 
-def run_simulate(
-    trace: str, config: str, fit: str | None, plots: str | None, as_json: bool
-) -> None:
-    """Play the fleets of a configuration and print what comes of it. Raises ConfigError."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be played."""
+
+    settings: SimulationConfig
+    trace: Trace
+    """The part that is played, paced."""
+    model: EngineModel
+
+    @property
+    def headline(self) -> str:
+        trace = self.trace
+        return f"{trace.name}: {len(trace.requests)} requests in {trace.duration_s:.0f} s"
+
+
+def asked(trace: str, config: str, fit: str | None) -> Asked:
+    """By three files. Raises ConfigError."""
     settings = parse_config(SimulationConfig, read_yaml(config), config)
     whole = read_trace(Path(trace))
     model = engine_model(settings, whole.block_size)
     if fit is not None:
         model = _fitted(Path(fit), model)
-    played = played_trace(whole, settings)
+    return Asked(settings, played_trace(whole, settings), model)
+
+
+def run_simulate(
+    trace: str, config: str, fit: str | None, plots: str | None, as_json: bool
+) -> None:
+    """Play the fleets of a configuration and print what comes of it. Raises ConfigError."""
+    what = asked(trace, config, fit)
+    settings, played, model = what.settings, what.trace, what.model
+    if not settings.plays_fleets:
+        raise ConfigError(f"{config}: has fleets that scale only; play them with --autoscale")
     with _progress_line() as progress:
         planner = Planner(settings, played, model, progress)
         answers = list(_answers(planner, settings))
@@ -44,7 +75,7 @@ def run_simulate(
     if as_json:
         typer.echo(json.dumps(_report(rows, answers, model)))
         return
-    typer.echo(f"{played.name}: {len(played.requests)} requests in {played.duration_s:.0f} s")
+    typer.echo(what.headline)
     typer.echo(table(rows))
     for question, answer in answers:
         found = (
@@ -95,18 +126,18 @@ def _progress_line() -> Iterator[Progress]:
 
 
 def _report(
-    rows: tuple[FleetOutcome, ...], answers: list[Answer], model: EngineModel
+    rows: tuple[PlannedFleet, ...], answers: list[Answer], model: EngineModel
 ) -> dict[str, Any]:
     return {
         "engine": asdict(model),
-        "fleets": [_row(each) for each in rows],
+        "fleets": [{**_shape(each), **figures(each)} for each in rows],
         "answers": {question: _shape(answer) if answer else None for question, answer in answers},
     }
 
 
-def _row(each: FleetOutcome) -> dict[str, Any]:
+def figures(each: FleetOutcome[Any]) -> dict[str, Any]:
+    """Of the JSON report."""
     return {
-        **_shape(each),
         **(asdict(each.summary) if each.summary else {}),
         "ttft_attainment": each.ttft_attainment,
         "itl_attainment": each.itl_attainment,
@@ -117,5 +148,5 @@ def _row(each: FleetOutcome) -> dict[str, Any]:
     }
 
 
-def _shape(each: FleetOutcome) -> dict[str, Any]:
+def _shape(each: PlannedFleet) -> dict[str, Any]:
     return each.fleet.model_dump()

@@ -2,6 +2,7 @@
 
 from pydantic import Field, model_validator
 
+from rtp_serve.config.autoscaling import AutoscalingConfig
 from rtp_serve.config.base import Config
 from rtp_serve.config.routing import RoutingConfig, SloClass
 
@@ -118,9 +119,23 @@ class TracePart(Config):
         return self
 
 
+class ScaledFleetConfig(Config):
+    """Fleets of mixed replicas whose number follows the load: `--autoscale` plays them."""
+
+    scalers: dict[str, AutoscalingConfig] = Field(min_length=1)
+    """Each by a name, as a topology's file has it under `autoscaling`. Without targets of its own
+    one plans for those of the simulation."""
+
+    startup_s: float = Field(default=5.0, ge=0)
+    """From a replica's order to its first request, whatever a scaler expects."""
+
+    push_period_s: float = Field(default=0.5, gt=0)
+    """Between two reports of replicas to the scaler, and between two of its decisions."""
+
+
 class SimulationConfig(Config):
     """A simulation. Fleets are those that are listed, every split of `sweep_replicas`, and those
-    that the search looks at."""
+    that the search looks at; with `--autoscale`, those of `autoscaled` instead."""
 
     engine: EngineModelConfig = EngineModelConfig()
     """Of every replica; `--fit` takes its times from measurements."""
@@ -140,6 +155,9 @@ class SimulationConfig(Config):
     search: SearchConfig = SearchConfig()
     """For the smallest fleet."""
 
+    autoscaled: ScaledFleetConfig | None = None
+    """Fleets that scale."""
+
     targets: TargetsConfig = TargetsConfig()
     """For the search, and for goodput."""
 
@@ -148,13 +166,19 @@ class SimulationConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "SimulationConfig":
-        search = self.search
-        if not (self.fleets or self.sweep_replicas or search.mixed or search.disaggregated):
+        is_searched = self.search.mixed or self.search.disaggregated
+        if not (self.plays_fleets or self.autoscaled):
             raise ValueError(
-                "nothing to play: give fleets, sweep_replicas or one of search.mixed and "
-                "search.disaggregated"
+                "nothing to play: give fleets, sweep_replicas, one of search.mixed and "
+                "search.disaggregated, or autoscaled"
             )
         is_open = not self.targets.ttft and self.targets.itl_s is None
-        if is_open and (search.mixed or search.disaggregated):
+        if is_open and is_searched:
             raise ValueError("targets: a search needs a ttft or an itl_s to keep")
         return self
+
+    @property
+    def plays_fleets(self) -> bool:
+        """Some of a size that stays."""
+        search = self.search
+        return bool(self.fleets or self.sweep_replicas or search.mixed or search.disaggregated)

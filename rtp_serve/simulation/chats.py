@@ -4,6 +4,8 @@
 that all of its prompts begin with; `conversations` makes chats whose turns begin with all before.
 """
 
+import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
@@ -79,30 +81,60 @@ class Conversations:
 
 def conversations(shape: Conversations, rng: Random) -> Trace:
     """Chats begin as a Poisson process; turns and lengths are geometric and exponential."""
-    requests: list[TracedRequest] = []
+    return Trace("conversations", shape.block_size, tuple(turns(shape, rng)))
+
+
+def turns(shape: Conversations, rng: Random) -> Iterator[TracedRequest]:
+    """The requests of `conversations`, made as they are taken: by arrival."""
     start = 0.0
     num_system = shape.system_tokens // shape.block_size
     systems = [
         [_key("s", system, place) for place in range(num_system)]
         for system in range(shape.num_system_prompts)
     ]
+    to_come: list[tuple[float, int, _Turn]] = []
+    num_turns = 0
     for number in range(shape.num_conversations):
         start += rng.expovariate(shape.conversations_per_s)
-        now, context = start, shape.system_tokens
-        system = rng.randrange(shape.num_system_prompts)
-        keys = list(systems[system])
-        while True:
-            context += 1 + int(rng.expovariate(1 / shape.mean_question_tokens))
-            answer = 1 + int(rng.expovariate(1 / shape.mean_answer_tokens))
-            places = range(len(keys), context // shape.block_size)
-            keys += (_key("c", number, place) for place in places)
-            requests.append(TracedRequest(now, context, answer, tuple(keys)))
-            if rng.random() < 1 / shape.mean_turns:
-                break
-            context += answer
-            now += rng.expovariate(1 / shape.mean_pause_s)
-    requests.sort(key=lambda each: each.arrival_s)
-    return Trace("conversations", shape.block_size, tuple(requests))
+        while to_come and to_come[0][0] < start:  # no turn is before its chat begins
+            yield heapq.heappop(to_come)[2].request()
+        for turn in _chat(shape, rng, number, start, list(systems[rng.randrange(len(systems))])):
+            heapq.heappush(to_come, (turn.arrival_s, num_turns, turn))
+            num_turns += 1
+    while to_come:
+        yield heapq.heappop(to_come)[2].request()
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One request. Turns of a chat share `keys`, so that those to come take little memory."""
+
+    arrival_s: float
+    num_tokens: int
+    num_new_tokens: int
+    keys: list[BlockHash]
+    num_blocks: int
+
+    def request(self) -> TracedRequest:
+        hashes = tuple(self.keys[: self.num_blocks])
+        return TracedRequest(self.arrival_s, self.num_tokens, self.num_new_tokens, hashes)
+
+
+def _chat(
+    shape: Conversations, rng: Random, number: int, start_s: float, keys: list[BlockHash]
+) -> Iterator[_Turn]:
+    """`keys` has the blocks of its system prompt, and gets those of all turns."""
+    now, context = start_s, shape.system_tokens
+    while True:
+        context += 1 + int(rng.expovariate(1 / shape.mean_question_tokens))
+        answer = 1 + int(rng.expovariate(1 / shape.mean_answer_tokens))
+        places = range(len(keys), context // shape.block_size)
+        keys += (_key("c", number, place) for place in places)
+        yield _Turn(now, context, answer, keys, len(keys))
+        if rng.random() < 1 / shape.mean_turns:
+            return
+        context += answer
+        now += rng.expovariate(1 / shape.mean_pause_s)
 
 
 def _key(kind: str, number: int, place: int) -> BlockHash:

@@ -17,7 +17,7 @@ class DecodePool:
         self._position = 0.0
         self._rate = 0.0
         self._time_s = 0.0
-        self._heap: list[tuple[float, int, int, float]] = []  # end, order, sequence, context at 0
+        self._heap: list[tuple[float, int, str, float]] = []  # end, order, sequence, context at 0
         self._num_added = 0
 
     def __len__(self) -> int:
@@ -33,7 +33,7 @@ class DecodePool:
         """Of each sequence, from now on."""
         self._rate = tokens_per_s
 
-    def add(self, sequence: int, num_tokens: int, num_context_tokens: int) -> None:
+    def add(self, sequence: str, num_tokens: int, num_context_tokens: int) -> None:
         """It wants `num_tokens` more, and has a context already."""
         end = self._position + num_tokens
         at_zero = num_context_tokens - self._position
@@ -41,7 +41,7 @@ class DecodePool:
         self._num_added += 1
         self.num_kv_tokens += num_context_tokens
 
-    def pop_ended(self) -> Iterator[int]:
+    def pop_ended(self) -> Iterator[str]:
         """Sequences that have all they want."""
         while self._heap and self._heap[0][0] <= self._position + 1e-6:
             end, _, sequence, at_zero = heapq.heappop(self._heap)

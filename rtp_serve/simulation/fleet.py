@@ -1,6 +1,6 @@
 """A trace through the Master and modelled engines."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 
 from rtp_serve.clock import VirtualClock
@@ -9,28 +9,27 @@ from rtp_serve.routing.master import Master
 from rtp_serve.routing.types import Outcome, RequestFeatures, Role, WorkerId
 from rtp_serve.simulation.engine_model import EngineModel
 from rtp_serve.simulation.events import Events
-from rtp_serve.simulation.requests import Served, Trace
+from rtp_serve.simulation.requests import Served, TracedRequest
+from rtp_serve.simulation.served_table import ServedTable
 from rtp_serve.simulation.worker import ModelledWorker
 
 REPORT_PERIOD_S = 0.05
 
 
 class SimulatedFleet:
-    """Workers report `REPORT_PERIOD_S` after something has changed, as real ones do."""
+    """Workers report `REPORT_PERIOD_S` after something has changed, as real ones do. A fleet plays
+    once."""
 
     def __init__(
         self,
         config: RoutingConfig,
         models: list[EngineModel],
         rng: Random,
-        clock_s: Callable[[], float] | None = None,
         roles: Sequence[Role] | None = None,
     ) -> None:
-        """One worker a model, of the role at its place; without roles all do everything. `clock_s`
-        is a real clock that decisions are timed with."""
+        """One worker a model, of the role at its place; without roles all do everything."""
         self._events = Events(VirtualClock())
         self._config = config
-        self._clock_s = clock_s
         self.master = Master(config, rng)
         self._workers = {
             worker_id: ModelledWorker(
@@ -44,35 +43,41 @@ class SimulatedFleet:
             )
         }
         self._reporting: set[WorkerId] = set()
-        self._arrived: Callable[[int], None] | None = None
+        self._in_flight: dict[str, Served] = {}
+        self._table = ServedTable()
         for worker in self._workers.values():
             self._report(worker)
 
-    def run(self, trace: Trace, arrived: Callable[[int], None] | None = None) -> list[Served]:
-        """What became of each request, when nothing is left to do. `arrived` is told how many have
+    def play(
+        self, requests: Iterable[TracedRequest], arrived: Callable[[int], None] | None = None
+    ) -> ServedTable:
+        """What became of each request, when nothing is left to do. They are taken one by one, when
+        they arrive, and hash blocks of `config.block_size` tokens. `arrived` is told how many have
         come, at each of them."""
-        assert trace.block_size == self._config.block_size, trace.name
-        self._arrived = arrived
-        served = [Served(request) for request in trace.requests]
-        if served:
-            self._plan_arrival(served, 0)
+        self._plan_arrival(iter(requests), arrived or (lambda _: None))
         self._events.run()
-        return served
+        assert not self._in_flight, f"{len(self._in_flight)} requests have not ended"
+        return self._table
 
-    def _plan_arrival(self, served: list[Served], number: int) -> None:
+    def _plan_arrival(
+        self, requests: Iterator[TracedRequest], arrived: Callable[[int], None]
+    ) -> None:
+        request = next(requests, None)
+        if request is None:
+            return
+
         def arrive() -> None:
-            self._arrive(number, served[number])
-            if self._arrived is not None:
-                self._arrived(number + 1)
-            if number + 1 < len(served):
-                self._plan_arrival(served, number + 1)
+            self._arrive(request)
+            arrived(len(self._table))
+            self._plan_arrival(requests, arrived)
 
-        self._events.at(served[number].request.arrival_s, arrive)
+        self._events.at(request.arrival_s, arrive)
 
-    def _arrive(self, number: int, served: Served) -> None:
-        request, now = served.request, self._events.now
+    def _arrive(self, request: TracedRequest) -> None:
+        request_id, now, served = str(len(self._table)), self._events.now, Served(request)
+        self._table.come(request)
         features = RequestFeatures(
-            str(number),
+            request_id,
             request.num_tokens,
             request.block_hashes,
             now,
@@ -80,18 +85,17 @@ class SimulatedFleet:
             priority=request.priority,
             tenant=request.tenant,
         )
-        start = self._clock_s() if self._clock_s else 0.0
         decision = self.master.schedule(features, now)
-        if self._clock_s:
-            served.decision_s = self._clock_s() - start
         if decision.outcome is not Outcome.ROUTED:
             served.is_rejected = True
+            self._table.end(int(request_id), served)
             return
         assert decision.worker_id is not None
         assert decision.decode_worker_id is not None
         worker = self._workers[decision.worker_id]
         decode = self._workers[decision.decode_worker_id]
-        worker.submit(number, served, None if decode is worker else decode)
+        self._in_flight[request_id] = served
+        worker.submit(request_id, served, None if decode is worker else decode)
 
     def _plan_report(self, worker: ModelledWorker) -> None:
         if worker.worker_id not in self._reporting:
@@ -104,3 +108,5 @@ class SimulatedFleet:
         if delta is not None:
             self.master.on_delta(delta)
         self.master.on_status(status, self._events.now)
+        for request_id in status.finished_ids:
+            self._table.end(int(request_id), self._in_flight.pop(request_id))

@@ -1,22 +1,34 @@
-"""What one fleet makes of a trace."""
+"""What a fleet makes of a trace."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from rtp_serve.config.simulation import FleetConfig, TargetsConfig
+from rtp_serve.config.simulation import TargetsConfig
 from rtp_serve.routing.admission import ttft_target_s
 from rtp_serve.routing.types import Floats
 from rtp_serve.simulation.report import Summary, summarise
-from rtp_serve.simulation.requests import Served
+from rtp_serve.simulation.served_table import ServedTable
+
+
+class Named(Protocol):
+    """A fleet, as tables and pictures call it."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Fleet = TypeVar("Fleet", bound=Named)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FleetOutcome:
+class FleetOutcome(Generic[Fleet]):
     """Of the requests that count. Times are seconds."""
 
-    fleet: FleetConfig
+    fleet: Fleet
     summary: Summary | None
     """None if nothing was served."""
     ttft_s: Floats
@@ -31,7 +43,8 @@ class FleetOutcome:
     goodput_per_s: float
     """Requests that keep both, a second of arrivals."""
     replica_hours: float
-    """From the first arrival to the end of the last answer."""
+    """From the first arrival to the end of the last answer; of a fleet whose size changes, from
+    each replica's order to the end of its last answer."""
     ideal_hit_rate: float
     """With one cache that forgets nothing."""
 
@@ -41,36 +54,38 @@ class FleetOutcome:
 
 
 def outcome(
-    fleet: FleetConfig,
-    served: Sequence[Served],
+    fleet: Fleet,
+    served: ServedTable,
     targets: TargetsConfig,
     skip: float,
+    replica_hours: float,
     ideal_hit_rate: float,
-) -> FleetOutcome:
-    """Of all of `served`, the first `skip` of which count for replica-hours only."""
-    counted = served[int(skip * len(served)) :]
-    done = [each for each in counted if not each.is_rejected]
-    keeps_ttft = [each.ttft_s <= ttft_target_s(targets, each.request.num_tokens) for each in done]
-    keeps_itl = [targets.itl_s is None or each.itl_s <= targets.itl_s for each in done]
-    num_good = sum(map(all, zip(keeps_ttft, keeps_itl, strict=True)))
-    span_s = counted[-1].request.arrival_s - counted[0].request.arrival_s
-    start_s = served[0].request.arrival_s
-    end_s = max(each.request.arrival_s + each.e2e_s for each in served)
+) -> FleetOutcome[Fleet]:
+    """Of `served` without the first `skip` of it."""
+    counted = slice(int(skip * len(served)), None)
+    done = ~served.is_rejected[counted]
+    ttft_s, itl_s = served.ttft_s[counted], served.itl_s[counted]
+    lengths = served.num_tokens[counted].tolist()
+    keeps_ttft = done & (ttft_s <= [ttft_target_s(targets, each) for each in lengths])
+    keeps_itl = done & (itl_s <= (inf if targets.itl_s is None else targets.itl_s))
+    num_good = int((keeps_ttft & keeps_itl).sum())
+    arrival_s = served.arrival_s[counted]
+    span_s = float(arrival_s[-1] - arrival_s[0])
     return FleetOutcome(
         fleet,
-        summarise(served, skip) if done else None,
-        np.array([each.ttft_s for each in done]),
-        np.array([each.itl_s for each in done if each.request.num_new_tokens > 1]),
-        sum(keeps_ttft) / len(counted),
-        sum(keeps_itl) / len(counted),
-        num_good / len(counted),
+        summarise(served, skip) if done.any() else None,
+        ttft_s[done],
+        itl_s[done & (served.num_new_tokens[counted] > 1)],
+        float(keeps_ttft.mean()),
+        float(keeps_itl.mean()),
+        num_good / len(done),
         num_good / span_s if span_s else float(num_good),
-        fleet.num_replicas * (end_s - start_s) / 3600,
+        replica_hours,
         ideal_hit_rate,
     )
 
 
-def table(rows: Sequence[FleetOutcome]) -> str:
+def table(rows: Sequence[FleetOutcome[Any]]) -> str:
     """One line a fleet; TTFT in seconds, ITL in milliseconds."""
     width = max([len(each.fleet.name) for each in rows] + [len("replicas")])
     heads = ("mean", "p50", "p95", "p99", "ITL p95", "kept", "goodput", "rep.·h", "hits", "ideal")
@@ -78,7 +93,7 @@ def table(rows: Sequence[FleetOutcome]) -> str:
     return "\n".join(lines + [_line(each, width) for each in rows])
 
 
-def _line(each: FleetOutcome, width: int) -> str:
+def _line(each: FleetOutcome[Any], width: int) -> str:
     found = each.summary
     if found is None:
         return f"{each.fleet.name:{width}}  serves nothing"

@@ -19,6 +19,8 @@ from rtp_serve.simulation.ideal import ideal
 from rtp_serve.simulation.outcome import FleetOutcome, outcome
 from rtp_serve.simulation.requests import Trace
 
+PlannedFleet = FleetOutcome[FleetConfig]
+
 Progress = Callable[[FleetConfig, int, int], None]
 """Called with a fleet, how many requests have come to it, and of how many."""
 
@@ -37,33 +39,33 @@ class Planner:
         self._config, self._trace, self._model = config, trace, model
         self._progress = progress
         self._ideal = ideal(trace, model, config.trace.warm_up)
-        self._outcomes: dict[FleetConfig, FleetOutcome] = {}
+        self._outcomes: dict[FleetConfig, PlannedFleet] = {}
 
     @property
-    def outcomes(self) -> tuple[FleetOutcome, ...]:
+    def outcomes(self) -> tuple[PlannedFleet, ...]:
         """Of all fleets that were played: mixed ones first, then by size."""
 
-        def order(each: FleetOutcome) -> tuple[bool, int, int]:
+        def order(each: PlannedFleet) -> tuple[bool, int, int]:
             return bool(each.fleet.prefill), each.fleet.num_replicas, each.fleet.prefill
 
         return tuple(sorted(self._outcomes.values(), key=order))
 
-    def play(self, fleet: FleetConfig) -> FleetOutcome:
+    def play(self, fleet: FleetConfig) -> PlannedFleet:
         found = self._outcomes.get(fleet)
         if found is None:
             found = self._outcomes[fleet] = self._played(fleet)
         return found
 
-    def sweep(self, num_replicas: int) -> Iterator[FleetOutcome]:
+    def sweep(self, num_replicas: int) -> Iterator[PlannedFleet]:
         """Every split into replicas that prefill and that decode."""
         for prefill in range(1, num_replicas):
             yield self.play(FleetConfig(prefill=prefill, decode=num_replicas - prefill))
 
-    def fewest_mixed(self) -> FleetOutcome | None:
+    def fewest_mixed(self) -> PlannedFleet | None:
         """None if as many as there may be are too few."""
         return self._fewest(lambda count: FleetConfig(mixed=count))
 
-    def fewest_disaggregated(self) -> FleetOutcome | None:
+    def fewest_disaggregated(self) -> PlannedFleet | None:
         """None if as many of each as there may be are too few."""
         most = self._config.search.max_replicas
         least = self._fewest(lambda count: FleetConfig(prefill=count, decode=most))
@@ -72,7 +74,7 @@ class Planner:
         prefill = least.fleet.prefill
         return self._fewest(lambda count: FleetConfig(prefill=prefill, decode=count))
 
-    def _fewest(self, fleet: Callable[[int], FleetConfig]) -> FleetOutcome | None:
+    def _fewest(self, fleet: Callable[[int], FleetConfig]) -> PlannedFleet | None:
         wanted, most = self._config.targets.attainment, self._config.search.max_replicas
         best = self.play(fleet(most))
         if best.attainment < wanted:
@@ -87,7 +89,7 @@ class Planner:
                 too_few = middle
         return best
 
-    def _played(self, fleet: FleetConfig) -> FleetOutcome:
+    def _played(self, fleet: FleetConfig) -> PlannedFleet:
         config, trace = self._config, self._trace
         roles = (
             [Role.MIXED] * fleet.mixed
@@ -100,9 +102,10 @@ class Planner:
             Random(config.seed),
             roles=roles,
         )
-        served = simulated.run(trace, self._counter(fleet))
+        served = simulated.play(trace.requests, self._counter(fleet))
+        hours = fleet.num_replicas * served.span_s / 3600
         skip = config.trace.warm_up
-        return outcome(fleet, served, config.targets, skip, self._ideal.hit_rate)
+        return outcome(fleet, served, config.targets, skip, hours, self._ideal.hit_rate)
 
     def _counter(self, fleet: FleetConfig) -> Callable[[int], None] | None:
         progress, total = self._progress, len(self._trace.requests)

@@ -9,16 +9,56 @@ import numpy as np
 from rtp_serve.errors import ConfigError
 from rtp_serve.routing.types import Floats
 from rtp_serve.simulation.outcome import FleetOutcome
+from rtp_serve.simulation.scaling import ScaledOutcome
 
 _PERCENTILES = ((50, "#9db8d2"), (95, "#3f74a3"), (99, "#c0392b"))
 _MAX_CURVES = 6
 """Distributions in one picture; with more fleets, some of them."""
 
+_NUM_PERIODS = 200
+"""Of a timeline, in which arrivals are counted."""
 
-def draw(outcomes: Sequence[FleetOutcome], directory: Path, title: str) -> list[Path]:
+
+def draw(outcomes: Sequence[FleetOutcome[Any]], directory: Path, title: str) -> list[Path]:
     """Write `fleets.png`, percentiles and costs by fleet, and `distributions.png`, of TTFT and ITL.
     Raises ConfigError without matplotlib, or if the directory cannot be written to."""
     shown = [each for each in outcomes if each.summary is not None]
+    pyplot = _pyplot()
+    return [
+        _written(pyplot, drawing(pyplot, shown), directory / f"{name}.png", title)
+        for name, drawing in (("fleets", _fleets), ("distributions", _distributions))
+    ]
+
+
+def draw_sizes(
+    outcomes: Sequence[ScaledOutcome], arrivals_s: Sequence[float], directory: Path, title: str
+) -> Path:
+    """Write `timeline.png`: requests a second above, each scaler's replicas below, those that start
+    as a thin line. Raises as `draw` does."""
+    pyplot = _pyplot()
+    height = 2.2 * (len(outcomes) + 1)
+    figure, axes = pyplot.subplots(
+        len(outcomes) + 1, 1, figsize=(11, height), layout="constrained", sharex=True
+    )
+    counts, edges = np.histogram(arrivals_s, bins=_NUM_PERIODS)
+    axes[0].stairs(counts / np.diff(edges), edges, color="#3f74a3", fill=True)
+    axes[0].set_ylabel("requests/s", fontsize=9)
+    for axis, each in zip(axes[1:], outcomes, strict=True):
+        times, running, target = zip(*each.fleet.sizes, strict=True)
+        axis.step(times, target, where="post", linewidth=0.8, color="#c0392b", label="ordered")
+        axis.fill_between(times, running, step="post", color="#9db8d2", label="running")
+        axis.set_ylim(bottom=0)
+        axis.set_ylabel("replicas", fontsize=9)
+        kept, hours = 100 * each.attainment, each.replica_hours
+        axis.set_title(
+            f"{each.fleet.name}: {kept:.1f} % kept, {hours:.2f} replica-hours", fontsize=10
+        )
+        axis.legend(fontsize=8, loc="upper left")
+    axes[-1].set_xlabel("s")
+    return _written(pyplot, figure, directory / "timeline.png", title)
+
+
+def _pyplot() -> Any:
     try:
         import matplotlib as mpl
     except ImportError:
@@ -26,28 +66,28 @@ def draw(outcomes: Sequence[FleetOutcome], directory: Path, title: str) -> list[
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    paths = []
-    for name, drawing in (("fleets", _fleets), ("distributions", _distributions)):
-        figure = drawing(pyplot, shown)
-        figure.suptitle(title)
-        paths.append(directory / f"{name}.png")
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            figure.savefig(paths[-1], dpi=110)
-        except OSError as error:
-            raise ConfigError(f"--plots {directory}: {error.strerror}") from error
-        finally:
-            pyplot.close(figure)
-    return paths
+    return pyplot
 
 
-def _fleets(pyplot: Any, outcomes: Sequence[FleetOutcome]) -> Any:
+def _written(pyplot: Any, figure: Any, path: Path, title: str) -> Path:
+    figure.suptitle(title)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise ConfigError(f"--plots {path.parent}: {error.strerror}") from error
+    finally:
+        pyplot.close(figure)
+    return path
+
+
+def _fleets(pyplot: Any, outcomes: Sequence[FleetOutcome[Any]]) -> Any:
     width = max(9.0, 0.45 * len(outcomes) + 3)
     figure, axes = pyplot.subplots(3, 2, figsize=(width, 9.5), layout="constrained")
     places = np.arange(len(outcomes), dtype=np.float64)
     _percentiles(axes[0, 0], places, [each.ttft_s for each in outcomes], "TTFT, s")
     _percentiles(axes[0, 1], places, [each.itl_s for each in outcomes], "ITL, s")
-    bars: tuple[tuple[Any, str, Callable[[FleetOutcome], float]], ...] = (
+    bars: tuple[tuple[Any, str, Callable[[FleetOutcome[Any]], float]], ...] = (
         (axes[1, 0], "requests that keep the targets, %", lambda each: 100 * each.attainment),
         (axes[1, 1], "goodput, requests/s", lambda each: each.goodput_per_s),
         (axes[2, 0], "replica-hours", lambda each: each.replica_hours),
@@ -66,7 +106,7 @@ def _fleets(pyplot: Any, outcomes: Sequence[FleetOutcome]) -> Any:
     return figure
 
 
-def _hit_rate(each: FleetOutcome) -> float:
+def _hit_rate(each: FleetOutcome[Any]) -> float:
     return 100 * each.summary.hit_rate if each.summary else 0.0
 
 
@@ -80,7 +120,7 @@ def _percentiles(axis: Any, places: Floats, samples: Sequence[Floats], label: st
     axis.legend(fontsize=8)
 
 
-def _distributions(pyplot: Any, outcomes: Sequence[FleetOutcome]) -> Any:
+def _distributions(pyplot: Any, outcomes: Sequence[FleetOutcome[Any]]) -> Any:
     step = max(1, -(-len(outcomes) // _MAX_CURVES))
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for each in outcomes[::step]:

@@ -1,11 +1,11 @@
 """What a replay comes to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from rtp_serve.simulation.requests import Served
+from rtp_serve.simulation.served_table import ServedTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +25,25 @@ class Summary:
     """A request, on average."""
 
 
-def summarise(served: Sequence[Served], skip: float = 0.0) -> Summary:
+def summarise(served: ServedTable, skip: float = 0.0) -> Summary:
     """Without the first `skip` of requests, which found empty caches. One at least was served."""
-    counted = served[int(skip * len(served)) :]
-    done = [each for each in counted if not each.is_rejected]
-    assert done, "nothing was served"
-    ttft = np.array([each.ttft_s for each in done])
-    itl = np.array([each.itl_s for each in done])
-    cached = sum(each.num_cached_tokens for each in done)
+    counted = slice(int(skip * len(served)), None)
+    done = ~served.is_rejected[counted]
+    num_done = int(done.sum())
+    assert num_done, "nothing was served"
+    ttft = served.ttft_s[counted][done]
+    cached = int(served.num_cached_tokens[counted][done].sum())
     p50, p95, p99 = np.percentile(ttft, (50, 95, 99)).tolist()
     return Summary(
-        len(counted),
-        len(counted) - len(done),
+        len(done),
+        len(done) - num_done,
         float(ttft.mean()),
         p50,
         p95,
         p99,
-        float(np.percentile(itl, 95)),
-        cached / sum(each.request.num_tokens for each in done),
-        cached / len(done),
+        float(np.percentile(served.itl_s[counted][done], 95)),
+        cached / int(served.num_tokens[counted][done].sum()),
+        cached / num_done,
     )
 
 

@@ -1,6 +1,5 @@
 """What a trace asks for, and what became of it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rtp_serve.kv_cache.block import BlockHash
@@ -57,8 +56,6 @@ class Served:
     ttft_s: float = 0.0
     e2e_s: float = 0.0
     num_cached_tokens: int = 0
-    decision_s: float = 0.0
-    """The time that the decision took, on a real clock."""
     is_rejected: bool = False
 
     @property
@@ -66,8 +63,3 @@ class Served:
         """Mean gap between its tokens; 0 of an answer of one."""
         gaps = self.request.num_new_tokens - 1
         return (self.e2e_s - self.ttft_s) / gaps if gaps > 0 else 0.0
-
-
-def rejected(served: Sequence[Served]) -> int:
-    """How many."""
-    return sum(each.is_rejected for each in served)

@@ -79,7 +79,7 @@ class _Replica:
     worker: ModelledWorker
     recorder: LoadRecorder
     ordered_s: float
-    served: dict[int, Served] = field(default_factory=dict)
+    served: dict[str, Served] = field(default_factory=dict)
     """Requests that are there."""
     is_running: bool = False
     is_going: bool = False
@@ -106,7 +106,7 @@ class ScaledFleet:
         self._scaler = make_scaler()
         self._times = times or FleetTimes()
         self._replicas: dict[WorkerId, _Replica] = {}
-        self._unrouted: deque[tuple[int, Served]] = deque()
+        self._unrouted: deque[tuple[str, Served]] = deque()
         self._num_ordered = 0
         self._num_open = 0
         self._run = ScaledRun()
@@ -135,14 +135,14 @@ class ScaledFleet:
             self._events.at(at, lambda: self._arrive(number))
 
     def _arrive(self, number: int) -> None:
-        self._route(number, self._run.served[number])
+        self._route(str(number), self._run.served[number])
         self._plan_arrival(number + 1)
 
-    def _route(self, number: int, served: Served) -> None:
+    def _route(self, request_id: str, served: Served) -> None:
         request, now = served.request, self._events.now
         decision = self._master.schedule(
             RequestFeatures(
-                str(number),
+                request_id,
                 request.num_tokens,
                 request.block_hashes,
                 now,
@@ -152,14 +152,18 @@ class ScaledFleet:
             ),
             now,
         )
-        if decision.outcome is not Outcome.ROUTED:
-            self._unrouted.append((number, served))
+        if decision.outcome is Outcome.REJECTED:
+            served.is_rejected = True
+            self._num_open -= 1
+            return
+        if decision.outcome is Outcome.NO_WORKER:
+            self._unrouted.append((request_id, served))
             return
         assert decision.worker_id is not None
         replica = self._replicas[decision.worker_id]
-        replica.served[number] = served
-        replica.recorder.arrived(str(number), request.num_tokens, now)
-        replica.worker.submit(number, served)
+        replica.served[request_id] = served
+        replica.recorder.arrived(request_id, request.num_tokens, now)
+        replica.worker.submit(request_id, served)
 
     # -- replicas --
 
@@ -178,8 +182,8 @@ class ScaledFleet:
         replica.is_running = True
         self._report(replica)
         waiting, self._unrouted = self._unrouted, deque()
-        for number, served in waiting:
-            self._route(number, served)
+        for request_id, served in waiting:
+            self._route(request_id, served)
 
     def _withdraw(self, replica: _Replica) -> None:
         """It gets nothing more, and goes when it has nothing left."""
@@ -211,10 +215,10 @@ class ScaledFleet:
                 self._master.on_delta(delta)
             self._master.on_status(status, self._events.now)
         for each in status.prefilled:
-            served = replica.served[int(each.request_id)]
+            served = replica.served[each.request_id]
             replica.recorder.first_token(each.request_id, served.request.arrival_s + served.ttft_s)
         for request_id in status.finished_ids:
-            served = replica.served.pop(int(request_id))
+            served = replica.served.pop(request_id)
             ended_s = served.request.arrival_s + served.e2e_s
             replica.recorder.ended(request_id, served.request.num_new_tokens, ended_s)
             self._num_open -= 1

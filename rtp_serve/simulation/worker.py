@@ -17,12 +17,10 @@ from rtp_serve.simulation.engine_model import EngineModel
 from rtp_serve.simulation.events import Events
 from rtp_serve.simulation.requests import Served
 
-Ended = Callable[[int], None]
-
 
 @dataclass(slots=True)
 class _Prefill:
-    number: int
+    request_id: str
     served: Served
     num_blocks: int
     """That it holds while it runs."""
@@ -53,8 +51,8 @@ class ModelledWorker:
         self._queue: deque[_Prefill] = deque()
         self._prefilling: _Prefill | None = None
         self._rate_while_prefilling = 0.0
-        self._decoding: dict[int, _Prefill] = {}
-        self._leaving: dict[int, _Prefill] = {}  # on the way to their decode replicas
+        self._decoding: dict[str, _Prefill] = {}
+        self._leaving: dict[str, _Prefill] = {}  # on the way to their decode replicas
         self._pool = DecodePool()
         self._num_held_blocks = 0
         self._wake_up = 0  # the number of the planned one that still counts
@@ -62,19 +60,21 @@ class ModelledWorker:
         self._finished: list[str] = []
         self._has_reported = False
 
-    def submit(self, number: int, served: Served, decode: "ModelledWorker | None" = None) -> None:
-        """A request comes, number `number` of the trace; it is decoded here or at `decode`."""
+    def submit(
+        self, request_id: str, served: Served, decode: "ModelledWorker | None" = None
+    ) -> None:
+        """A request comes; it is decoded here or at `decode`."""
         request = served.request
         tokens = request.num_tokens + (0 if decode else request.num_new_tokens)
-        self._queue.append(_Prefill(number, served, self._blocks(tokens), decode))
+        self._queue.append(_Prefill(request_id, served, self._blocks(tokens), decode))
         if self._prefilling is None:
             self._start_next()
 
-    def take_over(self, number: int, served: Served) -> None:
+    def take_over(self, request_id: str, served: Served) -> None:
         """A prompt comes that another replica has computed; it waits for memory at most."""
         request = served.request
         blocks = self._blocks(request.num_tokens + request.num_new_tokens)
-        self._queue.append(_Prefill(number, served, blocks))
+        self._queue.append(_Prefill(request_id, served, blocks))
         self._advance()
         self._begin_decoding()
         self._set_rate()
@@ -87,12 +87,12 @@ class ModelledWorker:
         if added or removed:
             base, self._version = self._version, self._version + 1
             delta = BlockDelta(self.worker_id, 1, base, self._version, added, removed)
-        waiting = [each.number for each in self._queue]
+        waiting = [each.request_id for each in self._queue]
         running = [*self._decoding, *self._leaving]
         if self.role is Role.DECODE:  # what waits there for memory has its first token
             waiting, running = [], running + waiting
         if self._prefilling is not None:
-            waiting.insert(0, self._prefilling.number)
+            waiting.insert(0, self._prefilling.request_id)
         status = WorkerStatus(
             self.worker_id,
             1,
@@ -101,8 +101,8 @@ class ModelledWorker:
             num_free_blocks=max(0, self._model.num_blocks - self._num_held_blocks),
             num_decoding=len(self._decoding),
             itl_s=self._step_s() if self._decoding else 0.0,
-            waiting_ids=tuple(map(str, waiting)),
-            running_ids=tuple(map(str, running)),
+            waiting_ids=tuple(waiting),
+            running_ids=tuple(running),
             prefilled=tuple(self._prefilled),
             finished_ids=tuple(self._finished),
             self_benchmark=() if self._has_reported else tuple(self._model.self_benchmark()),
@@ -138,13 +138,13 @@ class ModelledWorker:
         self._advance()
         self._prefilling = None
         self._cache.store(request.block_hashes)
-        self._prefilled.append(Prefilled(str(prefill.number), point))
+        self._prefilled.append(Prefilled(prefill.request_id, point))
         if prefill.decode is None:
             prefill.served.ttft_s = self._events.now - request.arrival_s
             self._decode(prefill)
             self._end_sequences()
         else:
-            self._leaving[prefill.number] = prefill
+            self._leaving[prefill.request_id] = prefill
             self._events.after(
                 self._model.transfer_s(request.num_tokens), lambda: self._hand_over(prefill)
             )
@@ -155,9 +155,9 @@ class ModelledWorker:
     def _hand_over(self, prefill: _Prefill) -> None:
         assert prefill.decode is not None
         prefill.served.ttft_s = self._events.now - prefill.served.request.arrival_s
-        del self._leaving[prefill.number]
+        del self._leaving[prefill.request_id]
         self._hold(-prefill.num_blocks)
-        prefill.decode.take_over(prefill.number, prefill.served)
+        prefill.decode.take_over(prefill.request_id, prefill.served)
         if self._prefilling is None:
             self._start_next()
         self._changed(self)
@@ -166,8 +166,8 @@ class ModelledWorker:
 
     def _decode(self, prefill: _Prefill) -> None:
         request = prefill.served.request
-        self._decoding[prefill.number] = prefill
-        self._pool.add(prefill.number, max(0, request.num_new_tokens - 1), request.num_tokens)
+        self._decoding[prefill.request_id] = prefill
+        self._pool.add(prefill.request_id, max(0, request.num_new_tokens - 1), request.num_tokens)
 
     def _begin_decoding(self) -> None:
         """A decode replica takes what it has memory for."""
@@ -205,11 +205,11 @@ class ModelledWorker:
         self._changed(self)
 
     def _end_sequences(self) -> None:
-        for number in self._pool.pop_ended():
-            prefill = self._decoding.pop(number)
+        for request_id in self._pool.pop_ended():
+            prefill = self._decoding.pop(request_id)
             prefill.served.e2e_s = self._events.now - prefill.served.request.arrival_s
             self._hold(-prefill.num_blocks)
-            self._finished.append(str(number))
+            self._finished.append(request_id)
 
     # -- memory --
 

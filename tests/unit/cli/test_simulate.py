@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,48 @@ def test_pictures_are_written(tmp_path: Path):
 def test_an_answer_may_be_that_there_are_too_few(tmp_path: Path):
     config = CONFIG.replace("ttft_s: 20", "ttft_s: 0.001")
     assert "more than 4 of a role" in simulate(tmp_path, config=config)
+
+
+SCALED = """
+trace: {last: 0.2, pace: 4}
+targets: {ttft: [{ttft_s: 20}]}
+autoscaled:
+  scalers:
+    ours: {max_replicas: 6, downscale_delay_s: 30}
+    serve: {policy: ongoing-requests, target_ongoing_requests: 2, max_replicas: 6}
+"""
+
+
+def test_scalers_are_played_and_their_changes_told(tmp_path: Path):
+    report = json.loads(simulate(tmp_path, "--autoscale", "--json", config=SCALED))
+    ours, serve = report["scalers"]
+    assert (ours["name"], serve["name"]) == ("ours", "serve")
+    assert 1 < ours["most_replicas"] <= 6
+    hours = sum(
+        target * (until - at) / 3600 for (at, _, target), (until, *_) in pairwise(ours["sizes"])
+    )
+    assert ours["replica_hours"] > hours > 0
+    assert ours["changes"][0]["num_replicas"] > 1
+    assert ours["changes"][0]["reason"]
+    lines = simulate(tmp_path, "--autoscale", config=SCALED).splitlines()
+    assert lines[-2].startswith(f"ours: {ours['most_replicas']} replicas at most, ")
+
+
+def test_a_timeline_is_drawn(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    simulate(tmp_path, "--autoscale", "--plots", str(tmp_path), config=SCALED)
+    assert (tmp_path / "timeline.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "config", "expected"),
+    [(["--autoscale"], CONFIG, "autoscaled: "), ([], SCALED, "with --autoscale")],
+)
+def test_what_is_not_there_to_be_played_is_an_error(
+    tmp_path: Path, options: list[str], config: str, expected: str
+):
+    with pytest.raises(ConfigError, match=expected):
+        simulate(tmp_path, *options, config=config)
 
 
 def test_a_wrong_line_of_a_trace_is_named(tmp_path: Path):

@@ -1,4 +1,4 @@
-from itertools import pairwise
+from itertools import islice, pairwise
 from random import Random
 
 import pytest
@@ -6,11 +6,12 @@ import pytest
 from rtp_serve.config.routing import RoutingConfig
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.routing.policies.registry import POLICIES
-from rtp_serve.simulation.chats import Assistants, Conversations, assistants, conversations
+from rtp_serve.simulation.chats import Assistants, Conversations, assistants, conversations, turns
 from rtp_serve.simulation.engine_model import EngineModel
 from rtp_serve.simulation.fleet import SimulatedFleet
 from rtp_serve.simulation.report import Summary, summarise, table
-from rtp_serve.simulation.requests import Served, Trace, TracedRequest
+from rtp_serve.simulation.requests import Trace, TracedRequest
+from rtp_serve.simulation.served_table import ServedTable
 
 MODEL = EngineModel(prefill_base_s=0.0, prefill_token_s=0.001, prefill_attention_s=0.0)
 """1,000 tokens a second."""
@@ -20,10 +21,10 @@ SMALL = Assistants(num_requests=600, requests_per_s=12, num_assistants=12, num_n
 
 def replay(
     trace: Trace, num_workers: int = 2, model: EngineModel = MODEL, **config: object
-) -> list[Served]:
+) -> ServedTable:
     settings = RoutingConfig.model_validate({"block_size": trace.block_size} | config)
     fleet = SimulatedFleet(settings, [model] * num_workers, Random(0))
-    served = fleet.run(trace)
+    served = fleet.play(trace.requests)
     fleet.master.check_invariants()
     assert fleet.master.num_in_flight == 0
     return served
@@ -38,45 +39,45 @@ def request(at: float, num_tokens: int, num_new: int = 1, *names: str) -> Traced
 
 
 def test_a_request_alone_takes_its_prefill_and_its_steps():
-    (served,) = replay(trace_of(request(1.0, 500, 11)))
-    assert served.ttft_s == pytest.approx(0.5)
-    assert served.itl_s == pytest.approx(MODEL.decode_step_s(1, 500), rel=1e-3)
+    served = replay(trace_of(request(1.0, 500, 11)))
+    assert served.ttft_s == pytest.approx([0.5])
+    assert served.itl_s[0] == pytest.approx(MODEL.decode_step_s(1, 500), rel=1e-3)
 
 
 def test_prompts_of_one_worker_are_computed_one_after_the_other():
     trace = trace_of(*(request(0.0, 500) for _ in range(3)))
     served = replay(trace, num_workers=1)
-    assert [each.ttft_s for each in served] == pytest.approx([0.5, 1.0, 1.5])
+    assert served.ttft_s == pytest.approx([0.5, 1.0, 1.5])
 
 
 def test_a_prefix_that_was_computed_is_not_computed_again():
     names = [f"b{i}" for i in range(31)]
     trace = trace_of(request(0.0, 500, 1, *names), request(5.0, 500, 1, *names))
     served = replay(trace)
-    assert [each.num_cached_tokens for each in served] == [0, 496]
-    assert served[1].ttft_s == pytest.approx(0.004)
+    assert served.num_cached_tokens.tolist() == [0, 496]
+    assert served.ttft_s[1] == pytest.approx(0.004)
 
 
 def test_decoding_and_prefill_slow_each_other_down():
     trace = trace_of(request(0.0, 100, 200), request(0.5, 4096))
-    first, second = replay(trace, num_workers=1)
-    assert second.ttft_s > 4.096 + MODEL.step_s
-    alone = replay(trace_of(request(0.0, 100, 200)), num_workers=1)[0]
-    assert first.e2e_s > alone.e2e_s + 3.9
+    served = replay(trace, num_workers=1)
+    assert served.ttft_s[1] > 4.096 + MODEL.step_s
+    alone = replay(trace_of(request(0.0, 100, 200)), num_workers=1)
+    assert served.e2e_s[0] > alone.e2e_s[0] + 3.9
 
 
 def test_a_sequence_waits_for_memory():
     model = EngineModel(num_blocks=70, prefill_base_s=0.0, prefill_token_s=0.001)
     trace = trace_of(request(0.0, 600, 300), request(0.0, 600, 1))
-    first, second = replay(trace, num_workers=1, model=model)
-    assert second.ttft_s > first.e2e_s
+    served = replay(trace, num_workers=1, model=model)
+    assert served.ttft_s[1] > served.e2e_s[0]
 
 
 @pytest.mark.parametrize("policy", list(POLICIES))
 def test_every_policy_serves_everything_and_the_books_balance(policy: str):
     trace = assistants(SMALL, Random(1))
     served = replay(trace, 4, policy=policy)
-    assert all(each.ttft_s > 0 and each.e2e_s >= each.ttft_s for each in served)
+    assert ((served.ttft_s > 0) & (served.e2e_s >= served.ttft_s)).all()
 
 
 def test_the_same_seed_gives_the_same_replay():
@@ -103,7 +104,7 @@ def test_what_would_be_late_is_rejected_and_counted():
     served = replay(trace, slo_classes=classes, admission={"fair_slack": 1})
     summary = summarise(served)
     assert (summary.num_requests, summary.num_rejected) == (10, 6)
-    assert max(each.ttft_s for each in served) < 2.5
+    assert served.ttft_s.max() < 2.5
     assert "6" in table({"ours": summary}).splitlines()[1].split()
 
 
@@ -128,6 +129,15 @@ def test_a_chats_turn_begins_with_all_before_it():
     for earlier, later in pairwise(turns):
         assert later.block_hashes[: len(earlier.block_hashes)] == earlier.block_hashes
         assert later.num_tokens > earlier.num_tokens + earlier.num_new_tokens - 1
+
+
+def test_chats_are_made_as_they_are_taken_and_come_by_arrival():
+    shape = Conversations(num_conversations=10**9, conversations_per_s=5.0)
+    first = list(islice(turns(shape, Random(1)), 300))
+    arrivals = [each.arrival_s for each in first]
+    assert arrivals == sorted(arrivals)
+    whole = conversations(Conversations(num_conversations=400, conversations_per_s=5.0), Random(1))
+    assert whole.requests[:300] == tuple(first)
 
 
 def test_a_paced_trace_keeps_its_requests():

@@ -8,7 +8,7 @@ import pytest
 from rtp_serve.config.routing import RoutingConfig
 from rtp_serve.simulation.engine_model import EngineModel
 from rtp_serve.simulation.fleet import SimulatedFleet
-from rtp_serve.simulation.requests import Trace, TracedRequest
+from rtp_serve.simulation.requests import TracedRequest
 
 SERVICE_S = 0.5
 MODEL = EngineModel(prefill_base_s=0.0, prefill_token_s=0.001, prefill_attention_s=0.0)
@@ -20,9 +20,9 @@ def waits_of(load: float, count: int, seed: int) -> tuple[list[float], list[floa
     for _ in range(count):
         now += rng.expovariate(load / SERVICE_S)
         arrivals.append(now)
-    trace = Trace("poisson", 16, tuple(TracedRequest(at, 500, 1, ()) for at in arrivals))
-    served = SimulatedFleet(RoutingConfig(), [MODEL], Random(0)).run(trace)
-    return [each.ttft_s - SERVICE_S for each in served], arrivals
+    requests = (TracedRequest(at, 500, 1, ()) for at in arrivals)
+    served = SimulatedFleet(RoutingConfig(), [MODEL], Random(0)).play(requests)
+    return (served.ttft_s - SERVICE_S).tolist(), arrivals
 
 
 def test_a_wait_is_what_is_left_of_the_one_before():

@@ -53,6 +53,15 @@ def test_from_no_replica_requests_wait_for_one():
     assert 5.0 < run.served[0].ttft_s < 6.5
 
 
+def test_what_is_rejected_has_ended():
+    classes = {"default": {"ttft": [{"ttft_s": 1.2}]}}
+    routing = RoutingConfig.model_validate({"block_size": 16, "slo_classes": classes})
+    fleet = ScaledFleet(routing, MODEL, CONFIG.targets, lambda: Fixed((0, 1)), Random(0))
+    run = fleet.run(Trace("test", 16, tuple(TracedRequest(0.0, 1000, 1, ()) for _ in range(9))))
+    assert [each.is_rejected for each in run.served].count(True) >= 5
+    assert all(each.is_rejected or each.e2e_s for each in run.served)
+
+
 def test_the_planner_brings_replicas_for_a_burst_and_says_why():
     planned = PlannedReplicas(CONFIG)
     run = replay(planned, *BURST)

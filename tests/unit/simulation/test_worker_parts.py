@@ -47,18 +47,18 @@ def test_changes_add_up_to_what_is_there(capacity: int, chains: list[tuple[str, 
 def test_sequences_move_together_and_end_when_they_have_what_they_want():
     pool = DecodePool()
     pool.advance(0.0)
-    pool.add(1, num_tokens=10, num_context_tokens=100)
+    pool.add("1", num_tokens=10, num_context_tokens=100)
     pool.set_rate(5.0)
     pool.advance(1.0)
-    pool.add(2, num_tokens=10, num_context_tokens=50)
+    pool.add("2", num_tokens=10, num_context_tokens=50)
     assert pool.num_kv_tokens == 155
     assert pool.next_end_s() == 2.0
     pool.advance(2.0)
-    assert list(pool.pop_ended()) == [1]
+    assert list(pool.pop_ended()) == ["1"]
     assert pool.num_kv_tokens == 55
     pool.set_rate(2.0)
     assert pool.next_end_s() == 4.5
     pool.advance(4.5)
-    assert list(pool.pop_ended()) == [2]
+    assert list(pool.pop_ended()) == ["2"]
     assert (len(pool), round(pool.num_kv_tokens, 9)) == (0, 0)
     assert pool.next_end_s() is None
