@@ -42,9 +42,9 @@ GRIDS: dict[str, list[dict[str, float]]] = {
         for ratio in (0.1, 0.5)
     ],
     OURS: [
-        {"base_price": base, "queue_price": queue, "queue_power": power}
-        for base in (0.2, 0.4)
-        for queue in (2.0, 3.0)
+        {"fleet_price": fleet, "queue_price": queue, "queue_power": power}
+        for fleet in (1.0, 2.0)
+        for queue in (1.0, 2.0)
         for power in (1.5, 2.0)
     ],
 }

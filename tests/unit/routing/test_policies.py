@@ -83,18 +83,31 @@ def test_the_weighted_score_weighs():
 def test_the_price_of_a_miss_grows_with_the_queues():
     light = make_candidates([0.0, 1.2], [0, 900])
     heavy = make_candidates([8.0, 9.2], [0, 900])
-    assert chosen("priced", light, base_price=0.1, queue_price=0.2) == 0
-    assert chosen("priced", heavy, base_price=0.1, queue_price=0.2) == 1
+    assert chosen("priced", light, fleet_price=0.1, queue_price=0.2) == 0
+    assert chosen("priced", heavy, fleet_price=0.1, queue_price=0.2) == 1
 
 
-def test_a_miss_is_priced_by_the_line_that_it_joins_and_no_other():
+def test_a_long_line_elsewhere_makes_no_miss_dearer():
     candidates = make_candidates([0.0, 1.2, 80.0], [0, 900, 0])
-    assert chosen("priced", candidates, base_price=0.1, queue_price=0.2) == 0
+    assert chosen("priced", candidates, fleet_price=0.1, queue_price=0.2) == 0
+
+
+def test_a_miss_where_nobody_waits_costs_its_own_time_alone():
+    knobs = {"fleet_price": 100.0, "queue_price": 100.0}
+    assert chosen("priced", make_candidates([0.0, 0.95], [0, 900]), **knobs) == 0
+    assert chosen("priced", make_candidates([0.0, 0.85], [0, 900]), **knobs) == 1
+
+
+def test_a_miss_is_priced_by_the_shortest_line_of_all_too():
+    lines = make_candidates([0.5, 1.6], [0, 900]), make_candidates([0.5, 1.6, 0.0], [0, 900, 0])
+    knobs = {"fleet_price": 1.0, "queue_price": 0.0}
+    assert [chosen("priced", each, **knobs) for each in lines] == [1, 2]
+    assert chosen("priced", lines[0], fleet_price=0.0, queue_price=0.0) == 0
 
 
 def test_the_exponent_spares_short_lines_and_charges_long_ones():
     lines = make_candidates([0.3, 1.3], [0, 900]), make_candidates([3.0, 5.5], [0, 900])
-    knobs = {"base_price": 0.0, "queue_price": 0.5}
+    knobs = {"fleet_price": 0.0, "queue_price": 0.5}
     assert [chosen("priced", each, **knobs, queue_power=1.0) for each in lines] == [1, 0]
     assert [chosen("priced", each, **knobs, queue_power=2.0) for each in lines] == [0, 1]
 
@@ -113,6 +126,17 @@ def test_a_lower_tier_costs_its_load_time():
 def test_a_tie_goes_to_the_emptier_cache():
     candidates = make_candidates([0, 0, 0], [0, 0, 0], free_fraction=np.array([0.2, 0.9, 0.5]))
     assert chosen("priced", candidates) == 1
+
+
+def test_of_idle_workers_each_gets_as_much_to_compute():
+    policy = make_policy("priced")
+    idle = make_candidates([0, 0, 0], [0, 0, 0])
+    seen = make_candidates([0, 0, 0], [0, 900, 0])
+    taken = [
+        policy.choose(make_request(), each, Random(0)).position
+        for each in [idle, seen, *[idle] * 4]
+    ]
+    assert taken == [0, 1, 2, 1, 0, 2]
 
 
 @pytest.mark.parametrize("name", list(POLICIES))
