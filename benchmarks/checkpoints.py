@@ -47,24 +47,27 @@ QWEN3_0_6B: dict[str, Any] = {
 }
 """As published, but for the ids of SmolLM2's tokenizer; rope in both spellings."""
 
+SMOLLM2_GGUF = "SmolLM2-135M-Instruct-bf16.gguf"
+"""Name of the file for llama.cpp."""
+
 _STD = 0.02
 _WORD, _NORMAL = "Ġw{}", gguf.TokenType.NORMAL
 _COPIED = ("tokenizer_config.json", "generation_config.json")
 
 
-def qwen_checkpoint(parent: Path) -> tuple[Path, Path]:
-    """The directory and the GGUF file below `parent`; made in half a minute when missing."""
-    directory, path = qwen_directory(parent), parent / "Qwen3-0.6B-random-bf16.gguf"
+def qwen_gguf(parent: Path) -> Path:
+    """The GGUF file below `parent`; made in some seconds when missing, SmolLM2's being there."""
+    path = parent / "Qwen3-0.6B-random-bf16.gguf"
     if not path.exists():
         say(f"writing {path}")
         work = path.with_suffix(".partial")
-        write_gguf(work, QWEN3_0_6B, parent / "SmolLM2-135M-Instruct-bf16.gguf")
+        write_gguf(work, QWEN3_0_6B, parent / SMOLLM2_GGUF)
         work.rename(path)
-    return directory, path
+    return path
 
 
 def qwen_directory(parent: Path) -> Path:
-    """The directory alone; made when missing."""
+    """The directory below `parent`; made in half a minute when missing."""
     directory = parent / "Qwen3-0.6B-random"
     if not directory.exists():
         say(f"writing {directory}")

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import plans
-from benchmarks.checkpoints import qwen_checkpoint
+from benchmarks.checkpoints import SMOLLM2_GGUF, qwen_directory, qwen_gguf
 from benchmarks.command import run
 from benchmarks.interleave import Interleaver
 from benchmarks.plans import Settings
@@ -111,17 +111,24 @@ def started(settings: Settings, choice: Choice, peers: Path) -> Iterator[list[Se
         yield servers
 
 
-def settings_of(model: str, peers: Path, kv_bytes: int, threads: int | None) -> Settings:
-    """Brings the checkpoint; the random one is made on first use and kept in `peers`."""
-    if model == "qwen":
-        directory, gguf = qwen_checkpoint(peers)
-    else:
-        directory = resolve(EngineConfig().model)
-        gguf = peers / "SmolLM2-135M-Instruct-bf16.gguf"
-    if not gguf.exists():
-        raise ConfigError(f"$PEERS: {gguf} is missing; docs/benchmarks.md says how to make it")
+def settings_of(
+    model: str, servers: tuple[str, ...], peers: Path, kv_bytes: int, threads: int | None
+) -> Settings:
+    """Brings the checkpoint, and llama.cpp's if it is among `servers`; the random ones are made on
+    first use and kept in `peers`."""
+    directory = qwen_directory(peers) if model == "qwen" else resolve(EngineConfig().model)
+    has_llamacpp = any(server in VARIANTS[LLAMACPP] for server in servers)
+    gguf = _gguf(model, peers) if has_llamacpp else None
     shape = read_model_config(directory)
     return Settings(directory, gguf, shape, kv_bytes, threads or available_cores())
+
+
+def _gguf(model: str, peers: Path) -> Path:
+    """Of llama.cpp. SmolLM2's is needed for the random one too, which has its tokenizer."""
+    smollm2 = peers / SMOLLM2_GGUF
+    if not smollm2.exists():
+        raise ConfigError(f"$PEERS: {smollm2} is missing; docs/benchmarks.md says how to make it")
+    return qwen_gguf(peers) if model == "qwen" else smollm2
 
 
 def peers_directory() -> Path:
@@ -164,7 +171,7 @@ def main(  # noqa: PLR0913  # a command's options
         patience,
     )
     chosen(model, tuple(MODELS), "--model")
-    settings = settings_of(model, peers, parse_bytes(kv_memory), threads)
+    settings = settings_of(model, choice.servers, peers, parse_bytes(kv_memory), threads)
     report = Report(output)
     say(f"peers in {peers}; {settings.num_threads} threads, {kv_memory} for keys and values")
     compare(settings, choice, peers, report, MODELS[model])

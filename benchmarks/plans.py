@@ -30,8 +30,8 @@ class Settings:
     directory: Path
     """Hugging Face checkpoint."""
 
-    gguf: Path
-    """The same weights for llama.cpp."""
+    gguf: Path | None
+    """The same weights for llama.cpp; None where it does not run."""
 
     model: ModelConfig
     kv_bytes: int
@@ -116,6 +116,7 @@ def llamacpp(
     name: str, settings: Settings, peers: Path, prompt_cache_mib: int, *, has_flash_attention: bool
 ) -> ServerPlan:
     """llama-server out of `peers/llama-bin`. Its cache is fixed slots of one sequence each."""
+    assert settings.gguf is not None, "llama.cpp reads a GGUF file"
     port = free_port()
     tokens = slot_tokens(settings) * _SLOTS
     threads = str(settings.num_threads)

@@ -128,7 +128,7 @@ def main(  # a command's options
     directory = resolve(model)
     settings = Settings(
         directory,
-        gguf=Path(),
+        gguf=None,
         model=read_model_config(directory),
         kv_bytes=parse_bytes(kv_memory),
         num_threads=threads or available_cores(),

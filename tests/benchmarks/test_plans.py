@@ -1,3 +1,4 @@
+import json
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks import peers as peers_benchmark
 from benchmarks import plans
 from benchmarks.checkpoints import QWEN3_0_6B
 from benchmarks.peers import chosen
@@ -53,6 +55,20 @@ def test_vllm_gets_the_same_memory_and_threads(tmp_path: Path):
 def test_a_missing_peer_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"no libtcmalloc_minimal\.so\.4 below"):
         plans.vllm(settings_of(tiny_config()), tmp_path)
+
+
+def test_only_llamacpp_needs_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(tiny_config()))
+    monkeypatch.setattr(peers_benchmark, "resolve", lambda _: model)
+    settings = peers_benchmark.settings_of(
+        "smollm2", ("rtp-serve", "vllm"), tmp_path, THREE_GIB, threads=2
+    )
+    assert settings.gguf is None
+    for server in ("llamacpp", "llamacpp-flash"):
+        with pytest.raises(ConfigError, match=r"SmolLM2-135M-Instruct-bf16\.gguf is missing"):
+            peers_benchmark.settings_of("smollm2", ("vllm", server), tmp_path, THREE_GIB, 2)
 
 
 @pytest.mark.parametrize(
