@@ -328,6 +328,8 @@ class EngineCore:
 
     def _published(self, scheduled: SchedulerOutput) -> SchedulerOutput:
         """The step, with reports after some layers if it computes what is published."""
+        if not self._exchange.publishing.is_asked:
+            return scheduled
         ends = map(int.__add__, scheduled.num_computed_tokens, scheduled.num_scheduled_tokens)
         rows = zip([self._seqs[seq_id] for seq_id in scheduled.seq_ids], ends, strict=True)
         every = self._exchange.publishing.begin_step(rows)
@@ -359,9 +361,9 @@ class EngineCore:
     def _record(self, deltas: list[SequenceDelta]) -> None:
         now_s = self._clock.monotonic()
         seqs = [self._seqs_by_request[delta.request_id][delta.index] for delta in deltas]
-        self._recorder.tokens(
-            [seq for delta, seq in zip(deltas, seqs, strict=True) if delta.token_ids], now_s
-        )
+        if deltas:
+            got = [seq for delta, seq in zip(deltas, seqs, strict=True) if delta.token_ids]
+            self._recorder.tokens(got, now_s)
         for seq in seqs:
             if seq.finish_reason is not None:
                 self._forget(seq)

@@ -63,6 +63,11 @@ class Publishing:
         self._num_told = 0
 
     @property
+    def is_asked(self) -> bool:
+        """Whether anything is published at all."""
+        return bool(self._publications)
+
+    @property
     def is_active(self) -> bool:
         """Whether blocks are held for anybody."""
         return any(each.block_ids for each in self._publications.values())

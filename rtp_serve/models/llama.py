@@ -91,6 +91,8 @@ class Decoder:
     def _stops(self, taps: tuple[int, ...], report: LayerReport | None) -> list[int]:
         """After how many layers something else is to be done, in order; at last after all."""
         num_layers = len(self.layers)
+        if not taps and report is None:
+            return [num_layers]
         every = report.every if report is not None else num_layers
         return sorted({*range(every, num_layers, every), *[tap + 1 for tap in taps], num_layers})
 

@@ -64,9 +64,10 @@ class BatchBuilder:
             # A token is the first of its block.
             slots = self._slots(rows, positions)
             block_tables = self._block_tables(rows, max(num_computed_tokens) + 1)
-        inputs = self._inputs(
-            rows, positions, slots, block_tables, attention.query_start_loc, attention.seq_lens + 1
+        metadata: AttentionMetadata[NDArray[Any]] = AttentionMetadata(
+            slots, block_tables, attention.query_start_loc, attention.seq_lens + 1
         )
+        inputs = ModelInputs(self._table.appended(rows), positions, metadata)
         return InputBatch(rows, inputs, last.last_token, last.sampling, is_decode=True)
 
     def _gather(self, rows: IntArray, scheduled: SchedulerOutput, is_decode: bool) -> InputBatch:
@@ -80,14 +81,14 @@ class BatchBuilder:
         row_of_token = np.repeat(rows, num_scheduled)
         token = np.arange(query_start_loc[-1], dtype=np.int64)
         positions = token + np.repeat(computed - query_start_loc[:-1], num_scheduled)
-        inputs = self._inputs(
-            row_of_token,
-            positions,
+        token_ids = self._table.token_ids[row_of_token, positions].astype(np.int64)
+        metadata: AttentionMetadata[NDArray[Any]] = AttentionMetadata(
             self._slots(row_of_token, positions),
             self._block_tables(rows, int(seq_lens.max())),
             query_start_loc,
             seq_lens,
         )
+        inputs = ModelInputs(token_ids, positions, metadata)
         last_token = (query_start_loc[1:] - 1)[is_sampled].astype(np.int64)
         sampling = self._table.sampling.of(rows[is_sampled])
         return InputBatch(rows, inputs, last_token, sampling, is_decode)
@@ -102,18 +103,3 @@ class BatchBuilder:
     def _block_tables(self, rows: IntArray, longest: int) -> Int32Array:
         num_blocks = -(-longest // self._table.block_size)
         return self._table.block_tables[rows, :num_blocks]
-
-    def _inputs(
-        self,
-        row_of_token: IntArray,
-        positions: IntArray,
-        slots: IntArray,
-        block_tables: Int32Array,
-        query_start_loc: Int32Array,
-        seq_lens: Int32Array,
-    ) -> ModelInputs:
-        token_ids = self._table.token_ids[row_of_token, positions].astype(np.int64)
-        metadata: AttentionMetadata[NDArray[Any]] = AttentionMetadata(
-            slots, block_tables, query_start_loc, seq_lens
-        )
-        return ModelInputs(token_ids, positions, metadata)

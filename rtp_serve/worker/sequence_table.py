@@ -26,6 +26,8 @@ class SequenceTable:
         self.token_ids = np.zeros((max_num_seqs, num_columns), np.int32)
         # how many of the columns count, by row
         self._num_tokens = [0] * max_num_seqs
+        # the last of them, by row, once one was appended
+        self._last_token = [0] * max_num_seqs
         # [max_num_seqs, max_blocks], int32: block ids in order; 0 is the null block
         self.block_tables = np.zeros((max_num_seqs, -(-num_columns // block_size)), np.int32)
         # [max_num_seqs], int32: how many of the columns count
@@ -66,8 +68,13 @@ class SequenceTable:
     def append(self, rows: IntArray, token_ids: Int32Array) -> None:
         """One more token for each row. A missing one (-1) becomes 0, which the model can read."""
         for row, token_id in zip(rows.tolist(), token_ids.tolist(), strict=True):
-            self.token_ids[row, self._num_tokens[row]] = max(token_id, 0)
+            self._last_token[row] = known = max(token_id, 0)
+            self.token_ids[row, self._num_tokens[row]] = known
             self._num_tokens[row] += 1
+
+    def appended(self, rows: IntArray) -> IntArray:
+        """The token that each of the rows [n] got last: [n], int64. Of rows that got one."""
+        return np.array([self._last_token[row] for row in rows.tolist()], np.int64)
 
     def lengths(self, rows: IntArray) -> IntArray:
         """How many tokens the rows [n] have so far: [n], int64."""
