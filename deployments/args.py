@@ -5,6 +5,7 @@ from typing import Any
 from ray.serve.config import RequestRouterConfig
 
 from deployments.autoscaling import autoscaling_options
+from deployments.role_told import PERIOD_S as ROLE_PERIOD_S
 from rtp_serve.config.autoscaling import AutoscalingConfig
 from rtp_serve.config.routing import SloClass
 from rtp_serve.config.serving import AppConfig, ReplicaConfig
@@ -13,12 +14,19 @@ from rtp_serve.config.serving import AppConfig, ReplicaConfig
 _DRAIN_POLL_S = 0.2
 # A checkpoint that fails twice fails for good.
 _CONSTRUCTOR_TRIES = 2
-ROUTER = RequestRouterConfig(request_router_class="deployments.watched_router:WatchedRouter")
+_ROUTER_CLASS = "deployments.watched_router:WatchedRouter"
+ROUTER = RequestRouterConfig(request_router_class=_ROUTER_CLASS)
 """Tells callers which replicas are being withdrawn, and more."""
 
+_ROUTER_OF_ROLES = RequestRouterConfig(
+    request_router_class=_ROUTER_CLASS, request_routing_stats_period_s=ROLE_PERIOD_S
+)
+"""The same, which hears of roles that change."""
 
-def replica_options(config: AppConfig) -> dict[str, Any]:
-    """Options of the EngineReplica deployment."""
+
+def replica_options(config: AppConfig, switching: bool = False) -> dict[str, Any]:
+    """Options of the EngineReplica deployment. With `switching` Serve asks its replicas for their
+    roles."""
     replica = config.replica
     options: dict[str, Any] = {
         # Changing it exchanges weights and restarts nothing.
@@ -30,12 +38,12 @@ def replica_options(config: AppConfig) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": replica.drain_timeout_s,
         "graceful_shutdown_wait_loop_s": _DRAIN_POLL_S,
         "max_constructor_retry_count": _CONSTRUCTOR_TRIES,
-        "request_router_config": ROUTER,
+        "request_router_config": _ROUTER_OF_ROLES if switching else ROUTER,
     }
     if replica.autoscaling is None:
         options["num_replicas"] = replica.num_replicas
     else:
-        options["autoscaling_config"] = autoscaling_options(replica.autoscaling)
+        options["autoscaling_config"] = autoscaling_options(replica.autoscaling, switching)
     return options
 
 

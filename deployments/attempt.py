@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
 
 from deployments.channels.framing import WireError
 from deployments.master.client import MasterClient, Route
+from deployments.role_pool import RolePool
 from deployments.token_stream.listener import TokenListener
 from deployments.token_stream.streams import TokenStream
 from deployments.token_stream.wire import (
@@ -37,16 +37,16 @@ _LAST_TOKENS_TIMEOUT_S = 5.0
 
 
 class AttemptStarter:
-    """Starts attempts at the replicas behind a handle; belongs to one event loop."""
+    """Starts attempts at the replicas of a pool; belongs to one event loop."""
 
     def __init__(
         self,
-        handle: DeploymentHandle,
+        replicas: RolePool,
         listener: TokenListener,
         master: MasterClient | None = None,
     ) -> None:
         """Without `master` Serve chooses the replicas."""
-        self._handle = handle
+        self._replicas = replicas
         self._listener = listener
         self._master = master
         self._calls: set[asyncio.Task[None]] = set()
@@ -122,7 +122,7 @@ class AttemptStarter:
         prefill = "" if route is None else route.prefill
         call = encode(Call(self._listener.address, stream.key, request, prefill))
         named = {} if route is None else {"replica": route.replica}
-        response = self._handle.run.remote(call, **named)
+        response = self._replicas.handle(**named).run.remote(call, **named)
         try:
             return decode_record(await response)
         except asyncio.CancelledError:

@@ -11,7 +11,8 @@
     autoscaling_policy: {policy_function: "deployments.autoscaling:ApplicationPolicy"}
 
 Serve applies its delays and factors around a policy; they are set so that they change nothing, as
-the planner has its own.
+the planner has its own. Where replicas can change their roles, the record says how many shall, and
+they follow it (`deployments/replica_role.py`).
 """
 
 import logging
@@ -20,22 +21,25 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from deployments.autoscaling_record import AutoscalingRecord
+from deployments.autoscaling_record import AutoscalingRecord, read_num_switched
+from deployments.observations import observation, role_of, switched_replicas
 from rtp_serve.autoscaling.fleet import FleetPlanner
-from rtp_serve.autoscaling.load import ReplicaLoad
-from rtp_serve.autoscaling.types import FleetPlan, Observation
+from rtp_serve.autoscaling.lending import Deployed, deployed_for, observed_by_role
+from rtp_serve.autoscaling.types import FleetPlan
 from rtp_serve.config.autoscaling import AutoscalingConfig
-from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA
 from rtp_serve.routing.types import Role
 
 logger = logging.getLogger("ray.serve")  # the controller's log file is Serve's
 
-_ROLES = {PREFILL_REPLICA: Role.PREFILL, DECODE_REPLICA: Role.DECODE}
-_SETTINGS = "autoscaling"
-"""Name of a policy's argument that has a deployment's AutoscalingConfig."""
+_SETTINGS, _SWITCHING = "autoscaling", "switching"
+"""Names of a policy's arguments: a deployment's AutoscalingConfig, and whether its replicas can
+change their roles."""
 
 _PERIOD_S = 0.25
 """Serve asks ten times a second, and knows nothing new."""
+
+
+Contexts = Mapping[Any, AutoscalingContext]
 
 
 class _Planned:
@@ -43,31 +47,62 @@ class _Planned:
 
     def __init__(self) -> None:
         self._planner = FleetPlanner({})
-        self._roles: frozenset[Role] = frozenset()
+        self._configs: dict[Role, AutoscalingConfig] = {}
+        self._can_switch = False
+        self._lent = 0
         self._record: AutoscalingRecord | None = None
         self._planned_s = float("-inf")
 
-    def targets(self, contexts: Mapping[Any, AutoscalingContext]) -> dict[Any, int]:
+    def targets(self, contexts: Contexts) -> dict[Any, int]:
         """By the keys of `contexts`; too soon after the last time nothing changes."""
         first = next(iter(contexts.values()))
         now = first.current_time
         if now - self._planned_s < _PERIOD_S:
             return {key: context.target_num_replicas for key, context in contexts.items()}
         self._planned_s = now
-        roles = {key: role_of(context.deployment_name) for key, context in contexts.items()}
-        if frozenset(roles.values()) != self._roles:  # deployments come one after the other
-            self._roles = frozenset(roles.values())
-            self._planner = FleetPlanner(
-                {roles[key]: _config(context) for key, context in contexts.items()}
-            )
-            self._record = self._record or AutoscalingRecord(first.app_name)
-        seen = [observation(context, roles[key]) for key, context in contexts.items()]
-        plan = self._planner.plan(seen, now)
-        self._tell(first.app_name, plan, now)
-        by_role = {each.role: each.num_replicas for each in plan.decisions}
-        return {key: by_role[role] for key, role in roles.items()}
+        by_role = {role_of(context.deployment_name): context for context in contexts.values()}
+        if by_role.keys() != self._configs.keys():  # deployments come one after the other
+            self._begin(by_role, now)
+        plan, nums = self._plan(by_role, now)
+        self._tell(by_role, plan, now)
+        return {key: nums[role_of(context.deployment_name)] for key, context in contexts.items()}
 
-    def _tell(self, application: str, plan: FleetPlan, now: float) -> None:
+    def _begin(self, by_role: Mapping[Role, AutoscalingContext], now: float) -> None:
+        first = next(iter(by_role.values()))
+        self._configs = {role: _config(context) for role, context in by_role.items()}
+        self._can_switch = len(by_role) > 1 and all(
+            _kwargs(context).get(_SWITCHING, False) for context in by_role.values()
+        )
+        self._planner = FleetPlanner(self._configs, switches=self._can_switch)
+        self._record = self._record or AutoscalingRecord(first.app_name)
+        if self._can_switch:  # the controller may have started again
+            told = {
+                role: read_num_switched(each.app_name, each.deployment_name, now) or 0
+                for role, each in by_role.items()
+            }
+            self._lent = told[Role.PREFILL] - told[Role.DECODE]
+
+    def _plan(
+        self, by_role: Mapping[Role, AutoscalingContext], now: float
+    ) -> tuple[FleetPlan, Mapping[Role, int]]:
+        """With it, replicas by deployments' roles."""
+        seen = {role: observation(context, role) for role, context in by_role.items()}
+        if not self._can_switch:
+            plan = self._planner.plan([*seen.values()], now)
+            return plan, {each.role: each.num_replicas for each in plan.decisions}
+        switched = {role: switched_replicas(context) for role, context in by_role.items()}
+        plan = self._planner.plan(observed_by_role(seen, switched, self._lent), now)
+        wanted = {each.role: each.num_replicas for each in plan.decisions}
+        for each in plan.switches:
+            self._lent += each.num_replicas if each.source is Role.PREFILL else -each.num_replicas
+        deployed = deployed_for(wanted, self._lent, self._configs)
+        self._lent = deployed.lent
+        return plan, deployed.num_replicas
+
+    def _tell(
+        self, by_role: Mapping[Role, AutoscalingContext], plan: FleetPlan, now: float
+    ) -> None:
+        application = next(iter(by_role.values())).app_name
         for each in plan.decisions:
             if each.is_change:
                 logger.info(
@@ -78,14 +113,27 @@ class _Planned:
                     each.num_replicas,
                     each.reason,
                 )
+        switched = None
+        if self._can_switch:
+            for switch in plan.switches:
+                logger.info(
+                    "%s: %d %s replicas become %s replicas; %s",
+                    application,
+                    switch.num_replicas,
+                    switch.source.value,
+                    switch.target.value,
+                    switch.reason,
+                )
+            nums = Deployed({}, self._lent).num_switched
+            switched = {each.deployment_name: nums[role] for role, each in by_role.items()}
         assert self._record is not None
-        self._record.add(plan, now)
+        self._record.add(plan, now, switched)
 
 
 class DeploymentPolicy:
     """One deployment by itself; Serve makes it with `policy_kwargs`."""
 
-    def __init__(self, autoscaling: Mapping[str, Any]) -> None:
+    def __init__(self, autoscaling: Mapping[str, Any], switching: bool = False) -> None:
         self._planned = _Planned()
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
@@ -105,8 +153,9 @@ class ApplicationPolicy:
         return (self._planned.targets(ours) if ours else {}), {}
 
 
-def autoscaling_options(config: AutoscalingConfig) -> dict[str, Any]:
-    """Serve's `autoscaling_config` of a deployment."""
+def autoscaling_options(config: AutoscalingConfig, switching: bool = False) -> dict[str, Any]:
+    """Serve's `autoscaling_config` of a deployment, whose replicas can change their roles with
+    `switching`."""
     options: dict[str, Any] = {
         "min_replicas": config.min_replicas,
         "initial_replicas": config.initial_replicas,
@@ -125,32 +174,12 @@ def autoscaling_options(config: AutoscalingConfig) -> dict[str, Any]:
         "downscale_delay_s": 0.0,
         "policy": {
             "policy_function": f"{DeploymentPolicy.__module__}:{DeploymentPolicy.__qualname__}",
-            "policy_kwargs": {_SETTINGS: config.model_dump(mode="json")},
+            "policy_kwargs": {
+                _SETTINGS: config.model_dump(mode="json"),
+                _SWITCHING: switching,
+            },
         },
     }
-
-
-def role_of(deployment: str) -> Role:
-    return _ROLES.get(deployment, Role.MIXED)
-
-
-def observation(context: AutoscalingContext, role: Role) -> Observation:
-    """What Serve knows of a deployment: the latest figures, not their mean over the look-back."""
-    latest: dict[str, dict[str, float]] = {}
-    for name, by_replica in (context.raw_metrics or {}).items():
-        for replica, series in by_replica.items():
-            if series:
-                latest.setdefault(replica.unique_id, {})[name] = series[-1].value
-    loads = {}
-    for replica_name, values in latest.items():
-        try:
-            loads[replica_name] = ReplicaLoad.from_floats(values)
-        except KeyError:  # it has not recorded yet
-            continue
-    unrouted = 0.0 if context.current_num_replicas else context.total_num_requests
-    return Observation(
-        role, loads, context.current_num_replicas, context.target_num_replicas, unrouted
-    )
 
 
 def _config(context: AutoscalingContext) -> AutoscalingConfig:

@@ -1,4 +1,5 @@
-"""What autoscaling has decided lately: the controller writes it, ingresses read it.
+"""What autoscaling has decided lately: the controller writes it, ingresses read it, and replicas
+that can change their roles read how many of them shall.
 
 It is one value of a few kilobytes in Ray's key-value store, where it costs no process. It goes with
 the cluster.
@@ -6,16 +7,24 @@ the cluster.
 
 import json
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
+from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from rtp_serve.autoscaling.types import FleetPlan, ScalingDecision
+from rtp_serve.autoscaling.types import FleetPlan, RoleSwitch, ScalingDecision
 
 _NAMESPACE = "rtp_serve"
 _MAX_CHANGES = 50
 _PERIOD_S = 2.0
 """The present is written as often, changes at once."""
+
+_FRESH_S = 60.0
+"""An older record may be of an application of this name that is gone."""
+
+SWITCHED = "is_switched"
+"""1 among the figures of a replica that has the other role."""
 
 
 class AutoscalingRecord:
@@ -26,9 +35,13 @@ class AutoscalingRecord:
         self._changes: deque[dict[str, Any]] = deque(maxlen=_MAX_CHANGES)
         self._written_s = float("-inf")
 
-    def add(self, plan: FleetPlan, now: float) -> None:
-        """`now` is seconds since the epoch."""
+    def add(self, plan: FleetPlan, now: float, switched: Mapping[str, int] | None = None) -> None:
+        """`now` is seconds since the epoch. `switched` says how many of each deployment shall have
+        the other role; None if nobody follows the plan's switches."""
         changes = [_row(each, now) for each in plan.decisions if each.is_change]
+        switches = [_switch_row(each, now) for each in plan.switches]
+        if switched is not None:
+            changes.extend(switches)
         self._changes.extend(changes)
         if not changes and now - self._written_s < _PERIOD_S:
             return
@@ -36,15 +49,8 @@ class AutoscalingRecord:
         record = {
             "time_s": now,
             "present": [_row(each, now) for each in plan.decisions],
-            "proposed_switches": [
-                {
-                    "from": each.source.value,
-                    "to": each.target.value,
-                    "num_replicas": each.num_replicas,
-                    "reason": each.reason,
-                }
-                for each in plan.switches
-            ],
+            "switched": dict(switched or {}),
+            "proposed_switches": switches if switched is None else [],
             "changes": [*self._changes],
         }
         _internal_kv_put(self._key, json.dumps(record), namespace=_NAMESPACE)
@@ -54,6 +60,18 @@ def read_record(application: str) -> dict[str, Any]:
     """The latest; without one nothing scales by our policy. Blocks for a moment."""
     found = _internal_kv_get(_key(application), namespace=_NAMESPACE)
     return dict(json.loads(found)) if found else {"present": [], "changes": []}
+
+
+def read_num_switched(application: str, deployment: str, now: float) -> int | None:
+    """How many of a deployment's replicas shall have the other role; None if nobody has said
+    lately, or nobody can say. `now` is seconds since the epoch. Blocks for a moment."""
+    try:
+        record = read_record(application)
+    except RayError:
+        return None
+    is_fresh = now - record.get("time_s", 0.0) < _FRESH_S
+    num = record.get("switched", {}).get(deployment) if is_fresh else None
+    return None if num is None else int(num)
 
 
 def _key(application: str) -> str:
@@ -68,4 +86,14 @@ def _row(decision: ScalingDecision, now: float) -> dict[str, Any]:
         "num_replicas": decision.num_replicas,
         "reason": decision.reason,
         "numbers": {name: round(value, 6) for name, value in decision.numbers.items()},
+    }
+
+
+def _switch_row(switch: RoleSwitch, now: float) -> dict[str, Any]:
+    return {
+        "time_s": now,
+        "from": switch.source.value,
+        "to": switch.target.value,
+        "num_replicas": switch.num_replicas,
+        "reason": switch.reason,
     }

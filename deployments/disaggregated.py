@@ -8,9 +8,10 @@ from ray import serve
 from deployments.args import ingress_options, replica_options, targets_of
 from deployments.ingress import IngressDeployment
 from deployments.kv_transfer.exchange import ExchangeOptions
-from deployments.master.joining import routing_options
+from deployments.replica_role import RoleOptions
 from deployments.replicas import BuildEngine, EngineReplica, build_real_engine
 from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA, DisaggregatedConfig
+from rtp_serve.config.serving import AppConfig
 from rtp_serve.routing.types import Role
 
 
@@ -21,27 +22,27 @@ def app(config: DisaggregatedConfig) -> serve.Application:
 
 def assemble(config: DisaggregatedConfig, build: BuildEngine) -> serve.Application:
     """The application over engines that `build` makes."""
-    ports = config.channel.tcp_port_range
     prefill, decode = config.prefill_app, config.decode_app
     is_exact = prefill.engine.parallel == decode.engine.parallel
-    prefill_replicas = serve.deployment(
-        EngineReplica, name=PREFILL_REPLICA, **replica_options(prefill)
-    ).bind(
-        prefill.engine,
-        build,
-        ExchangeOptions(config.transfer, ports),
-        routing_options(config.master, Role.PREFILL),
-        targets_of(prefill),
-    )
-    decode_replicas = serve.deployment(
-        EngineReplica, name=DECODE_REPLICA, **replica_options(decode)
-    ).bind(
-        decode.engine,
-        build,
-        ExchangeOptions(config.transfer, ports, prefill_replicas, is_exact),
-        routing_options(config.master, Role.DECODE),
-        targets_of(decode),
-    )
+    switching = config.switching
+
+    def replicas(role: Role, name: str, own: AppConfig) -> serve.Application:
+        asks = role is Role.DECODE or switching
+        return serve.deployment(EngineReplica, name=name, **replica_options(own, switching)).bind(
+            own.engine,
+            build,
+            ExchangeOptions(
+                config.transfer, config.channel.tcp_port_range, asks, switching, is_exact
+            ),
+            config.master,
+            targets_of(own),
+            RoleOptions(role, switching, own.replica.autoscaling is not None),
+        )
+
     return serve.deployment(IngressDeployment, **ingress_options(config)).bind(
-        decode_replicas, config, [prefill_replicas]
+        replicas(Role.DECODE, DECODE_REPLICA, decode),
+        config,
+        [replicas(Role.PREFILL, PREFILL_REPLICA, prefill)],
+        role=Role.DECODE,
+        switching=switching,
     )

@@ -23,6 +23,7 @@ from deployments.replica_client import ReplicaClient
 from deployments.replica_model import ReplicaModel
 from deployments.replica_search import StreamLimits
 from deployments.request_id import WithoutRequestId
+from deployments.role_pool import RolePool
 from deployments.token_stream.listener import TokenListener
 from rtp_serve.api.chat import ChatService
 from rtp_serve.api.completion import CompletionService
@@ -33,6 +34,7 @@ from rtp_serve.clock import WallClock
 from rtp_serve.config.serving import AppConfig
 from rtp_serve.loader.hub import resolve
 from rtp_serve.observability.logging import configure_logging
+from rtp_serve.routing.types import Role
 from rtp_serve.text.chat_template import ChatTemplate
 from rtp_serve.text.tokenizer import Tokenizer
 
@@ -55,8 +57,12 @@ class Ingress:
         replicas: DeploymentHandle,
         config: AppConfig,
         helpers: Sequence[DeploymentHandle] = (),
+        *,
+        role: Role = Role.MIXED,
+        switching: bool = False,
     ) -> None:
-        """`helpers`: see `ReplicaClient`."""
+        """`role` is that of `replicas`. `helpers`: see `ReplicaClient`; with `switching` they may
+        take it."""
         configure_logging()
         self._config = config
         self._listener = TokenListener(
@@ -68,9 +74,14 @@ class Ingress:
         await self._listener.start()
         limits = StreamLimits(config.ingress.replica_timeout_s, config.ingress.max_resumptions)
         model = ReplicaModel(replicas, limits.replica_timeout_s)
+        streaming = RolePool(role, replicas, helpers if switching else ())
         routing = config.master
-        self._master = start_client(routing, replicas, model) if routing is not None else None
-        engine = ReplicaClient(replicas, self._listener, limits, helpers, self._master, model)
+        self._master = None
+        if routing is not None:
+            self._master = start_client(routing, replicas.app_name, model, streaming)
+        engine = ReplicaClient(
+            replicas, self._listener, limits, helpers, self._master, model, streaming
+        )
         tokenizer, chat_template = await asyncio.to_thread(_load_text, config)
         self._context = ServingContext(
             engine, tokenizer, chat_template, WallClock(), config.api.limits

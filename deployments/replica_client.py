@@ -14,6 +14,7 @@ from deployments.master.client import MasterClient
 from deployments.replica_model import ReplicaModel
 from deployments.replica_search import StreamLimits
 from deployments.resumption_figures import ResumptionFigures
+from deployments.role_pool import RolePool
 from deployments.stream_runner import StreamRunner
 from deployments.token_stream.listener import TokenListener
 from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
@@ -21,6 +22,7 @@ from rtp_serve.engine.client import Reloaded, ServedModel
 from rtp_serve.engine.request import Request, SequenceDelta
 from rtp_serve.errors import EngineDead, NoKVTiers, NoMaster, ReloadFailed, RtpServeError
 from rtp_serve.routing.standing import FleetStanding
+from rtp_serve.routing.types import Role
 
 _STATUS_TIMEOUT_S = 10.0
 # Who scrapes figures waits no longer for a replica that hangs.
@@ -30,7 +32,7 @@ _RELOAD_TIMEOUT_S = 3600.0
 
 
 class ReplicaClient:
-    """Runs requests on the replicas behind `handle`; belongs to one event loop."""
+    """Runs requests on replicas; belongs to one event loop."""
 
     def __init__(
         self,
@@ -40,15 +42,18 @@ class ReplicaClient:
         helpers: Sequence[DeploymentHandle] = (),
         master: MasterClient | None = None,
         model: ReplicaModel | None = None,
+        streaming: RolePool | None = None,
     ) -> None:
-        """`helpers` lead to engines that run no streams, as prefill replicas: they are reloaded,
-        asked for figures and told of caches like the others, and need not be there. Without
-        `master` Serve chooses the replicas. `model` is theirs, of `handle`."""
+        """`helpers` lead to engines that need run no streams, as prefill replicas: they are
+        reloaded, asked for figures and told of caches like the others, and need not be there.
+        Without `master` Serve chooses the replicas. `model` is theirs, of `handle`. `streaming` run
+        streams, by default the replicas behind `handle`."""
         self._handle = handle
         self._helpers = helpers
         self._master = master
         self._figures = ResumptionFigures()
-        self._streams = StreamRunner(handle, listener, limits, self._figures, master)
+        streaming = streaming or RolePool(Role.MIXED, handle)
+        self._streams = StreamRunner(streaming, listener, limits, self._figures, master)
         self._model = model or ReplicaModel(handle, limits.replica_timeout_s)
 
     @property

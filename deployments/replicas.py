@@ -13,14 +13,18 @@ from typing import Any, Protocol
 
 import ray
 from ray import serve
+from ray.serve.schema import ReplicaRank
 
+from deployments.autoscaling_record import SWITCHED, read_num_switched
 from deployments.channels.dialer import TcpNeeded
 from deployments.kv_transfer import wire as kv_wire
 from deployments.kv_transfer.exchange import ExchangeOptions, KvExchange
-from deployments.master.joining import RoutingOptions, start_link
+from deployments.master.joining import start_link
 from deployments.master.link import MasterLink
 from deployments.metrics import RaySink
 from deployments.ranks import BundleStarter
+from deployments.replica_role import ReplicaRole, RoleOptions
+from deployments.role_told import routing_stats
 from deployments.store_client import connect_store
 from deployments.token_stream.dialer import TokenChannel, token_dialer
 from deployments.token_stream.streams import StreamTally
@@ -29,16 +33,26 @@ from rtp_serve.autoscaling.recorder import LoadRecorder
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.autoscaling import DEFAULT_TARGETS
 from rtp_serve.config.engine import EngineConfig, ModelSource
-from rtp_serve.config.routing import SloClass
+from rtp_serve.config.routing import RoutingConfig, SloClass
 from rtp_serve.config.user_config import parse_user_config
 from rtp_serve.disaggregation.protocol import Span, TransferKey
 from rtp_serve.disaggregation.transport.checksummed import ExportedBlocks
 from rtp_serve.engine.async_engine import AsyncEngine
 from rtp_serve.engine.cache_answers import CacheStats, Pinned, Trimmed
 from rtp_serve.engine.client import Reloaded, ServedModel
-from rtp_serve.errors import EngineDead, InvalidRequest, Overloaded, ReloadFailed, RtpServeError
+from rtp_serve.errors import (
+    ConfigError,
+    EngineDead,
+    InvalidRequest,
+    Overloaded,
+    ReloadFailed,
+    RtpServeError,
+)
 from rtp_serve.observability.logging import configure_logging
 from rtp_serve.observability.metrics import MetricsSink
+from rtp_serve.routing.types import Role
+
+_MIXED = RoleOptions(Role.MIXED)
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +82,9 @@ class EngineReplica:
         config: EngineConfig,
         build: BuildEngine = build_real_engine,
         exchange: ExchangeOptions | None = None,
-        routing: RoutingOptions | None = None,
+        routing: RoutingConfig | None = None,
         targets: SloClass = DEFAULT_TARGETS,
+        role: RoleOptions = _MIXED,
     ) -> None:
         """Loads nothing: `reconfigure`, which Serve calls next, says which model. With `exchange`
         prompts are computed for other replicas, or by them; with `routing` a Master is told of
@@ -86,9 +101,18 @@ class EngineReplica:
         self._routing = routing
         self._link: MasterLink | None = None
         self._started: AsyncEngine | None = None
+        self._source = config.source
         self._loading: set[asyncio.Task[None]] = set()
         self._clock = WallClock()
         self._recorder = LoadRecorder(targets, 0)
+        context = serve.get_replica_context()
+        application, deployment = context.app_name, context.deployment
+        self._role = ReplicaRole(
+            role,
+            self._replica,
+            lambda: read_num_switched(application, deployment, self._clock.wall()),
+            self._role_changed,
+        )
 
     @property
     def _engine(self) -> AsyncEngine:
@@ -96,23 +120,37 @@ class EngineReplica:
             raise EngineDead("no model: the deployment's user_config must name one")
         return self._started
 
-    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """The deployment's `user_config`: a ModelSource, by default that of the engine's own
-        configuration.
+    async def reconfigure(
+        self, user_config: Mapping[str, Any], rank: ReplicaRank | None = None
+    ) -> None:
+        """The deployment's `user_config`: a UserConfig, by default the model of the engine's own
+        configuration. Serve also calls it when the replica's `rank` has changed.
 
-        The first one is loaded before the replica serves. A later one is loaded beside what runs,
+        The first model is loaded before the replica serves. A later one is loaded beside what runs,
         and this returns at once: Serve gives a replica nothing to do until it does, and stops one
         that raises. What goes wrong then is logged, and the weights that run go on.
         """
+        number = rank.rank if rank is not None else 0
         if self._started is None:
-            await self._start(parse_user_config(user_config))
+            config = parse_user_config(user_config)
+            self._role.configure(config.switched, number)
+            await self._start(config.source)
             return
-        loading = asyncio.create_task(self._load(user_config))
-        self._loading.add(loading)
-        loading.add_done_callback(self._loading.discard)
+        try:
+            config = parse_user_config(user_config)
+            self._role.configure(config.switched, number)
+        except ConfigError as error:
+            logger.error("the new user_config is not in force: %s", error.message)
+            return
+        if config.source != self._source:
+            self._source = config.source
+            loading = asyncio.create_task(self._load(config.source))
+            self._loading.add(loading)
+            loading.add_done_callback(self._loading.discard)
 
     async def _start(self, source: ModelSource) -> None:
         """Load the model, in a thread: Serve keeps asking this process how it is."""
+        self._source = source
         config = self._config.model_copy(
             update={
                 "model": source.model,
@@ -123,15 +161,29 @@ class EngineReplica:
         self._started = await asyncio.to_thread(
             self._build, config, clock=WallClock(), sink=self._sink
         )
-        capacity = self._started.stats.num_blocks * self._started.block_size
-        self._recorder = LoadRecorder(self._targets, capacity)
+        self._recorder = self._new_recorder(self._started)
         if self._exchange_options is not None:
             self._exchange = await self._joined(self._exchange_options, self._started)
         if self._routing is not None:
-            self._link = await start_link(self._routing, self._started, self._replica)
+            self._link = await start_link(
+                self._routing, self._started, self._replica, lambda: self._role.current
+            )
+        await self._role.start()
         # What is here now stays: a collection that looks at all of it would hold up a step.
         gc.collect()
         gc.freeze()
+
+    def _new_recorder(self, engine: AsyncEngine) -> LoadRecorder:
+        return LoadRecorder(self._targets, engine.stats.num_blocks * engine.block_size)
+
+    def _role_changed(self) -> None:
+        """What it has counted so far was of the other role's work."""
+        if self._started is not None:
+            self._recorder = self._new_recorder(self._started)
+
+    async def record_routing_stats(self) -> dict[str, str]:
+        """For routers everywhere, by way of Serve's controller."""
+        return routing_stats(self._role.current) if self._role.options.can_switch else {}
 
     async def _joined(self, options: ExchangeOptions, engine: AsyncEngine) -> KvExchange | None:
         """None where the engine's blocks cannot be seen from here, as with ranks on other nodes."""
@@ -142,9 +194,8 @@ class EngineReplica:
         await exchange.start()
         return exchange
 
-    async def _load(self, user_config: Mapping[str, Any]) -> None:
+    async def _load(self, source: ModelSource) -> None:
         try:
-            source = parse_user_config(user_config)
             reloaded = await asyncio.to_thread(self._engine.load, source)
         except RtpServeError as error:
             logger.error("the new user_config is not in force: %s", error.message)
@@ -236,7 +287,8 @@ class EngineReplica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """For the policy in Serve's controller."""
-        return self._recorder.load(self._clock.monotonic()).floats()
+        load = self._recorder.load(self._clock.monotonic()).floats()
+        return load | {SWITCHED: float(self._role.is_switched)}
 
     async def prefill(self, data: bytes, *, replica: str = "") -> bytes:
         """A `PrefillCall` in, a `PrefillRecord` out when the other replica has the prompt's keys
@@ -295,7 +347,7 @@ class EngineReplica:
 
     async def metrics_text(self) -> tuple[str, str]:
         """This replica's name and its figures in Prometheus text format."""
-        text = await self._engine.metrics_text()
+        text = await self._engine.metrics_text() + self._role.render()
         if self._exchange is not None:
             text += self._exchange.figures.render()
         return self._replica, text
@@ -306,6 +358,7 @@ class EngineReplica:
 
     async def __del__(self) -> None:
         """Serve awaits it when the replica has drained: end streams, free the model."""
+        self._role.close()
         if self._link is not None:
             await self._link.close()
         self._dialer.close()

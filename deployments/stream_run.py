@@ -2,8 +2,8 @@
 
 A lost attempt is followed by another one at once. A withdrawn replica goes on with the stream until
 another one has taken the rest of it: where there is none, or none with the stream's model, it ends
-where it is. An attempt that nobody has taken yet may be waiting for the withdrawn one, which may
-never answer: it is made again.
+where it is. A replica that has another role now is withdrawn, too. An attempt that nobody has taken
+yet may be waiting for the withdrawn one, which may never answer: it is made again.
 
     withdrawn replica ─ tokens ───────────────► closed
                           │ the rest of now       ▲ it has taken that
@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from deployments.attempt import Attempt, AttemptStarter
 from deployments.journal import StreamJournal
-from deployments.live_replicas import LiveReplicas, ReplicaWithdrawn
+from deployments.live_replicas import Replicas, ReplicaWithdrawn
 from deployments.replica_search import ReplicaSearch
 from deployments.token_stream.wire import StreamKey
 from rtp_serve.engine.request import Request, SequenceDelta
@@ -34,7 +34,7 @@ class StreamRun:
         request: Request,
         attempts: AttemptStarter,
         search: ReplicaSearch,
-        live: LiveReplicas,
+        live: Replicas,
     ) -> None:
         self._journal = StreamJournal(request)
         self._attempts = attempts

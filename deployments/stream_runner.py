@@ -11,24 +11,22 @@ moves when another one has taken its rest, and not before (`deployments/stream_r
 
 from collections.abc import AsyncGenerator
 
-from ray.serve.handle import DeploymentHandle
-
-from deployments import live_replicas
 from deployments.attempt import AttemptStarter
 from deployments.master.client import MasterClient
 from deployments.replica_search import ReplicaSearch, StreamLimits
 from deployments.resumption_figures import ResumptionFigures
+from deployments.role_pool import RolePool
 from deployments.stream_run import StreamRun
 from deployments.token_stream.listener import TokenListener
 from rtp_serve.engine.request import Request, SequenceDelta
 
 
 class StreamRunner:
-    """Runs requests on the replicas behind a handle; belongs to one event loop."""
+    """Runs requests on the replicas of a pool; belongs to one event loop."""
 
     def __init__(
         self,
-        handle: DeploymentHandle,
+        replicas: RolePool,
         listener: TokenListener,
         limits: StreamLimits,
         figures: ResumptionFigures,
@@ -37,8 +35,8 @@ class StreamRunner:
         """Without `master` Serve chooses the replicas."""
         self._limits = limits
         self._figures = figures
-        self._attempts = AttemptStarter(handle, listener, master)
-        self._live = live_replicas.of(handle.app_name, handle.deployment_name)
+        self._attempts = AttemptStarter(replicas, listener, master)
+        self._replicas = replicas
 
     @property
     def num_calls(self) -> int:
@@ -48,4 +46,4 @@ class StreamRunner:
     def generate(self, request: Request) -> AsyncGenerator[SequenceDelta, None]:
         """See EngineClient: the deltas of one uninterrupted request, whatever happens between."""
         search = ReplicaSearch(self._limits, self._figures)
-        return StreamRun(request, self._attempts, search, self._live).deltas()
+        return StreamRun(request, self._attempts, search, self._replicas).deltas()

@@ -1,5 +1,6 @@
 """Serve's own router, which also tells this process's streams which replicas are left, brings a
-call to a given replica where its keyword `replica` names one, and asks no replica for leave.
+call to a given replica where its keyword `replica` names one, else to one whose role it is to take
+it, and asks no replica for leave.
 
 With Serve's own, the replica that was chosen for one call takes whichever has waited longest; here
 it takes that one.
@@ -18,6 +19,11 @@ from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.request_router import PendingRequest, RunningReplica
 
 from deployments import live_replicas
+from deployments.role_told import told_role
+from rtp_serve.routing.types import Role
+
+_WANTED = {"run": Role.DECODE, "prefill": Role.PREFILL}
+"""By method, the role among replicas that can change theirs; every replica takes other calls."""
 
 
 class UnaskedReplica(RunningReplica):
@@ -45,9 +51,13 @@ class WatchedRouter(PowerOfTwoChoicesRequestRouter):
         named = [each for each in candidate_replicas if each.replica_id.unique_id == name]
         if named:
             return [named]
-        # Without a candidate Serve would ask for ever; another replica says that it is not the one.
+        # Without a candidate Serve would ask for ever; another replica says that it is not the one,
+        # or does what is not its role: a wrong role costs time alone.
+        method = pending_request.metadata.call_method if pending_request is not None else ""
+        wanted = _WANTED.get(method)
+        fit = [each for each in candidate_replicas if told_role(each) in (None, wanted)]
         ranked: list[list[RunningReplica]] = await super().choose_replicas(
-            candidate_replicas, pending_request
+            (fit if wanted is not None else []) or candidate_replicas, pending_request
         )
         return ranked
 
@@ -63,5 +73,6 @@ class WatchedRouter(PowerOfTwoChoicesRequestRouter):
         super().update_replicas(replicas)
         # Told before a request can reach any of them: who is not named has been withdrawn.
         deployment = self._deployment_id
-        names = frozenset(replica.replica_id.unique_id for replica in replicas)
-        live_replicas.of(deployment.app_name, deployment.name).tell(names)
+        told = {replica.replica_id.unique_id: told_role(replica) for replica in replicas}
+        roles = {name: role for name, role in told.items() if role is not None}
+        live_replicas.of(deployment.app_name, deployment.name).tell(frozenset(told), roles)

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ray.serve.handle import DeploymentHandle
-
 from deployments.kv_transfer.figures import TransferFigures
 from deployments.kv_transfer.remote_blocks import RemoteBlocks
+from deployments.role_pool import RolePool
 from rtp_serve.disaggregation.lifecycle import Copy
 from rtp_serve.disaggregation.memory import KVMemory
 from rtp_serve.disaggregation.protocol import MemoryDescriptor, TransferCode, TransferKey
@@ -38,11 +37,11 @@ class CopyThread:
     """The thread, and the memories that it copies from. Methods are for one event loop."""
 
     def __init__(
-        self, memory: KVMemory, handle: DeploymentHandle | None, figures: TransferFigures
+        self, memory: KVMemory, prefill: RolePool | None, figures: TransferFigures
     ) -> None:
-        """`handle` leads to the prefill replicas, None where there are none."""
+        """`prefill` are the replicas that publish; None where there are none."""
         self._memory = memory
-        self._handle = handle
+        self._prefill = prefill
         self._figures = figures
         self._loop = asyncio.get_running_loop()
         self._peers: dict[str, Peer | None] = {}
@@ -93,8 +92,8 @@ class CopyThread:
         peer = self._peer(replica, memory)
         if peer is not None:
             return peer.source(slot)
-        assert self._handle is not None, "nobody publishes for a replica that asks nobody"
-        return RemoteBlocks(self._handle, replica, key, self._memory.parts)
+        assert self._prefill is not None, "nobody publishes for a replica that asks nobody"
+        return RemoteBlocks(self._prefill.handle(replica), replica, key, self._memory.parts)
 
     def _peer(self, replica: str, memory: MemoryDescriptor) -> Peer | None:
         if replica not in self._peers:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
 
 from deployments.channels.framing import WireError
 from deployments.kv_transfer.copy_thread import CopyThread
@@ -32,6 +31,7 @@ from deployments.kv_transfer.wire import (
     encode,
     unpack_first,
 )
+from deployments.role_pool import RolePool
 from deployments.token_stream.wire import NeedsTcp, Refused
 from rtp_serve.clock import Clock
 from rtp_serve.config.disaggregation import TransferConfig
@@ -83,7 +83,7 @@ class Prefilling:
     memory: MemoryDescriptor
     """This replica's own."""
 
-    handle: DeploymentHandle
+    prefill: RolePool
     """The prefill replicas."""
 
     listener: KvListener
@@ -385,7 +385,8 @@ class _Transfer:
             config.lease_s,
         )
         named = {} if peer == ANYBODY else {"replica": peer}
-        response = self._shared.handle.prefill.remote(encode(call), **named)
+        handle = self._shared.prefill.handle(peer)
+        response = handle.prefill.remote(encode(call), **named)
         try:
             return decode_record(await response)
         except asyncio.CancelledError:

@@ -7,9 +7,8 @@ import secrets
 from dataclasses import dataclass
 
 import ray
-from ray.serve.handle import DeploymentHandle
+from ray import serve
 
-from deployments import live_replicas
 from deployments.channels.door import Door
 from deployments.kv_transfer.copy_thread import CopyThread
 from deployments.kv_transfer.decode_side import Deliver, Prefilling, prefill_elsewhere
@@ -21,8 +20,9 @@ from deployments.kv_transfer.predictions import Predictions
 from deployments.kv_transfer.prefill_side import PrefillSide
 from deployments.kv_transfer.shared_slots import make_slots
 from deployments.kv_transfer.wire import PrefillCall, PrefillEnded
+from deployments.role_pool import RolePool
 from rtp_serve.clock import WallClock
-from rtp_serve.config.disaggregation import TransferConfig
+from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA, TransferConfig
 from rtp_serve.disaggregation.breaker import Breaker, BreakerLimits
 from rtp_serve.disaggregation.choice import ChoicePolicy, ChoiceReason
 from rtp_serve.disaggregation.lifecycle import TransferLimits
@@ -32,6 +32,7 @@ from rtp_serve.disaggregation.transport.checksummed import ExportedBlocks
 from rtp_serve.engine.async_engine import AsyncEngine
 from rtp_serve.engine.request import Request
 from rtp_serve.native.shared_file import forget_name
+from rtp_serve.routing.types import Role
 
 logger = logging.getLogger("ray.serve")
 
@@ -42,8 +43,11 @@ class ExchangeOptions:
 
     transfer: TransferConfig
     tcp_port_range: range
-    prefill: DeploymentHandle | None = None
-    """The replicas that compute prompts for this one; None for nobody."""
+    asks: bool = False
+    """Whether prefill replicas compute prompts for this one, at any time."""
+
+    can_switch: bool = False
+    """Whether decode replicas may have become prefill replicas."""
 
     is_exact: bool = True
     """Whether they have this one's arithmetic."""
@@ -65,29 +69,29 @@ class KvExchange:
             engine, self._dialer, slots, options.transfer.layer_groups, WallClock()
         )
         self.figures = TransferFigures()
-        self._copier = CopyThread(memory, options.prefill, self.figures)
+        prefill = _prefill_pool(options, replica) if options.asks else None
+        self._copier = CopyThread(memory, prefill, self.figures)
         self._numbers = itertools.count(1)
         self._loop = asyncio.get_running_loop()
         self._predictions = Predictions(engine, ChoicePolicy())
         self._shared: Prefilling | None = None
         self._listener: KvListener | None = None
-        if options.prefill is not None:
+        if prefill is not None:
             door = Door(
                 "rtp-serve-kv", node_id, ray.util.get_node_ip_address(), options.tcp_port_range
             )
             self._listener = KvListener(door, heartbeat_s, self._peer_left)
-            live = live_replicas.of(options.prefill.app_name, options.prefill.deployment_name)
             self._shared = Prefilling(
                 engine,
                 memory.description,
-                options.prefill,
+                prefill,
                 self._listener,
                 self._copier,
                 options.transfer,
                 options.is_exact,
                 self.figures,
                 self._predictions,
-                Peers(live, Breaker(BreakerLimits())),
+                Peers(prefill, Breaker(BreakerLimits())),
                 WallClock(),
             )
 
@@ -145,6 +149,13 @@ class KvExchange:
         await asyncio.to_thread(self._copier.close)
         for file in self._published.files:
             forget_name(file)
+
+
+def _prefill_pool(options: ExchangeOptions, replica: str) -> RolePool:
+    """For this replica, which asks others; itself it asks by computing."""
+    others = [serve.get_deployment_handle(DECODE_REPLICA)] if options.can_switch else []
+    prefill = serve.get_deployment_handle(PREFILL_REPLICA)
+    return RolePool(Role.PREFILL, prefill, others, without=replica)
 
 
 def can_be_moved(request: Request) -> bool:

@@ -9,7 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Collection
 
-from deployments.live_replicas import LiveReplicas
+from deployments.live_replicas import Replicas
 from rtp_serve.disaggregation.breaker import Breaker, Circuit
 from rtp_serve.disaggregation.choice import ChoiceReason
 
@@ -20,7 +20,7 @@ ANYBODY = ""
 class Peers:
     """For one event loop."""
 
-    def __init__(self, live: LiveReplicas, breaker: Breaker) -> None:
+    def __init__(self, live: Replicas, breaker: Breaker) -> None:
         self._live = live
         self._breaker = breaker
         self._num_tokens: Counter[str] = Counter()

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 
-from deployments.live_replicas import LiveReplicas
+from deployments.live_replicas import Replicas
 from deployments.master.connection import MasterConnection, MasterSilent
 from deployments.master.figures import RoutingFigures
 from deployments.master.stand_in import StandIn
@@ -75,7 +75,7 @@ class MasterClient:
         connection: MasterConnection,
         stand_in: StandIn,
         model: ReplicaModel,
-        live: LiveReplicas,
+        live: Replicas,
         clock: Clock,
     ) -> None:
         """`live` are the replicas that run streams."""
@@ -159,8 +159,9 @@ class MasterClient:
         )
 
     def _withdrawn(self) -> frozenset[str]:
-        """Replicas that Serve gives nothing any more, though the Master may not know it yet."""
-        names = self._live.names
+        """Replicas that Serve gives nothing any more, though the Master may not know it yet. Of
+        one that has switched it does."""
+        names = self._live.all_names
         if names is None:
             return frozenset()
         self._seen |= names
@@ -241,7 +242,7 @@ class MasterClient:
         if not part.is_ready:
             return False
         self._stand_in.take(part)
-        names = self._live.names or frozenset()
+        names = self._live.all_names or frozenset()
         self._seen &= names | self._stand_in.worker_ids
         self._up()
         return True

@@ -1,14 +1,13 @@
 """How replicas and ingresses of an application come to its Master."""
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable
 from random import Random
 
 import ray
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
-from deployments import live_replicas
+from deployments.live_replicas import Replicas
 from deployments.master.actor import MasterPlan, find_or_start
 from deployments.master.client import MasterClient
 from deployments.master.connection import MasterConnection
@@ -22,43 +21,34 @@ from rtp_serve.routing.report import WorkerIdentity
 from rtp_serve.routing.types import Role, WorkerId
 
 
-@dataclass(frozen=True, slots=True)
-class RoutingOptions:
-    """What a replica is told of the Master; it goes to the replica with its constructor."""
-
-    config: RoutingConfig
-    role: Role
-
-
-def routing_options(config: RoutingConfig | None, role: Role) -> RoutingOptions | None:
-    """None for an application without a Master."""
-    return None if config is None else RoutingOptions(config, role)
-
-
-async def start_link(options: RoutingOptions, engine: AsyncEngine, replica: str) -> MasterLink:
-    """Tell the Master of this replica from now on. Raises what `AsyncEngine.reporter` raises."""
+async def start_link(
+    config: RoutingConfig, engine: AsyncEngine, replica: str, role: Callable[[], Role]
+) -> MasterLink:
+    """Tell the Master of this replica, and of the `role` that it has at the time, from now on.
+    Raises what `AsyncEngine.reporter` raises."""
     clock = WallClock()
     worker_id = WorkerId(replica)
     node_id = ray.get_runtime_context().get_node_id()
     epoch = int(clock.wall() * 1000)
-    identity = WorkerIdentity(worker_id, epoch, options.role, node_id)
+    identity = WorkerIdentity(worker_id, epoch, role(), node_id)
     reporter = await asyncio.to_thread(engine.reporter, identity)  # it may measure first
     application = serve.get_replica_context().app_name
-    link = MasterLink(worker_id, reporter, _connection(application, options.config), clock)
+    link = MasterLink(worker_id, reporter, _connection(application, config), clock, role)
     link.start()
     return link
 
 
 def start_client(
-    config: RoutingConfig, handle: DeploymentHandle, model: ReplicaModel
+    config: RoutingConfig, application: str, model: ReplicaModel, live: Replicas
 ) -> MasterClient:
-    """Have the Master choose among the replicas behind `handle` from now on."""
+    """Have the application's Master choose among its replicas from now on; `live` are those that
+    run streams."""
     clock = WallClock()
     client = MasterClient(
-        _connection(handle.app_name, config),
+        _connection(application, config),
         StandIn(config, Random(), clock),
         model,
-        live_replicas.of(handle.app_name, handle.deployment_name),
+        live,
         clock,
     )
     client.start()

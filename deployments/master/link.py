@@ -8,6 +8,7 @@ Nothing that the Master does or fails to do is felt by the engine.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -35,12 +36,20 @@ class MasterLink:
     """Belongs to one event loop."""
 
     def __init__(
-        self, worker_id: WorkerId, reporter: Reporter, connection: MasterConnection, clock: Clock
+        self,
+        worker_id: WorkerId,
+        reporter: Reporter,
+        connection: MasterConnection,
+        clock: Clock,
+        role: Callable[[], Role],
     ) -> None:
+        """`role` is that of the moment; the reporter's is passed over."""
         self._worker_id = worker_id
         self._reporter = reporter
         self._connection = connection
         self._clock = clock
+        self._role = role
+        self._told_role: Role | None = None
         self._instance = ""
         self._is_up: bool | None = None  # None: not known yet
         self._task: asyncio.Task[None] | None = None
@@ -76,7 +85,8 @@ class MasterLink:
 
     async def _report(self) -> None:
         """Raises MasterSilent."""
-        data = encode(_named(self._reporter.take()))
+        role = self._told_role = self._role()
+        data = encode(_named(self._reporter.take(), role))
         heard = decode_heard(await self._connection.ask("report", data, timeout_s=self._timeout_s))
         if heard.needs_snapshot or heard.instance != (self._instance or heard.instance):
             self._reporter.send_all()
@@ -89,8 +99,12 @@ class MasterLink:
     async def _until_due(self) -> None:
         beat_s = self._clock.monotonic() + _HEARTBEAT_S
         await asyncio.sleep(PERIOD_S)
-        while not self._reporter.has_news and self._clock.monotonic() < beat_s:
+        while not self._has_news and self._clock.monotonic() < beat_s:
             await asyncio.sleep(PERIOD_S)
+
+    @property
+    def _has_news(self) -> bool:
+        return self._reporter.has_news or self._role() is not self._told_role
 
     # A change of state is one line in the log, however often it is found again.
 
@@ -107,11 +121,13 @@ class MasterLink:
         self._is_up = False
 
 
-def _named(report: WorkerReport) -> WorkerReport:
-    """With the requests' names as the Master knows them."""
-    status = report.status
-    if status.role is not Role.PREFILL:
-        return report
+def _named(report: WorkerReport, role: Role) -> WorkerReport:
+    """With the worker's role, and the requests' names as the Master knows them. One that has
+    switched may have requests of its former role; what runs streams has names that stay the same.
+    """
+    status = replace(report.status, role=role)
+    if role is Role.MIXED:
+        return replace(report, status=status)
     return replace(
         report,
         status=replace(

@@ -14,6 +14,10 @@ DECODE_REPLICA = "DecodeReplica"
 PREFILL_REPLICA = "PrefillReplica"
 """Names of the deployments."""
 
+_SAME_TO_SWITCH = ("parallel", "max_model_len", "cache", "kv_store")
+"""Of the engines of both kinds of replicas, where one may become the other: arithmetic, what
+requests they take, and how blocks are held."""
+
 
 class PrefillConfig(Config):
     """The replicas that compute prompts."""
@@ -69,6 +73,11 @@ class DisaggregatedConfig(AppConfig):
     transfer: TransferConfig = TransferConfig()
     """The way from them to the decode replicas."""
 
+    switching: bool = False
+    """Whether replicas may change between both roles while they run, for autoscaling or by
+    `user_config`. Decode replicas then keep their blocks in memory that others can read, as prefill
+    replicas do."""
+
     @model_validator(mode="after")
     def _check_prefill(self) -> "DisaggregatedConfig":
         if not self.engine.cache.enable_prefix_caching:
@@ -77,15 +86,29 @@ class DisaggregatedConfig(AppConfig):
                 "compute is found there"
             )
         try:
-            self._prefill_engine()
+            prefill = self._prefill_engine()
         except ValidationError as error:
             raise ValueError(f"prefill.engine: {explain(error)}") from error
+        if self.switching:
+            self._check_switching(prefill)
         return self
+
+    def _check_switching(self, prefill: EngineConfig) -> None:
+        """A replica that switches keeps its engine, so it must be fit for both kinds of work."""
+        for name in _SAME_TO_SWITCH:
+            ours, theirs = getattr(self.engine, name), getattr(prefill, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"switching: engine.{name} and prefill.engine.{name} must be equal, got "
+                    f"{_shown(ours)} and {_shown(theirs)}"
+                )
 
     @property
     def decode_app(self) -> AppConfig:
         """The decode replicas' part. Ranks must see each other's memory, whoever else may."""
-        is_shared = self.engine.parallel.world_size > 1
+        is_shared = self.engine.parallel.world_size > 1 or (
+            self.switching and self.transfer.shares_memory
+        )
         return self._app(_with_shared_cache(self.engine, is_shared), self.replica)
 
     @property
@@ -113,6 +136,11 @@ class DisaggregatedConfig(AppConfig):
             ingress=self.ingress,
             channel=self.channel,
         )
+
+
+def _shown(value: Any) -> Any:
+    """As it is written in YAML, as far as it was."""
+    return value.model_dump(exclude_unset=True) if isinstance(value, Config) else value
 
 
 def _with_shared_cache(engine: EngineConfig, is_shared: bool) -> EngineConfig:

@@ -160,10 +160,29 @@ def read_serve_file(path: str) -> ServeFile:
 
 def _check_overrides(application: ApplicationEntry) -> None:
     """Serve hands a wrong user_config to replicas only when they have started."""
-    names = [name for name, _ in application.config.pools]
+    config = application.config
+    replicas = {name: pool.replica for name, pool in config.pools}
     for override in application.deployments:
-        if override.get("name") in names and "user_config" in override:
-            parse_user_config(override["user_config"], override["name"])
+        name = override.get("name")
+        if name not in replicas or "user_config" not in override:
+            continue
+        num_switched = parse_user_config(override["user_config"], name).switched
+        if not num_switched:
+            continue
+        where = f"user_config of {name}: switched"
+        if not (isinstance(config, DisaggregatedConfig) and config.switching):
+            raise ConfigError(
+                f"{where}: must be 0, got {num_switched}: replicas change roles only in "
+                "applications with `switching: true` in their args"
+            )
+        if replicas[name].autoscaling is not None:
+            raise ConfigError(f"{where}: must be 0, got {num_switched}: autoscaling sets it")
+        num_replicas = int(override.get("num_replicas", replicas[name].num_replicas))
+        if num_switched >= num_replicas:
+            raise ConfigError(
+                f"{where}: must be less than the {num_replicas} replicas, as one keeps its role; "
+                f"got {num_switched}"
+            )
 
 
 def _check_listeners(listeners: list[ApplicationEntry]) -> None:

@@ -10,8 +10,9 @@ from ray.serve.config import AutoscalingConfig as ServeAutoscaling
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from deployments.autoscaling import autoscaling_options, role_of
+from deployments.autoscaling import autoscaling_options
 from deployments.autoscaling_record import read_record
+from deployments.observations import role_of
 from rtp_serve.config.autoscaling import AutoscalingConfig
 from rtp_serve.engine.request import Request
 from rtp_serve.routing.types import Role

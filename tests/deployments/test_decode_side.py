@@ -80,6 +80,9 @@ class Stage:
 class _Silent:
     """Prefill replicas whose control call never ends."""
 
+    def handle(self, name: str) -> Any:
+        return self
+
     class prefill:
         @staticmethod
         def remote(*arguments: Any, **named: Any) -> Any:
@@ -97,7 +100,7 @@ def first_token(token_id: int) -> FirstToken:
 async def begun(stage: Stage) -> "asyncio.Task[Request | None]":
     """A transfer whose prefill replica has told of both blocks, which are being copied."""
     any_stage: Any = stage
-    silent: Any = _Silent
+    silent: Any = _Silent()
     shared = Prefilling(
         any_stage, MEMORY, silent, any_stage, any_stage, TransferConfig(), True,
         TransferFigures(), any_stage, any_stage, WallClock(),

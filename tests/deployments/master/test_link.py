@@ -48,7 +48,10 @@ class Stage:
     def __init__(self) -> None:
         self.master = PlayedMaster()
         self.reporter = PlayedReporter()
-        self.link = MasterLink(WorkerId("a"), self.reporter, self.master, WallClock())
+        self.role = Role.MIXED
+        self.link = MasterLink(
+            WorkerId("a"), self.reporter, self.master, WallClock(), lambda: self.role
+        )
 
     @property
     def num_known_blocks(self) -> int:
@@ -130,7 +133,8 @@ def test_a_prefill_replica_s_names_are_those_that_the_master_booked():
             ),
         )
 
-    renamed = _named(status("@decode-7#1", Role.PREFILL))
-    assert renamed == status("", Role.PREFILL)
-    assert _named(status("@odd", Role.MIXED)) == status("@odd", Role.MIXED)
+    for role in (Role.PREFILL, Role.DECODE):  # what it had before it switched is booked still
+        renamed = _named(status("@decode-7#1", Role.PREFILL), role)
+        assert renamed == status("", role)
+    assert _named(status("@odd", Role.MIXED), Role.MIXED) == status("@odd", Role.MIXED)
     assert decode_report(encode(renamed)) == renamed

@@ -117,3 +117,32 @@ def test_a_wrong_user_config_of_the_replicas_is_told_at_once(
     application = f"{{import_path: 'deployments.aggregated:app', {override}}}"
     with pytest.raises(ConfigError, match=message):
         read_serve_file(write(tmp_path, f"{LOOPBACK}applications: [{application}]"))
+
+
+@pytest.mark.parametrize(
+    ("args", "override", "message"),
+    [
+        ("{}", "", "must be 0, got 1: replicas change roles only .*`switching: true`"),
+        ("{switching: true}", "", "must be less than the 1 replicas, as one keeps its role; got 1"),
+        (
+            "{switching: true, prefill: {replica: {autoscaling: {max_replicas: 3}}}}",
+            "",
+            "must be 0, got 1: autoscaling sets it",
+        ),
+        ("{switching: true, prefill: {replica: {num_replicas: 2}}}", "", None),
+        ("{switching: true}", ", num_replicas: 2", None),
+    ],
+)
+def test_replicas_switch_where_they_can(
+    tmp_path: Path, args: str, override: str, message: str | None
+):
+    text = (
+        f"{LOOPBACK}applications: [{{import_path: 'deployments.disaggregated:app', args: {args}, "
+        "deployments: [{name: PrefillReplica, user_config: {model: x, switched: 1}"
+        f"{override}}}]}}]"
+    )
+    if message is None:
+        read_serve_file(write(tmp_path, text))
+        return
+    with pytest.raises(ConfigError, match=f"user_config of PrefillReplica: switched: {message}"):
+        read_serve_file(write(tmp_path, text))

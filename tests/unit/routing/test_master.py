@@ -111,6 +111,77 @@ def test_a_request_has_ended_where_it_is_and_nowhere_else():
     master.check_invariants()
 
 
+def pair(switched: Role = Role.DECODE) -> Master:
+    """Prefill workers p0 and p1, of which p1 may have switched, and a decode worker d0."""
+    return make_master(
+        make_status("p0", role=Role.PREFILL, self_benchmark=BENCHMARK),
+        make_status("p1", role=switched, self_benchmark=BENCHMARK),
+        make_status("d0", role=Role.DECODE, self_benchmark=BENCHMARK),
+    )
+
+
+def test_a_worker_that_switches_to_decode_ends_what_it_computes_and_gets_no_prompts_more():
+    master = pair(Role.PREFILL)
+    sent = [master.schedule(make_request(name, 100), 0.0) for name in "ab"]
+    assert {each.worker_id for each in sent} == {"p0", "p1"}
+    (at_p1,) = (each.request_id for each in sent if each.worker_id == "p1")
+    later = make_status("p1", role=Role.DECODE, waiting_ids=(at_p1,))
+    assert master.on_status(later, 0.05) == ()
+    decisions = [master.schedule(make_request(f"r{i}", 100), 0.1) for i in range(6)]
+    assert {each.worker_id for each in decisions} == {"p0"}
+    assert {each.decode_worker_id for each in decisions} == {"p1", "d0"}
+    point = PrefillPoint(100, 0, 0.1)
+    computed = make_status("p1", role=Role.DECODE, prefilled=(Prefilled(at_p1, point),))
+    assert master.on_status(computed, 0.1) == ()
+    assert master.is_in_flight(at_p1)
+    master.on_status(make_status("d0", role=Role.DECODE, finished_ids=(at_p1,)), 0.2)
+    assert not master.is_in_flight(at_p1)
+    master.check_invariants()
+
+
+def test_a_worker_that_switches_keeps_its_blocks_and_what_is_known_of_its_speed():
+    master = pair()
+    hashes = keys(*range(4))
+    assert master.on_delta(BlockDelta("p1", 1, 0, 1, hashes)) is StreamOutcome.APPLIED
+    request = make_request("a", 100, block_hashes=keys(*range(6)))
+    assert master.schedule(request, 0.0).worker_id == "p0"  # the only one that takes prompts
+    slow = PrefillPoint(1000, 0, 8.0)
+    for i in range(40):
+        report = make_status("p1", role=Role.DECODE, prefilled=(Prefilled(f"x{i}", slow),))
+        master.on_status(report, 0.1)
+    master.on_status(make_status("p1", role=Role.PREFILL), 0.2)
+    assert master.cached_blocks(hashes) == {"p1": 4}
+    again = make_request("b", 100, block_hashes=hashes, excluded=frozenset({WorkerId("p0")}))
+    decision = master.schedule(again, 100.0)
+    assert (decision.worker_id, decision.num_cached_tokens) == ("p1", 64)
+    cold = make_request("c", 1000, excluded=frozenset({WorkerId("p0")}))
+    assert master.schedule(cold, 200.0).predicted_ttft_s > 4  # it began with one second
+    master.check_invariants()
+
+
+def test_a_worker_that_switches_to_prefill_keeps_its_streams_until_they_have_gone():
+    master = pair(Role.DECODE)
+    sent = [master.schedule(make_request(name, 100), 0.0) for name in "ab"]
+    (at_p1,) = (each.request_id for each in sent if each.decode_worker_id == "p1")
+    report = make_status("p0", role=Role.PREFILL, prefilled=(Prefilled(at_p1, None),))
+    master.on_status(report, 0.1)
+    running = make_status("p1", role=Role.PREFILL, running_ids=(at_p1,), num_free_blocks=900)
+    assert master.on_status(running, 0.2) == ()
+    assert master.is_in_flight(at_p1)
+    decision = master.schedule(make_request("c", 100), 0.3)
+    assert decision.decode_worker_id == "d0"
+    assert master.on_status(make_status("p1", role=Role.PREFILL), 0.4) == (at_p1,)
+    master.check_invariants()
+
+
+def test_a_successor_has_the_roles_of_the_moment():
+    master = pair(Role.DECODE)
+    master.on_status(make_status("p1", role=Role.PREFILL), 0.1)
+    successor = Master.restored(RoutingConfig(), Random(0), master.snapshot(0.2), 0.2)
+    decision = successor.schedule(make_request("a", excluded=frozenset({WorkerId("p0")})), 0.3)
+    assert (decision.worker_id, decision.decode_worker_id) == ("p1", "d0")
+
+
 def test_a_request_that_was_moved_has_not_ended_where_it_was():
     master = make_master()
     decision = master.schedule(make_request("a", 100, excluded=frozenset({"w0"})), 0.0)

@@ -1,0 +1,164 @@
+"""Replicas change their roles while streams run: nobody notices, and nothing is loaded again."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from rtp_serve.clock import WallClock
+from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA
+from rtp_serve.observability.metrics import PREFIX
+from tests.deployments.applications import RaySession, RunningApp, tiny_engine
+
+pytestmark = pytest.mark.ray
+
+NAME = "switched"
+NUM_STREAMS = 24
+
+
+def deploy(model: Path, num_switched: int) -> None:
+    """As by `serve deploy`: two prefill replicas, one of which may have the other role."""
+    replica = {"num_cpus": 0.25, "health_check_period_s": 0.5}
+    application = {
+        "name": NAME,
+        "route_prefix": f"/{NAME}",
+        "import_path": "deployments.disaggregated:app",
+        "args": {
+            "engine": {**tiny_engine(model), "dtype": "float32"},
+            "replica": replica,
+            "prefill": {"replica": {**replica, "num_replicas": 2}},
+            "transfer": {"choice": "always"},
+            "switching": True,
+        },
+        "deployments": [
+            {
+                "name": PREFILL_REPLICA,
+                "user_config": {"model": str(model), "switched": num_switched},
+            }
+        ],
+    }
+    schema = ServeDeploySchema.model_validate({"applications": [application]})
+    _get_global_client().deploy_apps(schema, _blocking=True)
+
+
+@pytest.fixture
+def served(session: RaySession, tiny_model: Path) -> Iterator[RunningApp]:
+    try:
+        deploy(tiny_model, 0)
+        handle = serve.get_app_handle(NAME)
+        yield RunningApp(NAME, f"{session.http_url}/{NAME}", handle)
+    finally:
+        serve.delete(NAME)
+
+
+def until(is_so: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    clock = WallClock()
+    deadline_s = clock.monotonic() + seconds
+    while not is_so():
+        assert clock.monotonic() < deadline_s, what
+
+
+def by_replica(served: RunningApp, name: str, **labels: str) -> dict[str, float]:
+    """A figure of `/metrics`, summed over all labels but `replica` and those given."""
+    found: dict[str, float] = {}
+    text = httpx.get(f"{served.url}/metrics", timeout=10).text
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == PREFIX + name and labels.items() <= sample.labels.items():
+                replica = sample.labels.get("replica", "")
+                found[replica] = found.get(replica, 0.0) + sample.value
+    return found
+
+
+def with_role(served: RunningApp, role: str) -> set[str]:
+    return {*by_replica(served, "replica_role", role=role)}
+
+
+def body(number: int, num_tokens: int) -> dict[str, Any]:
+    prompt = "abcdefgh"[number % 8] * (40 + 7 * number)
+    sampling = {"temperature": 0} if number % 2 else {"temperature": 1.0, "seed": number}
+    return {
+        "prompt": prompt,
+        "max_tokens": num_tokens,
+        "ignore_eos": True,
+        "logprobs": 1,
+        **sampling,
+    }
+
+
+def complete(served: RunningApp, number: int, num_tokens: int = 600) -> Any:
+    answer = httpx.post(f"{served.url}/v1/completions", json=body(number, num_tokens), timeout=120)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"]
+
+
+def all_begun(threads: ThreadPoolExecutor, served: RunningApp) -> list[Future[Any]]:
+    """Streams that all generate."""
+    answers = [threads.submit(complete, served, number) for number in range(NUM_STREAMS)]
+    num_running = lambda: sum(by_replica(served, "num_requests_running").values())  # noqa: E731
+    until(lambda: num_running() >= NUM_STREAMS, "the streams do not begin")
+    return answers
+
+
+def is_idle(served: RunningApp) -> bool:
+    names = ("num_requests_running", "kv_cache_usage_ratio", "published_prompts")
+    return not any(sum(by_replica(served, name).values()) for name in names)
+
+
+def cached_blocks(served: RunningApp) -> dict[str, int]:
+    handle = serve.get_deployment_handle(PREFILL_REPLICA, NAME)
+    stats = asyncio.run(_results(handle.broadcast("cache_stats")))
+    return {each.replica: each.device.num_cached for each in stats}
+
+
+async def _results(response: Any) -> list[Any]:
+    return [*await response.results_async(timeout_s=10)]
+
+
+def test_a_prefill_replica_becomes_a_decode_replica_and_back_under_streams(
+    served: RunningApp, tiny_model: Path
+):
+    pids = {name: served.pids(name) for name in (PREFILL_REPLICA, DECODE_REPLICA)}
+    until(lambda: len(with_role(served, "prefill")) == 2, "roles are not told")
+    with ThreadPoolExecutor(NUM_STREAMS) as threads:
+        expected = [each.result() for each in all_begun(threads, served)]
+        loaded = by_replica(served, "weight_load_bytes_total")
+        cached = cached_blocks(served)
+        assert min(cached.values()) > 0
+
+        # While streams run, one of the prefill replicas becomes a decode replica...
+        answers = all_begun(threads, served)
+        deploy(tiny_model, 1)
+        until(lambda: len(with_role(served, "decode")) == 2, "nobody switches")
+        (switched,) = with_role(served, "decode") & cached.keys()
+        assert cached_blocks(served)[switched] >= cached[switched]
+        assert [each.result() for each in answers] == expected
+
+        # ...which runs streams whose prompts the other one computes...
+        until(lambda: is_given_streams(served, switched), "it gets no streams")
+        answers = all_begun(threads, served)
+        until(lambda: by_replica(served, "num_requests_running")[switched] > 1, "few streams")
+
+        # ...and hands them over when it is a prefill replica again.
+        deploy(tiny_model, 0)
+        assert [each.result() for each in answers] == expected
+    assert with_role(served, "prefill") == {*cached}
+    assert sum(by_replica(served, "resumed_streams_total", reason="drained").values()) >= 1
+    assert sum(by_replica(served, "dropped_streams_total").values()) == 0
+    assert by_replica(served, "weight_load_bytes_total") == loaded
+    assert {name: served.pids(name) for name in pids} == pids
+    until(lambda: is_idle(served), "something is held still")
+
+
+def is_given_streams(served: RunningApp, replica: str) -> bool:
+    for number in range(8):
+        complete(served, number, num_tokens=2)
+    return by_replica(served, "prefills_elsewhere_total")[replica] > 0
