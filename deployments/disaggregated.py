@@ -36,7 +36,7 @@ def assemble(config: DisaggregatedConfig, build: BuildEngine) -> serve.Applicati
             ),
             config.master,
             targets_of(own),
-            RoleOptions(role, switching, own.replica.autoscaling is not None),
+            RoleOptions(role, switching, own.replica.keeps_targets),
         )
 
     return serve.deployment(IngressDeployment, **ingress_options(config)).bind(

@@ -224,8 +224,9 @@ class EngineReplica:
             return NeedsTcp()
         except OSError as error:
             return _refusal(EngineDead(f"the replica cannot reach the ingress: {error}"))
-        if self._exchange is not None and self._exchange.is_for_others(call.request):
-            return await self._run_with(self._exchange, call, channel)
+        exchange = self._exchange
+        if exchange is not None and exchange.is_for_others(call.request, call.prefill):
+            return await self._run_with(exchange, call, channel)
         try:
             self._engine.submit(call.request, channel)
         except RtpServeError as error:

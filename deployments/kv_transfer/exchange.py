@@ -73,7 +73,6 @@ class KvExchange:
         self._copier = CopyThread(memory, prefill, self.figures)
         self._numbers = itertools.count(1)
         self._loop = asyncio.get_running_loop()
-        self._predictions = Predictions(engine, ChoicePolicy())
         self._shared: Prefilling | None = None
         self._listener: KvListener | None = None
         if prefill is not None:
@@ -81,6 +80,7 @@ class KvExchange:
                 "rtp-serve-kv", node_id, ray.util.get_node_ip_address(), options.tcp_port_range
             )
             self._listener = KvListener(door, heartbeat_s, self._peer_left)
+            peers = Peers(prefill, Breaker(BreakerLimits()))
             self._shared = Prefilling(
                 engine,
                 memory.description,
@@ -90,8 +90,8 @@ class KvExchange:
                 options.transfer,
                 options.is_exact,
                 self.figures,
-                self._predictions,
-                Peers(prefill, Breaker(BreakerLimits())),
+                Predictions(engine, ChoicePolicy(), peers),
+                peers,
                 WallClock(),
             )
 
@@ -100,7 +100,8 @@ class KvExchange:
     def _peer_left(self, replica: str) -> None:
         """Its memory may be that of a process that has ended."""
         self._copier.forget_peer(replica)
-        self._predictions.lost(replica)
+        if self._shared is not None:
+            self._shared.predictions.lost(replica)
 
     def _num_transfers(self) -> int:
         return self._listener.num_transfers if self._listener is not None else 0
@@ -109,8 +110,8 @@ class KvExchange:
         if self._listener is not None:
             await self._listener.start()
 
-    def is_for_others(self, request: Request) -> bool:
-        """Whether a prefill replica is to compute the prompt."""
+    def is_for_others(self, request: Request, preferred: str = "") -> bool:
+        """Whether a prefill replica, `preferred` if it can be, is to compute the prompt."""
         if self._shared is None:
             return False
         if can_be_moved(request):
@@ -119,7 +120,7 @@ class KvExchange:
             obstacle = ChoiceReason.UNSUPPORTED
         if self._shared.config.choice == "always" and obstacle is None:
             return True
-        choice = self._predictions.choose(request, obstacle)
+        choice = self._shared.predictions.choose(request, obstacle, preferred)
         self.figures.chose(choice.reason)
         return not choice.is_local
 

@@ -50,6 +50,20 @@ class Peers:
                 return name
         return None
 
+    @property
+    def names(self) -> frozenset[str] | None:
+        """Of all that there are; None before Serve has told."""
+        return self._live.names
+
+    def num_tokens(self, name: str) -> int:
+        """Of the prompts that it is asked for now, by this replica."""
+        return self._num_tokens[name]
+
+    @property
+    def total_tokens(self) -> int:
+        """That all of them are asked for."""
+        return self._num_tokens.total()
+
     def begun(self, name: str, num_tokens: int) -> None:
         """It is asked for a prompt of so many tokens."""
         self._num_tokens[name] += num_tokens

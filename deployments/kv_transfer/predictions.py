@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 
+from deployments.kv_transfer.peers import ANYBODY, Peers
 from deployments.kv_transfer.wire import PrefillLoad
 from rtp_serve.disaggregation.choice import (
     Choice,
@@ -32,15 +33,20 @@ class _Peer:
 class Predictions:
     """For one event loop."""
 
-    def __init__(self, engine: AsyncEngine, policy: ChoicePolicy) -> None:
+    def __init__(self, engine: AsyncEngine, policy: ChoicePolicy, peers: Peers) -> None:
+        """`peers` are those that can be asked."""
         self._engine = engine
         self._policy = policy
-        self._peers: dict[str, _Peer] = {}
+        self._peers = peers
+        self._known: dict[str, _Peer] = {}
         self._num_tokens_out = 0
         self._exposed_s = 0.0
 
-    def choose(self, request: Request, obstacle: ChoiceReason | None = None) -> Choice:
-        """Where the prompt is computed, by what is known now. What is not known takes no time."""
+    def choose(
+        self, request: Request, obstacle: ChoiceReason | None = None, preferred: str = ANYBODY
+    ) -> Choice:
+        """Where the prompt is computed, by what is known now of this replica and of the one that
+        would be asked: `preferred`, or the soonest. What is not known takes no time."""
         block_size = self._engine.block_size
         num_cached = self._engine.num_cached_blocks(request) * block_size
         num_tokens = len(request.prompt_token_ids) - num_cached
@@ -52,7 +58,8 @@ class Predictions:
             num_running=stats.num_running,
             itl_increase_s=prefill_s,
         )
-        choice = self._policy.choose(num_tokens, local, self._remote(num_tokens), obstacle)
+        remote = self._remote(num_tokens, preferred)
+        choice = self._policy.choose(num_tokens, local, remote, obstacle)
         logger.debug("prefill of %s, %d tokens: %s", request.request_id, num_tokens, choice)
         return choice
 
@@ -67,22 +74,31 @@ class Predictions:
     def heard(self, replica: str, load: PrefillLoad) -> None:
         """What a prefill replica says of itself."""
         if load.token_s:
-            self._peers[replica] = _Peer(load.token_s, load.num_tokens_behind)
+            self._known[replica] = _Peer(load.token_s, load.num_tokens_behind)
 
     def lost(self, replica: str) -> None:
-        self._peers.pop(replica, None)
+        self._known.pop(replica, None)
 
     def brought(self, exposed_s: float) -> None:
         """A transfer: what it took beyond the first token."""
         self._exposed_s += _WEIGHT * (exposed_s - self._exposed_s)
 
-    def _remote(self, num_tokens: int) -> RemoteTimes:
-        peers = self._peers.values()
-        if not peers:
+    def _remote(self, num_tokens: int, preferred: str) -> RemoteTimes:
+        names = self._peers.names
+        known = {name: peer for name, peer in self._known.items() if names is None or name in names}
+        if preferred in known:
+            known = {preferred: known[preferred]}
+        if not known:
             return RemoteTimes(0.0, 0.0)
-        token_s = sum(peer.token_s for peer in peers) / len(peers)
-        waits = [peer.num_tokens_behind * peer.token_s for peer in peers]
-        own_s = self._num_tokens_out * token_s / len(peers)
-        return RemoteTimes(
-            max(min(waits), own_s), num_tokens * token_s, self._exposed_s, _ROUND_TRIP_S
+        # Of some it is not said yet who will be asked for them.
+        unasked = (self._num_tokens_out - self._peers.total_tokens) / len(names or known)
+        times = (
+            RemoteTimes(
+                max(peer.num_tokens_behind, self._peers.num_tokens(name) + unasked) * peer.token_s,
+                num_tokens * peer.token_s,
+                self._exposed_s,
+                _ROUND_TRIP_S,
+            )
+            for name, peer in known.items()
         )
+        return min(times, key=lambda each: each.wait_s + each.prefill_s)

@@ -8,7 +8,7 @@ from rtp_serve.config.base import Config
 from rtp_serve.config.disaggregation import DisaggregatedConfig
 from rtp_serve.config.exposure import require_keys_beyond_loopback
 from rtp_serve.config.parse import parse_config, read_yaml
-from rtp_serve.config.serving import AppConfig
+from rtp_serve.config.serving import AppConfig, ReplicaConfig
 from rtp_serve.config.user_config import parse_user_config
 from rtp_serve.errors import ConfigError, did_you_mean
 
@@ -160,29 +160,35 @@ def read_serve_file(path: str) -> ServeFile:
 
 def _check_overrides(application: ApplicationEntry) -> None:
     """Serve hands a wrong user_config to replicas only when they have started."""
-    config = application.config
-    replicas = {name: pool.replica for name, pool in config.pools}
+    replicas = {name: pool.replica for name, pool in application.config.pools}
     for override in application.deployments:
         name = override.get("name")
-        if name not in replicas or "user_config" not in override:
-            continue
-        num_switched = parse_user_config(override["user_config"], name).switched
-        if not num_switched:
-            continue
-        where = f"user_config of {name}: switched"
-        if not (isinstance(config, DisaggregatedConfig) and config.switching):
-            raise ConfigError(
-                f"{where}: must be 0, got {num_switched}: replicas change roles only in "
-                "applications with `switching: true` in their args"
-            )
-        if replicas[name].autoscaling is not None:
-            raise ConfigError(f"{where}: must be 0, got {num_switched}: autoscaling sets it")
-        num_replicas = int(override.get("num_replicas", replicas[name].num_replicas))
-        if num_switched >= num_replicas:
-            raise ConfigError(
-                f"{where}: must be less than the {num_replicas} replicas, as one keeps its role; "
-                f"got {num_switched}"
-            )
+        if name in replicas and "user_config" in override:
+            num_switched = parse_user_config(override["user_config"], name).switched
+            if num_switched:
+                _check_switched(application.config, replicas[name], override, num_switched)
+
+
+def _check_switched(
+    config: AppConfig, replica: ReplicaConfig, override: dict[str, Any], num_switched: int
+) -> None:
+    """Whether so many replicas can have the other role."""
+    where = f"user_config of {override['name']}: switched"
+    if not (isinstance(config, DisaggregatedConfig) and config.switching):
+        raise ConfigError(
+            f"{where}: must be 0, got {num_switched}: replicas change roles only in "
+            "applications with `switching: true` in their args"
+        )
+    if replica.keeps_targets:
+        raise ConfigError(f"{where}: must be 0, got {num_switched}: autoscaling sets it")
+    autoscaling = replica.autoscaling
+    fewest = replica.num_replicas if autoscaling is None else autoscaling.min_replicas
+    num_replicas = int(override.get("num_replicas", fewest))
+    if num_switched >= num_replicas:
+        raise ConfigError(
+            f"{where}: must be less than the {num_replicas} replicas, as one keeps its role; "
+            f"got {num_switched}"
+        )
 
 
 def _check_listeners(listeners: list[ApplicationEntry]) -> None:

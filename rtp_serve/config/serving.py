@@ -58,6 +58,12 @@ class ReplicaConfig(Config):
             return self.num_replicas > 1
         return self.autoscaling.max_replicas > 1
 
+    @property
+    def keeps_targets(self) -> bool:
+        """Whether our planner says how many there are, and which role those have that can switch;
+        Serve's own rule knows of no roles."""
+        return self.autoscaling is not None and self.autoscaling.policy == "slo"
+
     @model_validator(mode="after")
     def _check(self) -> "ReplicaConfig":
         if self.autoscaling is not None and "num_replicas" in self.model_fields_set:

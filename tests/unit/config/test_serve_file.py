@@ -131,6 +131,12 @@ def test_a_wrong_user_config_of_the_replicas_is_told_at_once(
         ),
         ("{switching: true, prefill: {replica: {num_replicas: 2}}}", "", None),
         ("{switching: true}", ", num_replicas: 2", None),
+        (
+            "{switching: true, prefill: {replica: {autoscaling: "
+            "{policy: ongoing-requests, target_ongoing_requests: 4, min_replicas: 2}}}}",
+            "",
+            None,
+        ),
     ],
 )
 def test_replicas_switch_where_they_can(
