@@ -14,16 +14,14 @@ replica would hang, and all the others that it had called; all would fail their 
 Serve pickles this module by value: what all of a process must share is in another one.
 """
 
+import random
+
 from ray.serve._private.common import RequestMetadata, RunningReplicaInfo
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.request_router import PendingRequest, RunningReplica
 
 from deployments import live_replicas
-from deployments.role_told import told_role
-from rtp_serve.routing.types import Role
-
-_WANTED = {"run": Role.DECODE, "prefill": Role.PREFILL}
-"""By method, the role among replicas that can change theirs; every replica takes other calls."""
+from deployments.role_told import fit_for, told_role
 
 
 class UnaskedReplica(RunningReplica):
@@ -54,10 +52,11 @@ class WatchedRouter(PowerOfTwoChoicesRequestRouter):
         # Without a candidate Serve would ask for ever; another replica says that it is not the one,
         # or does what is not its role: a wrong role costs time alone.
         method = pending_request.metadata.call_method if pending_request is not None else ""
-        wanted = _WANTED.get(method)
-        fit = [each for each in candidate_replicas if told_role(each) in (None, wanted)]
+        fit = fit_for(method, candidate_replicas)
+        if 0 < len(fit) < len(candidate_replicas):
+            return [random.sample(fit, min(2, len(fit)))]  # Serve's own passes over who is given
         ranked: list[list[RunningReplica]] = await super().choose_replicas(
-            (fit if wanted is not None else []) or candidate_replicas, pending_request
+            candidate_replicas, pending_request
         )
         return ranked
 

@@ -11,7 +11,7 @@ import pytest
 from deployments import live_replicas
 from deployments.live_replicas import LiveReplicas
 from deployments.role_pool import RolePool
-from deployments.role_told import routing_stats, told_role
+from deployments.role_told import fit_for, routing_stats, told_role
 from rtp_serve.routing.types import Role
 
 
@@ -117,3 +117,12 @@ def test_roles_are_told_as_routing_stats():
     said = SimpleNamespace(routing_stats=routing_stats(Role.DECODE))
     assert told_role(said) is Role.DECODE
     assert told_role(SimpleNamespace(routing_stats={})) is None
+
+
+def test_streams_and_prompts_go_to_who_has_the_role_and_other_calls_to_everybody():
+    said = [routing_stats(Role.PREFILL), routing_stats(Role.DECODE), {}]
+    prefill, decode, silent = (SimpleNamespace(routing_stats=each) for each in said)
+    replicas = [prefill, decode, silent]
+    assert fit_for("run", replicas) == [decode, silent]
+    assert fit_for("prefill", replicas) == [prefill, silent]
+    assert fit_for("cache_stats", replicas) == replicas
