@@ -103,7 +103,7 @@ def test_one_that_switched_is_planned_for_in_its_new_role():
     policy = ApplicationPolicy()
     policy(fleet(START_S))
     half = ReplicaLoad(num_decoding=4, context_tokens=15_000, kv_capacity_tokens=20_000)
-    targets, _ = policy(fleet(START_S + 1, p1=half, d0=half, switched="p1"))
+    targets, _ = policy(fleet(START_S + 3, p1=half, d0=half, switched="p1"))
     assert targets == {"P": 2, "D": 1}
     present = {each["role"]: each for each in read_record(APP)["present"]}
     assert {role: each["num_replicas"] for role, each in present.items()} == {
