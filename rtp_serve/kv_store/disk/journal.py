@@ -17,21 +17,30 @@ _UNWRITTEN = bytes(HEADER_BYTES)
 _PIECE_BYTES = 32 * PAGE_BYTES
 
 
-def append_entries(
-    io: FileIO, descriptor: int, segment: Segment, records: Sequence[Record]
-) -> None:
-    """Write as many entries as fit. Raises OSError, and then they may be there or not."""
-    room = segment.header.journal_bytes // HEADER_BYTES - segment.num_entries
-    data = b"".join(encode_header(record) for record in records[:room])
-    if not data:
-        return
-    start = segment.num_entries * HEADER_BYTES
-    first_page = start // PAGE_BYTES * PAGE_BYTES
-    pages = allocate(rounded_up(start + len(data)) - first_page)
-    read_up_to(io, descriptor, pages[:PAGE_BYTES], PAGE_BYTES + first_page)
-    pages[start - first_page :][: len(data)] = data
-    write_all(io, descriptor, pages, PAGE_BYTES + first_page)
-    segment.num_entries += len(data) // HEADER_BYTES
+class Journal:
+    """Of a new segment. What it has is kept in memory too: the disk takes whole pages."""
+
+    def __init__(self, io: FileIO, descriptor: int, segment: Segment) -> None:
+        """Nothing is written yet."""
+        self._io = io
+        self._descriptor = descriptor
+        self._segment = segment
+        self._pages = allocate(max(PAGE_BYTES, segment.header.journal_bytes))
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Write as many entries as fit. Raises OSError, and then they may be there or not."""
+        segment = self._segment
+        room = segment.header.journal_bytes // HEADER_BYTES - segment.num_entries
+        data = b"".join(encode_header(record) for record in records[:room])
+        if not data:
+            return
+        start = segment.num_entries * HEADER_BYTES
+        end = start + len(data)
+        self._pages[start:end] = data
+        first_page = start // PAGE_BYTES * PAGE_BYTES
+        changed = self._pages[first_page : rounded_up(end)]
+        write_all(self._io, self._descriptor, changed, PAGE_BYTES + first_page)
+        segment.num_entries += len(data) // HEADER_BYTES
 
 
 def read_entries(io: FileIO, descriptor: int, header: SegmentHeader) -> Iterator[Record | None]:

@@ -57,10 +57,12 @@ class DiskReader:
         num_requests: int = 3,
     ) -> None:
         """`directory` is the tier's; nothing is touched before the first read. Requests are about
-        so large, unless blocks are larger; so many are under way at once, of all threads."""
+        so large, unless blocks are larger; so many are under way at once, of all threads. With one
+        at once, whoever asks makes it, and no other thread does."""
         self._io = io or FileIO()
         self._directory = DiskDirectory(directory, self._io)
         self._request_bytes = request_bytes
+        self._num_requests = num_requests
         self._threads = ThreadPoolExecutor(num_requests, thread_name_prefix="kv-disk")
 
     def read(
@@ -74,7 +76,7 @@ class DiskReader:
             assert each.buffer.nbytes == each.location.num_bytes, f"{each} has another length"
         order = sorted(range(len(wanted)), key=lambda i: _place(locations[i]))
         requests = self._neighbours([wanted[i] for i in order])
-        if len(requests) > 1:
+        if min(len(requests), self._num_requests) > 1:
             found = [each for part in self._threads.map(self._fetch, requests) for each in part]
         else:
             found = [each for request in requests for each in self._fetch(request)]

@@ -34,6 +34,7 @@ from rtp_serve.kv_store.disk.index import DiskIndex
 from rtp_serve.kv_store.disk.pages import allocate, rounded_up
 from rtp_serve.kv_store.disk.reader import DiskReader, ReadOutcome
 from rtp_serve.kv_store.disk.record import DiskLocation, Record, record_bytes
+from rtp_serve.kv_store.disk.record_reader import RecordReader
 from rtp_serve.kv_store.disk.recovery import RecoveredSegment, recover_segment
 from rtp_serve.kv_store.disk.segment import Segment, new_header
 from rtp_serve.kv_store.disk.settings import DiskSettings
@@ -56,7 +57,8 @@ class DiskTier:
         self._settings = settings
         self._io = io or FileIO()
         self._directory = DiskDirectory(directory, self._io)
-        self._reader = DiskReader(directory, self._io)
+        self._reader = DiskReader(directory, self._io, num_requests=1)
+        self._records = RecordReader(self._reader)
         self._health = Health(clock, settings.retry_s)
         self._space = Space(settings.max_bytes)
         self._index = DiskIndex()
@@ -94,7 +96,7 @@ class DiskTier:
             record = self._index.find(location)
             if record is None or self._is_closed:
                 return False
-            _, outcome = self._read(record)
+            outcome = self._read(record)
             if outcome is ReadOutcome.HIT:
                 return False
             number = location.segment
@@ -308,20 +310,18 @@ class DiskTier:
     def _rewrite(self, records: Sequence[Record], writer: SegmentWriter) -> None:
         """Raises OSError."""
         num_kept = 0
-        for record in records:
-            payload, outcome = self._read(record)
-            if outcome is ReadOutcome.HIT:
-                writer.append(BlockToStore(record.request, payload, record.location.checksum))
-                num_kept += 1
+        for block in self._records.read(records):
+            writer.append(block)
+            num_kept += 1
         self._commit()
         self._counts.stored -= num_kept
         self._counts.rewritten += num_kept
 
-    def _read(self, record: Record) -> tuple[memoryview, ReadOutcome]:
+    def _read(self, record: Record) -> ReadOutcome:
         num_bytes = record.location.num_bytes
         payload = allocate(rounded_up(num_bytes))[:num_bytes]
         (outcome,) = self._reader.read([record.location], [payload])
-        return payload, outcome
+        return outcome
 
     def _emptiest(self) -> Segment:
         """Of the sealed ones, of which there is one: that with the least to keep."""

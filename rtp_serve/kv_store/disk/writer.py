@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_store.disk.directory import DiskDirectory
 from rtp_serve.kv_store.disk.file_io import FileIO, write_all
-from rtp_serve.kv_store.disk.journal import append_entries
+from rtp_serve.kv_store.disk.journal import Journal
 from rtp_serve.kv_store.disk.pages import allocate, rounded_up
 from rtp_serve.kv_store.disk.record import DiskLocation, Record, encode_header, record_bytes
 from rtp_serve.kv_store.disk.segment import Segment, encode_page, new_header
@@ -105,6 +105,7 @@ class SegmentWriter:
         self._staging = staging
         self._written = self._end = self._committed_end = segment.header.start
         self._pending: list[Record] = []
+        self._journal = Journal(io, descriptor, segment)
         staging.clear()
 
     @classmethod
@@ -151,19 +152,19 @@ class SegmentWriter:
             return []
         self._staging.flush(self._write)
         self._io.sync(self._descriptor)
-        append_entries(self._io, self._descriptor, self.segment, self._pending)
+        self._journal.append(self._pending)
         committed, self._pending = self._pending, []
         self._committed_end = self._end
         return committed
 
     def finish(self) -> int:
-        """Give back what no committed record needs; how long the file is at most."""
+        """Give back what no committed record needs; how long the file is at most. All that somebody
+        may look for was synced before."""
         self._staging.clear()
         num_bytes = self._file_bytes
         with suppress(OSError):
             self._io.truncate(self._directory.segment(self.segment.number), self._committed_end)
             num_bytes = self._committed_end
-            self._io.sync(self._descriptor)
         with suppress(OSError):
             self._io.close(self._descriptor)
         return num_bytes
