@@ -66,25 +66,31 @@ class Arena:
         self._payloads = whole[geometry.payloads_start :].reshape(geometry.num_slabs, -1)
         self._copy = copy
 
-    def put(self, reservation: Reservation, source: memoryview, now_s: float) -> bool:
-        """Write a block's bytes, at most `slab_bytes`, and say so in the slab's header.
+    def put(
+        self, reservations: Sequence[Reservation], sources: Sequence[memoryview], now_s: float
+    ) -> list[bool]:
+        """Write blocks' bytes, at most `slab_bytes` of each, and say so in the slabs' headers.
 
-        The index is to be told: `complete` if True. False if the reservation has ended; there is
-        nothing to be found then, and `abandon` says that nobody writes any more.
+        The index is to be told: `complete` where True. False where the reservation has ended; there
+        is nothing to be found then, and `abandon` says that nobody writes any more.
 
-        `source` must not change meanwhile.
+        The sources must not change meanwhile.
         """
-        data = np.frombuffer(source, np.uint8)
-        assert data.nbytes <= self.geometry.slab_bytes, f"a block of {data.nbytes} bytes"
-        slab = reservation.slab
-        own_mark = encode(reserved(reservation), slab)
-        if now_s >= reservation.deadline_s or self._raw_header(slab) != own_mark:
-            return False
-        (checksum,) = self._copy([self._payloads[slab, : data.nbytes]], [data])
-        if self._raw_header(slab) != own_mark:
-            return False
-        self._write_header(slab, ready(reservation, data.nbytes, checksum))
-        return True
+        begun: list[tuple[Reservation, bytes, Bytes]] = []
+        for each, source in zip(reservations, sources, strict=True):
+            data = np.frombuffer(source, np.uint8)
+            assert data.nbytes <= self.geometry.slab_bytes, f"a block of {data.nbytes} bytes"
+            own_mark = encode(reserved(each), each.slab)
+            if now_s < each.deadline_s and self._raw_header(each.slab) == own_mark:
+                begun.append((each, own_mark, data))
+        targets = [self._payloads[each.slab, : data.nbytes] for each, _, data in begun]
+        checksums = self._copy(targets, [data for *_, data in begun])
+        written = set()
+        for (each, own_mark, data), checksum in zip(begun, checksums, strict=True):
+            if self._raw_header(each.slab) == own_mark:
+                self._write_header(each.slab, ready(each, data.nbytes, checksum))
+                written.add(each.generation)
+        return [each.generation in written for each in reservations]
 
     def read_into(
         self, locations: Sequence[Location], rooms: Sequence[memoryview]

@@ -32,12 +32,16 @@ from rtp_serve.kv_store.slab_header import checksum_of
 from rtp_serve.kv_store.tier_counts import Tier, TierCounts
 from rtp_serve.kv_store.transfer_rate import TransferRate
 
-STORE_BLOCKS = 16
-"""Of a job that stores, at most: they are reserved and completed at once."""
+STORE_BLOCKS = 8
+"""Of a job that stores, at most: they are reserved and completed at once, and found after that."""
 
 _COPIED_BLOCKS = 32
 """Copied from the arena at once, without the interpreter lock. What is behind one that is not whole
 was then copied in vain."""
+
+_STORED_BLOCKS = 4
+"""Copied to the arena at once, and then the cores are left alone. Around each call there is as much
+Python as two blocks take to copy."""
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +148,11 @@ class LowerTiers:
         self._stores: deque[Store] = deque()
         self._num_storing = 0
         self._finished: deque[Restore | Store] = deque()
-        self._changed = threading.Condition()
+        # What changes tells those alone who wait for it: a thread that wakes takes a core.
+        self._lock = threading.Lock()
+        self._has_restores = threading.Condition(self._lock)
+        self._may_store = threading.Condition(self._lock)
+        self._has_finished = threading.Condition(self._lock)
         self._is_closed = False
         self._is_in_hurry = True
         self._is_decoding = False
@@ -181,14 +189,14 @@ class LowerTiers:
 
     def restore(self, job: Restore) -> None:
         """Begin; `take_finished` gives it back."""
-        with self._changed:
+        with self._lock:
             self._restores.append(job)
-            self._changed.notify_all()
+            self._has_restores.notify()
 
     def store(self, requests: Sequence[StoreRequest], block_ids: Sequence[int]) -> Store | None:
         """Begin to store blocks, parents first, and `take_finished` gives the job back. It has as
         many of the first blocks as may wait; None if there is none."""
-        with self._changed:
+        with self._lock:
             room = min(self._max_storing - self._num_storing, len(block_ids))
             self.counts[Tier.HOST].not_stored += len(block_ids) - room
             if not room:
@@ -196,16 +204,16 @@ class LowerTiers:
             job = Store(tuple(requests[:room]), tuple(block_ids[:room]))
             self._num_storing += room
             self._stores.append(job)
-            self._changed.notify_all()
+            self._may_store.notify()
             return job
 
     def set_pace(self, is_in_hurry: bool, num_expected: int = 0) -> None:
         """Whether blocks are to be stored as fast as that goes, or beside a step that will bring up
         to so many: then little by little, as long as there is room for them."""
-        with self._changed:
+        with self._lock:
             self._is_in_hurry, self._num_expected = is_in_hurry, num_expected
             if self._has_to_hurry():
-                self._changed.notify_all()
+                self._may_store.notify()
 
     def set_decoding(self, is_decoding: bool) -> None:
         """Whether sequences decode, beside which the disk is written little by little."""
@@ -218,29 +226,36 @@ class LowerTiers:
         there twice: before, when all up to those is filled, it goes on with what is after them."""
         if not self._finished:
             return []
-        with self._changed:
+        with self._lock:
             finished = list(self._finished)
             self._finished.clear()
             return finished
 
     def wait(self, timeout_s: float) -> None:
         """Until a job has ended, or leaves blocks to be computed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._finished or self._is_closed, timeout_s)
+        with self._has_finished:
+            self._has_finished.wait_for(lambda: self._finished or self._is_closed, timeout_s)
 
     def close(self) -> None:
         """Store what is to be stored, end the restore under way, and give up those not begun."""
-        with self._changed:
+        with self._lock:
             self._is_closed = True
-            self._changed.notify_all()
+            for changed in (self._has_restores, self._may_store, self._has_finished):
+                changed.notify_all()
         for thread in self._threads:
             thread.join()
         if self._reader is not None:
             self._reader.close()
         self._access.on_close()
 
-    def _run(self, jobs: deque[Job], move: Callable[[Job], None]) -> None:
-        while (job := self._next(jobs)) is not None:
+    def _run(
+        self,
+        jobs: deque[Job],
+        changed: threading.Condition,
+        move: Callable[[Job], None],
+        rest: Callable[[], None] = lambda: None,
+    ) -> None:
+        while (job := self._next(jobs, changed)) is not None:
             try:
                 move(job)
             except (
@@ -248,23 +263,24 @@ class LowerTiers:
             ):  # the thread's top: a sequence waits for the job, and computes what it has not
                 _log.exception("moving KV blocks failed")
             self._finish(job)
+            rest()
 
-    def _next(self, jobs: deque[Job]) -> Job | None:
-        with self._changed:
-            self._changed.wait_for(lambda: jobs or self._is_closed)
+    def _next(self, jobs: deque[Job], changed: threading.Condition) -> Job | None:
+        with changed:
+            changed.wait_for(lambda: jobs or self._is_closed)
             if self._is_closed and jobs is self._restores:
                 return None
             return jobs.popleft() if jobs else None
 
     def _finish(self, job: Restore | Store) -> None:
-        with self._changed:
+        with self._lock:
             if isinstance(job, Store):
                 self._num_storing -= len(job.block_ids)
             self._finished.append(job)
-            self._changed.notify_all()
+            self._has_finished.notify_all()
 
     def _run_restores(self) -> None:
-        self._run(self._restores, self._restore)
+        self._run(self._restores, self._has_restores, self._restore)
 
     def _restore(self, job: Restore) -> None:
         started_s = self._clock.monotonic()
@@ -359,25 +375,33 @@ class LowerTiers:
         has_room = self._num_storing + self._num_expected <= self._max_storing
         return self._is_closed or self._is_in_hurry or not has_room
 
-    def _leave_cores_alone(self, seconds: float) -> None:
-        with self._changed:
-            self._changed.wait_for(self._has_to_hurry, seconds)
-
     def _run_stores(self) -> None:
-        self._run(self._stores, self._store)
-
-    def _store(self, job: Store) -> None:
-        answers = self._access.client.reserve(job.requests, self._owner)
         pace = Pace()
+
+        def rest() -> None:
+            with self._may_store:
+                self._may_store.wait_for(self._has_to_hurry, pace.pause_s())
+
+        self._run(self._stores, self._may_store, lambda job: self._store(job, rest), rest)
+
+    def _store(self, job: Store, rest: Callable[[], None]) -> None:
+        """Resting between its pieces."""
+        answers = self._access.client.reserve(job.requests, self._owner)
+        pairs = zip(answers, job.block_ids, strict=True)
+        reserved = [
+            (answer, block_id) for answer, block_id in pairs if isinstance(answer, Reservation)
+        ]
         written: list[Reservation] = []
         not_written: list[Reservation] = []
-        for answer, block_id in zip(answers, job.block_ids, strict=True):
-            if isinstance(answer, Reservation):
-                pace.begin()
-                now_s = self._clock.monotonic()
-                is_written = self._access.arena.put(answer, self._device.read(block_id), now_s)
-                (written if is_written else not_written).append(answer)
-                self._leave_cores_alone(pace.pause_s())
+        for first in range(0, len(reserved), _STORED_BLOCKS):
+            if first:
+                rest()
+            part = reserved[first : first + _STORED_BLOCKS]
+            reservations = [reservation for reservation, _ in part]
+            blocks = [self._device.read(block_id) for _, block_id in part]
+            are_written = self._access.arena.put(reservations, blocks, self._clock.monotonic())
+            for reservation, is_written in zip(reservations, are_written, strict=True):
+                (written if is_written else not_written).append(reservation)
         if written:
             self.counts[Tier.HOST].stored += sum(self._access.client.complete(written))
         if not_written:

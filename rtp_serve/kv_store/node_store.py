@@ -242,7 +242,6 @@ class NodeStore:
                 if not batch and self._is_closed:
                     return
             if batch:
-                pace.begin()
                 self._spill(batch)
                 self._leave_cores_alone(pace.pause_s())
             now_s = self._clock.monotonic()

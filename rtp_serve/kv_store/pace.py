@@ -11,23 +11,23 @@ steps, each of which it disturbs, and the disk, which waits a dozen times for a 
 import time
 from collections.abc import Callable
 
-_PAUSE = 80.0
-"""Times the processor time of a piece: the work has an eightieth of a core. A step waits for its
-slowest core, and two threads work beside it, one to the arena and one to the disk."""
+_PAUSE = 120.0
+"""Times the processor time of a piece: the work has a 120th of a core. A step waits for its slowest
+core, two threads work beside it, one to the arena and one to the disk, and each takes more of the
+step than its own time: caches and memory are shared. Where more is to be stored than that allows,
+who waits for it lets it hurry."""
 
 
 class Pace:
-    """For one thread."""
+    """For one thread, which makes it."""
 
     def __init__(self, cpu_s: Callable[[], float] = time.thread_time) -> None:
         """`cpu_s` is the processor time of the thread that calls, in seconds."""
         self._cpu_s = cpu_s
-        self._before_s = 0.0
-
-    def begin(self) -> None:
-        """A piece of work begins."""
-        self._before_s = self._cpu_s()
+        self._before_s = cpu_s()
 
     def pause_s(self) -> float:
-        """It has ended; how long to leave the cores alone."""
-        return (self._cpu_s() - self._before_s) * _PAUSE
+        """A piece of work has ended; how long to leave the cores alone, for all that the thread has
+        done since the last time."""
+        before_s, self._before_s = self._before_s, self._cpu_s()
+        return (self._before_s - before_s) * _PAUSE

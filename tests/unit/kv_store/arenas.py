@@ -48,7 +48,8 @@ def make_reservation(
 
 def put(arena: Arena, reservation: Reservation, name: str) -> bool:
     arena.mark_reserved(reservation)
-    return arena.put(reservation, content(name), 0)
+    (is_written,) = arena.put([reservation], [content(name)], 0)
+    return is_written
 
 
 def place_of(reservation: Reservation) -> Location:

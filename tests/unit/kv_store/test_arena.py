@@ -55,7 +55,7 @@ def test_a_block_is_read_as_it_was_put():
 def test_a_shorter_block_is_read_as_it_was_put():
     arena, reservation = make_arena(), make_reservation("a")
     arena.mark_reserved(reservation)
-    assert arena.put(reservation, content("a", 17), 0)
+    assert arena.put([reservation], [content("a", 17)], 0) == [True]
     assert read(arena, place_of(reservation)) == content("a", 17).tobytes()
 
 
@@ -65,6 +65,20 @@ def test_slabs_do_not_touch_each_other():
     assert all(put(arena, each, str(i)) for i, each in enumerate(reservations))
     for i, each in enumerate(reservations):
         assert read(arena, place_of(each)) == content(str(i)).tobytes()
+
+
+def test_of_many_blocks_those_are_written_whose_reservation_holds():
+    arena = make_arena()
+    late = make_reservation("a", slab=0, generation=0, deadline_s=1)
+    other = make_reservation("b", slab=1, generation=1)
+    own = make_reservation("c", slab=2, generation=2)
+    for each in (late, own, make_reservation("d", slab=1, generation=3)):
+        arena.mark_reserved(each)
+    blocks = list(map(content, "abc"))
+    assert arena.put([late, other, own], blocks, 2) == [False, False, True]
+    assert read(arena, place_of(own)) == content("c").tobytes()
+    assert read(arena, place_of(late)) is None
+    assert read(arena, place_of(other)) is None
 
 
 @pytest.mark.parametrize("num_whole", [0, 1, 2, 3])
@@ -95,7 +109,7 @@ def test_any_buffer_can_be_source_and_destination():
     arena, reservation = make_arena(), make_reservation("a")
     values = np.arange(600, dtype=np.float32).reshape(20, 30)
     arena.mark_reserved(reservation)
-    assert arena.put(reservation, values.data, 0)
+    assert arena.put([reservation], [values.data], 0) == [True]
     into = np.empty_like(values)
     (filled,) = arena.read_into([place_of(reservation)], [into.data.cast("B")])
     assert filled.nbytes == values.nbytes
@@ -106,7 +120,7 @@ def test_a_block_that_does_not_fit_is_caught():
     arena, reservation = make_arena(), make_reservation("a")
     arena.mark_reserved(reservation)
     with pytest.raises(AssertionError, match="5001 bytes"):
-        arena.put(reservation, content("a", 5001), 0)
+        arena.put([reservation], [content("a", 5001)], 0)
 
 
 def test_another_key_or_generation_is_a_miss():
@@ -139,15 +153,15 @@ def test_a_flipped_byte_is_a_miss(position: int):
 def test_a_writer_does_not_begin_after_its_deadline():
     arena, reservation = make_arena(), make_reservation("a", deadline_s=10)
     arena.mark_reserved(reservation)
-    assert not arena.put(reservation, content("a"), 10)
-    assert arena.put(reservation, content("a"), 9.9)
+    assert arena.put([reservation], [content("a")], 10) == [False]
+    assert arena.put([reservation], [content("a")], 9.9) == [True]
 
 
 def test_a_writer_does_not_begin_in_a_slab_that_is_another_s():
     arena, old, new = make_arena(), make_reservation("a"), make_reservation("b", generation=8)
     arena.mark_reserved(old)
     assert put(arena, new, "b")
-    assert not arena.put(old, content("a"), 0)
+    assert arena.put([old], [content("a")], 0) == [False]
     assert read(arena, place_of(new)) == content("b").tobytes()
 
 

@@ -96,7 +96,7 @@ def test_the_model_writes_what_the_arena_writes():
     memory = bytearray(geometry.total_bytes)
     arena = Arena(memory, geometry)
     arena.mark_reserved(reservation)
-    assert arena.put(reservation, memoryview(A[:2]), world.now_s)
+    assert arena.put([reservation], [memoryview(A[:2])], world.now_s) == [True]
     header = memory[geometry.header_start(0) : geometry.header_start(1)]
     payload = memory[geometry.payload_start(0) : geometry.payload_start(0) + 2]
     assert header == b"".join(world.memory[0].header)

@@ -43,7 +43,7 @@ def store_chain(store: NodeStore, arena: Arena, names: Sequence[str] = NAMES) ->
                     if isinstance(each, Reservation)]  # fmt: skip
     for each in reservations:
         name = each.request.key.decode().rstrip(".")
-        assert arena.put(each, content(name), WallClock().monotonic())
+        assert arena.put([each], [content(name)], WallClock().monotonic()) == [True]
     store.complete(reservations)
     return reservations
 

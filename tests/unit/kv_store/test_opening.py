@@ -36,7 +36,7 @@ def test_a_local_store_finds_what_was_put(tmp_path: Path):
     for reservation in opened.client.reserve(requests_of(chain), "me"):
         assert isinstance(reservation, Reservation)
         source = content(reservation.request.key.hex(), SPEC.block_bytes)
-        assert opened.member.arena.put(reservation, source, CLOCK.monotonic())
+        assert opened.member.arena.put([reservation], [source], CLOCK.monotonic()) == [True]
         assert opened.client.complete([reservation]) == (True,)
     assert len(opened.client.find(chain, "me")) == 3
     opened.close()

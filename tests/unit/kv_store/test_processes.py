@@ -48,7 +48,7 @@ def copy_halfway(into, source):
 arena = Arena(member._memory, member.arena.geometry, halfway)
 reservation = make_reservation(name, int(slab), int(generation), deadline_s=float(deadline_s))
 if verb == "put":
-    print(arena.put(reservation, content(name), 0.0), flush=True)
+    print(*arena.put([reservation], [content(name)], 0.0), flush=True)
 else:
     filled = arena.read_into([place_of(reservation)], [memoryview(bytearray(5000))])
     print(filled == [content(name)], flush=True)
@@ -70,7 +70,7 @@ a, b, c = map(make_key, "abc")
 requests = [StoreRequest(key, parent, "tenant", TAG) for key, parent in ((a, None), (b, a), (c, b))]
 reservations = index.reserve(requests, "w", 0)
 for name, reservation in zip("ab", reservations):
-    member.arena.put(reservation, content(name), 0)
+    member.arena.put([reservation], [content(name)], 0)
 index.complete(reservations[:2])
 index.acquire([a, b], "r", 0)
 index.pin([a], "r", None)
@@ -138,7 +138,7 @@ def reserve(index: BlockIndex, name: str, owner: str, now_s: float = 0) -> Reser
 
 def put(member: ArenaMember, index: BlockIndex, name: str, now_s: float = 0) -> Reservation:
     reservation = reserve(index, name, "here", now_s)
-    assert member.arena.put(reservation, content(name), now_s)
+    assert member.arena.put([reservation], [content(name)], now_s) == [True]
     assert index.complete([reservation]) == (True,)
     return reservation
 
