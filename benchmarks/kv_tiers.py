@@ -1,6 +1,6 @@
 """What the tiers below the device's KV cache are worth, with an engine in this process.
 
-    python -m benchmarks.kv_tiers [--traces DIR] [--json]
+    python -m benchmarks.kv_tiers [--traces DIR] [--part NAME] [--json]
 
 ttft_p95_ratio               chats, turns after a thread's first: with tiers / device alone
 hit_fraction_of_infinite     of them, prompt tokens not computed / those that a cache without limits
@@ -10,8 +10,8 @@ host_restore_over_recompute  TTFT of a prefix in the arena / of one in no cache,
                              of the same prompt when the device has it
 disk_restore_over_recompute  the same from the disk, with nothing of it in the page cache
 decode_slowdown_while_storing  median decode step of a batch while blocks of prompts that were just
-                             computed, and its own, are stored, over the same steps of the same
-                             engine while storing is held up, minus 1; see `storing`
+                             computed, and its own, are stored, over that of the same sequences
+                             while storing is held up, minus 1; see `storing`
 duel_minus_best              with --traces, see `kv_eviction`
 
 The host tier has the size of the device's cache, the disk tier four times that. Both engines have
@@ -73,8 +73,10 @@ _ROOMY = Shares(host=4, disk=8)
 _NUM_PREFIXES = 3
 """Whose restores are measured; two of them are more than the device's cache."""
 
-_PAIRS = 6
-"""Of runs that decode; half of them begin with the one beside storing."""
+_PARTS = ("chats", "documents", "restores", "decode")
+
+_RUNS = 6
+"""That decode; half of them begin with steps beside storing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,21 +202,22 @@ class TierBenchmark:
             yield restores
 
     def decode(self, engine: TieredEngine) -> dict[str, float]:
-        """Medians over pairs of runs; blocks are those of all runs together."""
+        """Medians over runs; blocks are those of all runs together."""
         beside = DecodeBesideStoring(engine, self._sizes.decode)
         source = PromptSource(self._vocab_size, next(self._seeds))
-        pairs = [beside.pair(source, is_storing_first=i % 2 == 0) for i in range(_PAIRS)]
+        runs = [beside.run(source, is_storing_first=i % 2 == 0) for i in range(_RUNS)]
         num_host, num_disk = (
-            sum(getattr(pair.storing, name) for pair in pairs) for name in ("num_host", "num_disk")
+            sum(getattr(each, name) for each in runs) for name in ("num_host", "num_disk")
         )
         return {
-            "decode_slowdown_while_storing": median(pair.slowdown() for pair in pairs),
-            "steps_while_storing": float(sum(sum(pair.storing.is_storing) for pair in pairs)),
+            "decode_slowdown_while_storing": median(each.slowdown() for each in runs),
+            "decode_mean_slowdown_while_storing": median(each.mean_slowdown() for each in runs),
+            "steps_while_storing": float(sum(len(each.storing_s) for each in runs)),
             "blocks_to_host_while_storing": float(num_host),
             "blocks_to_disk_while_storing": float(num_disk),
             "mib_while_storing": (num_host + num_disk) * engine.slab_bytes / (1 << 20),
-            "held_step_ms": median(median(pair.held.seconds) for pair in pairs) * 1e3,
-            "storing_step_ms": median(median(pair.storing.seconds) for pair in pairs) * 1e3,
+            "held_step_ms": median(median(each.held_s) for each in runs) * 1e3,
+            "storing_step_ms": median(median(each.storing_s) for each in runs) * 1e3,
         }
 
     @contextmanager
@@ -268,9 +271,13 @@ def main(  # noqa: PLR0913  # a command's options
     questions: Annotated[int, typer.Option(help="On documents.", min=9)] = 64,
     prefix_tokens: Annotated[int, typer.Option(help="That are restored.", min=16)] = 2048,
     batch: Annotated[int, typer.Option(help="Of sequences that decode.", min=1)] = 8,
-    decode_steps: Annotated[int, typer.Option(help="Beside storing, and without.", min=2)] = 24,
+    decode_steps: Annotated[int, typer.Option(help="Half of them beside storing.", min=16)] = 96,
     parent: Annotated[Path, typer.Option(help="Where the disk tier is made.")] = Path("build"),
     traces: Annotated[Path | None, typer.Option(help="Directory with block traces.")] = None,
+    parts: Annotated[
+        list[str] | None,
+        typer.Option("--part", help=f"Default: all, which are {', '.join(_PARTS)}."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
     patience: Annotated[float, typer.Option(help="Seconds to wait for a quiet machine.")] = 10.0,
     seed: int = 0,
@@ -281,6 +288,9 @@ def main(  # noqa: PLR0913  # a command's options
     sizes = Sizes(num_blocks, turns, questions, prefix_tokens, batch, decode_steps)
     report = Report(output)
     sizes.check()
+    wanted = parts or _PARTS
+    if unknown := sorted(set(wanted) - set(_PARTS)):
+        raise ConfigError(f"--part: must be one of {', '.join(_PARTS)}; got {unknown[0]!r}")
     parent.mkdir(parents=True, exist_ok=True)
     config = EngineConfig.model_validate(
         {"model": model, "num_threads": threads, "cache": {"num_blocks": num_blocks}}
@@ -290,12 +300,16 @@ def main(  # noqa: PLR0913  # a command's options
     collection = Collection(report, patience)
     with device_only(config) as plain:
         benchmark = TierBenchmark(config, sizes, plain, parent, seed)
-        collection.repeat(drawings, lambda _: benchmark.chats())
-        collection.repeat(drawings, lambda _: benchmark.documents())
-        with benchmark.restores() as restores:
-            collection.repeat(repetitions, lambda _: restores.repetition())
-        with benchmark.tiered() as engine:
-            collection.repeat(repetitions, lambda _: benchmark.decode(engine))
+        if "chats" in wanted:
+            collection.repeat(drawings, lambda _: benchmark.chats())
+        if "documents" in wanted:
+            collection.repeat(drawings, lambda _: benchmark.documents())
+        if "restores" in wanted:
+            with benchmark.restores() as restores:
+                collection.repeat(repetitions, lambda _: restores.repetition())
+        if "decode" in wanted:
+            with benchmark.tiered() as engine:
+                collection.repeat(repetitions, lambda _: benchmark.decode(engine))
     collection.add_to_report()
     report.show(as_json=as_json)
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,13 +121,21 @@ class TieredEngine:
         return self.engine.num_storing > 0 or (stats is not None and stats.num_to_spill > 0)
 
     @contextmanager
-    def held(self) -> Iterator[Callable[[], None]]:
-        """Until the end, or the call of what it gives, nothing is stored; what is computed waits
+    def held(self) -> Iterator[None]:
+        """Until the end, or until `hold` says otherwise, nothing is stored; what is computed waits
         for it."""
+        with self._held_store.held():
+            yield
+
+    def hold(self, is_held: bool) -> None:
+        """Whether nothing is stored from now on."""
+        store = self._held_store
+        store.hold() if is_held else store.let_go()
+
+    @property
+    def _held_store(self) -> HeldStore:
         assert self._store is not None, "an engine without tiers stores nothing"
-        store = cast(HeldStore, self._store.client)
-        with store.held():
-            yield store.let_go
+        return cast(HeldStore, self._store.client)
 
     def settle(self) -> None:
         """Until nothing is on its way to the tiers."""
@@ -175,7 +183,7 @@ def tiered(config: EngineConfig, shares: Shares, directory: Path) -> Iterator[Ti
         store_here = open_local(sized, spec, order, clock, directory)
         if store_here is None:
             return None
-        held = cast(StoreClient, HeldStore(store_here.client))
+        held = cast(StoreClient, HeldStore(store_here.client, store_here.member.arena))
         opened.append(replace(store_here, client=held))
         return opened[0]
 

@@ -2,19 +2,25 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 from benchmarks.block_traces import trace_of
+from benchmarks.held_store import HeldStore
 from benchmarks.kv_tiers import FIGURES, Sizes
-from benchmarks.storing import Pair, Run
+from benchmarks.storing import Run
 from benchmarks.tier_replay import Answered, Replayed, check_equal
 from benchmarks.tiered_engine import Answer
 from rtp_serve.errors import ConfigError, RtpServeError
+from rtp_serve.kv_store.client import StoreClient
 from tests.checkpoints import tiny_config, write_checkpoint
+from tests.unit.kv_store.arenas import content, make_arena, make_reservation, place_of
 
 ROOT = Path(__file__).parents[2]
 ANSWER = Answer(1.0, (1, 2), num_cached=32, num_host=0, num_disk=0, num_prompt=33)
@@ -68,14 +74,29 @@ def test_engines_that_differ_are_an_error():
         check_equal([(ANSWER, replace(ANSWER, token_ids=(1, 3)))], 7)
 
 
-def test_only_steps_while_blocks_are_stored_count():
-    held = Run((1.0, 2.0, 3.0, 9.0), (False,) * 4, 0, 0)
-    storing = Run((1.1, 2.2, 3.3, 1.0), (True, True, True, False), num_host=2, num_disk=0)
-    assert Pair(storing, held).slowdown() == pytest.approx(0.1)
-    with pytest.raises(AssertionError, match="nothing was stored"):
-        Pair(held, held).slowdown()
-    with pytest.raises(AssertionError, match="2 blocks were stored"):
-        Pair(storing, storing).slowdown()
+def test_steps_beside_storing_are_compared_with_those_that_are_not():
+    run = Run((1.0, 2.2, 6.0), (1.0, 2.0, 3.0), num_host=2, num_disk=0)
+    assert run.slowdown() == pytest.approx(0.1)
+    assert run.mean_slowdown() == pytest.approx(9.2 / 6 - 1)
+    for nothing in (replace(run, num_host=0), replace(run, storing_s=())):
+        with pytest.raises(AssertionError, match="nothing was stored"):
+            nothing.slowdown()
+
+
+def test_whoever_stores_waits_while_the_store_is_held():
+    arena, reservation = make_arena(), make_reservation("a")
+    arena.mark_reserved(reservation)
+    held = HeldStore(cast(StoreClient, SimpleNamespace(reserve=lambda *_: ())), arena)
+    with ThreadPoolExecutor() as threads:
+        with held.held():
+            waiting = [
+                threads.submit(held.reserve, [], "owner"),
+                threads.submit(arena.put, [reservation], [content("a")], 0),
+                threads.submit(arena.view, place_of(reservation)),
+            ]
+            assert not wait(waiting, timeout=0.05).done
+        assert waiting[0].result() == ()
+        assert waiting[1].result() == [True]
 
 
 @pytest.mark.parametrize("num_blocks", [33, 65])
