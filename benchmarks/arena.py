@@ -60,7 +60,7 @@ class Copies:
             arena.mark_reserved(each)
         places = [Location(each.request.key, each.slab, 1) for each in self._reservations]
         copy_in_s = self._time(lambda i: np.copyto(slabs[i, :block_bytes], source[i]))
-        put_s = self._time(lambda i: arena.put(self._reservations[i], source[i].data, 0))
+        put_s = self._time(lambda i: arena.put([self._reservations[i]], [source[i].data], 0))
         copy_out_s = self._time(lambda i: np.copyto(copy[i], slabs[i, :block_bytes]))
         read_s = self._time(lambda i: arena.read_into([places[i]], [copy[i].data]))
         checksum_s = self._time(lambda i: checksum_of(source[i].data))
