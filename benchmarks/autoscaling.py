@@ -1,6 +1,6 @@
 """What is autoscaling by targets worth, against Serve's `target_ongoing_requests`?
 
-    python -m benchmarks.autoscaling [--traces DIR] [--no-real] [--json]
+    python -m benchmarks.autoscaling [--traces DIR] [--no-real | --no-simulated] [--json]
 
 Simulated: the Azure code trace (an excerpt unless DIR has the whole one) and a generated diurnal
 one. Knobs of both, Serve's target and delays among them, are tuned on the first half of each trace:
@@ -9,7 +9,8 @@ than Serve's did there. They are tested on the second half. `replica_hours_ratio
 `slo_attainment_minus_rival` is ours − Serve's; both are those of the worse trace.
 
 Real: `scale_up_s` is the time from the first request of a load that takes three replicas to three
-that run, on a cluster of this machine (`configs/autoscaled.yaml`).
+that answer, on a cluster of this machine (`configs/autoscaled.yaml`, which has processes started
+ahead); `scale_up_cold_s` is that without them.
 """
 
 from pathlib import Path
@@ -40,10 +41,22 @@ def main(
     traces: Path = typer.Option(_EXCERPTS, help="Directory with azure_code_2023.csv."),
     processes: int = typer.Option(2, help="Replays at a time."),
     real: bool = typer.Option(True, help="Scale a real deployment too."),
+    simulated: bool = typer.Option(True, help="Replay the traces."),
+    repeats: int = typer.Option(3, help="Of each real figure."),
     as_json: bool = typer.Option(False, "--json"),
 ) -> None:
     """Print replica-hours and attainment against Serve's, and the time of a real scale-up."""
     report = Report()
+    if simulated:
+        _replay(report, traces, processes)
+    if real:
+        report.add("scale_up_s", [scale_up_s(num_warm=2) for _ in range(repeats)])
+        report.add("scale_up_cold_s", [scale_up_s(num_warm=0) for _ in range(repeats)])
+    report.show(as_json=as_json)
+
+
+def _replay(report: Report, traces: Path, processes: int) -> None:
+    """Replica-hours and attainment of both, on the second half of each trace."""
     ratios, differences = [], []
     for trace in (str(traces / "azure_code_2023.csv"), DIURNAL):
         ours, serve = _compared(trace, processes)
@@ -55,9 +68,6 @@ def main(
         report.add(f"slo_attainment_{name}", [ours.attainment])
     report.add("replica_hours_ratio", [max(ratios)])
     report.add("slo_attainment_minus_rival", [min(differences)])
-    if real:
-        report.add("scale_up_s", [scale_up_s()])
-    report.show(as_json=as_json)
 
 
 def _compared(trace: str, processes: int) -> tuple[Outcome, Outcome]:

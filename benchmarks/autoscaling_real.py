@@ -14,22 +14,28 @@ from benchmarks.report import say
 from benchmarks.servers import Server
 from rtp_serve.errors import RtpServeError
 
-_NUM_STREAMS = 24
-_PROMPT_TOKENS = 1500
-_OUTPUT_TOKENS = 64
+_NUM_STREAMS = 12
+_PROMPT_TOKENS = 700
+_OUTPUT_TOKENS = 32
+_SETTLE_S = 20.0
+"""After the server is ready: processes that are started ahead are, unless the machine is slow."""
+
 _TIMEOUT_S = 90.0
 _POLL_S = 0.1
 _REPLICA = re.compile(r'replica="([^"]+)"')
 
 
-def scale_up_s() -> float:
-    """From the first request to three replicas that answer. Raises RtpServeError if they do not
-    come, or a request fails."""
+def scale_up_s(num_warm: int) -> float:
+    """From the first request to three replicas that answer, with so many processes started ahead.
+    Raises RtpServeError if they do not come, or a request fails."""
     with tempfile.TemporaryDirectory() as directory:
         config = shipped_config("autoscaled.yaml")
+        replica = config["applications"][0]["args"]["replica"]
+        replica["autoscaling"]["warm_processes"] = num_warm
         plan = application("autoscaled", config, Path(directory), kv_bytes=0)
         with closing(Server(plan, Path(directory, "log"))) as server:
             server.wait_until_ready()
+            time.sleep(_SETTLE_S)
             model = config["applications"][0]["args"]["engine"]["model"]
             return _Load(server.target.base_url, model).scale_up_s()
 
@@ -78,7 +84,11 @@ class _Load:
                 "max_tokens": _OUTPUT_TOKENS,
                 "ignore_eos": True,
             }
-            answer = self._client.post("/v1/completions", json=body)
+            try:
+                answer = self._client.post("/v1/completions", json=body)
+            except httpx.HTTPError as error:
+                self._failures.append(repr(error))
+                return
             if answer.status_code != 200:
                 self._failures.append(answer.text)
                 return

@@ -6,6 +6,7 @@ from ray.serve.config import RequestRouterConfig
 
 from deployments.autoscaling import autoscaling_options
 from deployments.role_told import PERIOD_S as ROLE_PERIOD_S
+from deployments.warm_processes import warm_environment
 from rtp_serve.config.autoscaling import AutoscalingConfig
 from rtp_serve.config.routing import SloClass
 from rtp_serve.config.serving import AppConfig, ReplicaConfig
@@ -52,6 +53,8 @@ def _placement(replica: ReplicaConfig, num_ranks: int) -> dict[str, Any]:
     actor = {"num_cpus": replica.num_cpus, "num_gpus": replica.num_gpus}
     resources, labels = dict(replica.resources), dict(replica.label_selector)
     options = {"ray_actor_options": {**actor, "resources": resources}}
+    if replica.autoscaling is not None and replica.autoscaling.warm_processes:
+        options["ray_actor_options"]["runtime_env"] = warm_environment()
     if num_ranks == 1:
         if labels:
             options["ray_actor_options"]["label_selector"] = labels

@@ -23,6 +23,7 @@ from ray.serve.config import AutoscalingContext
 
 from deployments.autoscaling_record import AutoscalingRecord, read_num_switched
 from deployments.observations import observation, role_of, switched_replicas
+from deployments.warm_processes import WarmProcesses
 from rtp_serve.autoscaling.fleet import FleetPlanner
 from rtp_serve.autoscaling.lending import Deployed, deployed_for, observed_by_role
 from rtp_serve.autoscaling.types import FleetPlan
@@ -51,6 +52,7 @@ class _Planned:
         self._can_switch = False
         self._lent = 0
         self._record: AutoscalingRecord | None = None
+        self._warm: dict[Any, WarmProcesses] = {}
         self._planned_s = float("-inf")
 
     def targets(self, contexts: Contexts) -> dict[Any, int]:
@@ -65,7 +67,19 @@ class _Planned:
             self._begin(by_role, now)
         plan, nums = self._plan(by_role, now)
         self._tell(by_role, plan, now)
-        return {key: nums[role_of(context.deployment_name)] for key, context in contexts.items()}
+        targets = {key: nums[role_of(context.deployment_name)] for key, context in contexts.items()}
+        for key, context in contexts.items():
+            if context.current_num_replicas:  # one has told what its process was started with
+                self._keep_warm(key, context, targets[key], now)
+        return targets
+
+    def _keep_warm(self, key: Any, context: AutoscalingContext, target: int, now: float) -> None:
+        config = _config(context)
+        if key not in self._warm:
+            calm_s = config.forecast.startup_s
+            self._warm[key] = WarmProcesses(context.app_name, context.deployment_name, calm_s)
+        num = min(config.warm_processes, config.max_replicas - target)
+        self._warm[key].keep(num, target, now)
 
     def _begin(self, by_role: Mapping[Role, AutoscalingContext], now: float) -> None:
         first = next(iter(by_role.values()))
@@ -161,6 +175,8 @@ def autoscaling_options(config: AutoscalingConfig, switching: bool = False) -> d
         "initial_replicas": config.initial_replicas,
         "max_replicas": config.max_replicas,
         "look_back_period_s": config.look_back_period_s,
+        # Serve calls it deprecated in favour of the environment, but reads nothing else.
+        "metrics_interval_s": config.metrics_interval_s,
     }
     if config.policy == "ongoing-requests":
         return options | {

@@ -21,7 +21,7 @@ _DEFAULTS = {
     "RAY_DEDUP_LOGS": "0",
     # Ray's own is 15: anything else on the machine would come before the engine.
     "RAY_worker_niceness": "0",
-    # Autoscaling hears of a replica as often; Serve's own is 10 s, and a burst is over by then.
+    # For releases of Serve that read them in place of `metrics_interval_s`.
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
 }
@@ -29,7 +29,7 @@ _DEFAULTS = {
 # What Ray and Serve do all the time to be ready for hundreds of nodes and replicas: on a machine
 # with two cores it takes a tenth of one from the engine.
 _SLOWER = {
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
     "RAY_raylet_report_resources_period_milliseconds": "1000",
     "RAY_raylet_check_gc_period_milliseconds": "1000",
     "RAY_object_manager_timer_freq_ms": "1000",

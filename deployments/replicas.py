@@ -29,6 +29,7 @@ from deployments.store_client import connect_store
 from deployments.token_stream.dialer import TokenChannel, token_dialer
 from deployments.token_stream.streams import StreamTally
 from deployments.token_stream.wire import Call, NeedsTcp, Record, Refused, decode_call, encode
+from deployments.warm_processes import tell_template
 from rtp_serve.autoscaling.recorder import LoadRecorder
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.autoscaling import DEFAULT_TARGETS
@@ -93,7 +94,9 @@ class EngineReplica:
         self._config = config
         self._build = build
         self._targets = targets
-        self._replica = serve.get_replica_context().replica_id.unique_id
+        context = serve.get_replica_context()
+        self._replica = context.replica_id.unique_id
+        tell_template(context.app_name, context.deployment)
         self._dialer = token_dialer(ray.get_runtime_context().get_node_id(), self._replica)
         self._sink = RaySink()
         self._exchange_options = exchange

@@ -67,8 +67,15 @@ class AutoscalingConfig(Config):
     target_ongoing_requests: float | None = Field(default=None, gt=0)
     """Serve's target for a replica; only with `policy: ongoing-requests`."""
 
+    metrics_interval_s: float = Field(default=0.5, gt=0)
+    """From one figure of a replica to the next. Serve's own is 10 s: a burst is over by then."""
+
     look_back_period_s: float = Field(default=30.0, gt=0)
-    """Serve's, of which "slo" takes the latest figures."""
+    """Serve's, of which "slo" takes the latest figures; longer than `metrics_interval_s`."""
+
+    warm_processes: int = Field(default=0, ge=0)
+    """Processes on each node that wait, with all imports done, to become replicas; each takes about
+    200 MB and no CPU time. With `policy: slo`."""
 
     targets: SloClass = DEFAULT_TARGETS
     """Time to the first token by prompt length, and between tokens."""
@@ -92,6 +99,11 @@ class AutoscalingConfig(Config):
             raise ValueError(
                 "min_replicas, initial_replicas and max_replicas must rise, got "
                 f"{self.min_replicas}, {first} and {self.max_replicas}"
+            )
+        if self.look_back_period_s <= self.metrics_interval_s:
+            raise ValueError(
+                "look_back_period_s must be longer than metrics_interval_s, got "
+                f"{self.look_back_period_s} and {self.metrics_interval_s}"
             )
         if (self.target_ongoing_requests is not None) != (self.policy == "ongoing-requests"):
             raise ValueError(

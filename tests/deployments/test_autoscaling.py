@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 from ray import serve
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.serve.config import AutoscalingConfig as ServeAutoscaling
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
@@ -36,6 +38,7 @@ def test_serve_takes_the_options_and_delays_nothing():
     config = AutoscalingConfig(min_replicas=1, max_replicas=3, downscale_delay_s=9)
     options = ServeAutoscaling.model_validate(autoscaling_options(config))
     assert (options.upscale_delay_s, options.downscale_delay_s) == (0, 0)
+    assert options.metrics_interval_s == config.metrics_interval_s < 1
     told = options.policy.policy_kwargs["autoscaling"]
     assert AutoscalingConfig.model_validate(told) == config
 
@@ -58,7 +61,8 @@ def deployed(session: RaySession) -> Iterator[RunningApp]:
         "min_replicas": 1,
         "max_replicas": 3,
         "downscale_delay_s": 3,
-        "forecast": {"memory_s": 3},
+        "forecast": {"memory_s": 3, "startup_s": 1},
+        "warm_processes": 2,
         "targets": {"ttft": [{"ttft_s": 0.5}], "itl_s": 0.2},
     }
     application = {
@@ -82,6 +86,18 @@ def deployed(session: RaySession) -> Iterator[RunningApp]:
 async def until_replicas(app: RunningApp, num: int) -> None:
     while len(await asyncio.to_thread(app.pids, "EngineReplica")) != num:
         await asyncio.sleep(0.1)
+
+
+def warm_pids() -> set[int]:
+    """Processes that have been started ahead and that no replica has taken."""
+    mark = WORKER_PROCESS_SETUP_HOOK_ENV_VAR.encode()
+    found = set()
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            is_idle = entry.name.isdigit() and b"ray::IDLE" in (entry / "cmdline").read_bytes()
+            if is_idle and mark in (entry / "environ").read_bytes():
+                found.add(int(entry.name))
+    return found
 
 
 async def outputs(ingress: Ingress, request: Request) -> list[int]:
@@ -119,8 +135,11 @@ async def loaded(ingress: Ingress) -> AsyncIterator[None]:
 @pytest.mark.ray
 def test_load_brings_replicas_and_streams_outlive_those_that_go(deployed: RunningApp):
     async def scenario(ingress: Ingress) -> None:
+        while len(warm := warm_pids()) < 2:
+            await asyncio.sleep(0.1)
         async with loaded(ingress):
             await until_replicas(deployed, 3)
+            assert warm < {*await asyncio.to_thread(deployed.pids, "EngineReplica")}
             streams = [asyncio.create_task(outputs(ingress, each)) for each in LONG]
         await until_replicas(deployed, 1)
         for request, stream in zip(LONG, streams, strict=True):

@@ -14,6 +14,7 @@ from rtp_serve.errors import ConfigError
         ({"initial_replicas": 0}, "must rise, got 1, 0 and 4"),
         ({"target_ongoing_requests": 2}, "belongs to policy 'ongoing-requests'"),
         ({"policy": "ongoing-requests"}, "which needs it, got None"),
+        ({"look_back_period_s": 0.4}, "longer than metrics_interval_s, got 0.4 and 0.5"),
         ({"attainment": 1.0}, "attainment"),
         ({"upscale_delay": 1}, "did you mean 'upscale_delay_s'"),
     ],

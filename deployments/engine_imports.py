@@ -1,0 +1,29 @@
+"""What a worker process imports before it is told to be an engine replica."""
+
+import os
+import signal
+import threading
+from importlib import import_module
+
+import ray._private.worker
+
+LIFE_S = 3600.0
+"""Of a process that no replica takes: it ends itself, so that there are never more than were asked
+for, and none for long when the application has gone."""
+
+# torch is the last: `rtp_serve` sets how its threads wait.
+_MODULES = ("ray.serve._private.replica", "deployments.replicas", "rtp_serve.build")
+
+
+def import_engine() -> None:
+    """Called by Ray when the process has started; see `deployments.warm_processes`."""
+    for name in _MODULES:
+        import_module(name)
+    end = threading.Timer(LIFE_S, _end_unless_taken)
+    end.daemon = True
+    end.start()
+
+
+def _end_unless_taken() -> None:
+    if ray._private.worker.global_worker.actor_id.is_nil():
+        os.kill(os.getpid(), signal.SIGTERM)
