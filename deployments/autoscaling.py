@@ -182,7 +182,7 @@ def autoscaling_options(config: AutoscalingConfig, switching: bool = False) -> d
         return options | {
             "target_ongoing_requests": config.target_ongoing_requests,
             "upscale_delay_s": config.upscale_delay_s,
-            "downscale_delay_s": config.downscale_delay_s,
+            "downscale_delay_s": config.hold_s,
             "downscale_to_zero_delay_s": config.downscale_to_zero_delay_s,
         }
     return options | {

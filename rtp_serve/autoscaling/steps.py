@@ -20,7 +20,7 @@ class Steps:
         while needs and needs[-1][1] <= need:
             needs.pop()
         needs.append((now, need))
-        while needs[0][0] <= now - self._config.downscale_delay_s and len(needs) > 1:
+        while needs[0][0] <= now - self._config.hold_s and len(needs) > 1:
             needs.popleft()
         return needs[0][1]
 

@@ -55,8 +55,9 @@ class AutoscalingConfig(Config):
     upscale_delay_s: float = Field(default=0.0, ge=0)
     """More are wanted for so long before they start."""
 
-    downscale_delay_s: float = Field(default=60.0, ge=0)
-    """Fewer are enough for so long before one goes."""
+    downscale_delay_s: float | None = Field(default=None, ge=0)
+    """Fewer are enough for so long before one goes; by default twice `forecast.startup_s`, what it
+    takes to have one back."""
 
     downscale_step_s: float = Field(default=1.0, ge=0)
     """From one that goes to the next."""
@@ -91,6 +92,13 @@ class AutoscalingConfig(Config):
 
     forecast: ForecastConfig = ForecastConfig()
     """Arrivals to come."""
+
+    @property
+    def hold_s(self) -> float:
+        """`downscale_delay_s`, or its default."""
+        if self.downscale_delay_s is None:
+            return 2 * self.forecast.startup_s
+        return self.downscale_delay_s
 
     @model_validator(mode="after")
     def _check(self) -> "AutoscalingConfig":

@@ -22,3 +22,9 @@ from rtp_serve.errors import ConfigError
 def test_a_wrong_setting_is_named(values: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         parse_config(AutoscalingConfig, values)
+
+
+def test_replicas_are_held_for_two_start_ups_unless_told():
+    config = AutoscalingConfig.model_validate({"forecast": {"startup_s": 30}})
+    assert config.hold_s == 60
+    assert config.model_copy(update={"downscale_delay_s": 0.0}).hold_s == 0
