@@ -23,7 +23,7 @@ class ForecastConfig(Config):
     startup_s: float = Field(default=5.0, gt=0)
     """From the decision to the first request that a new replica takes."""
 
-    level_s: float = Field(default=0.6, gt=0)
+    level_s: float = Field(default=1.0, gt=0)
     """Time constant of the level of arrivals."""
 
     trend_s: float = Field(default=30.0, gt=0)
