@@ -100,7 +100,7 @@ def _scaler(config: AutoscalingConfig) -> Scaler:
         OngoingRequests(
             config.target_ongoing_requests,
             config.upscale_delay_s,
-            config.downscale_delay_s,
+            config.hold_s,
             config.look_back_period_s,
             min_replicas=config.min_replicas,
             max_replicas=config.max_replicas,
