@@ -24,7 +24,7 @@ def test_the_parallel_benchmark_prints_what_it_promises(tmp_path: Path):
         text=True,
         cwd=ROOT,
         check=True,
-        timeout=150,
+        timeout=400,
     )
     (line,) = done.stdout.splitlines()
     figures = json.loads(line)["figures"]
