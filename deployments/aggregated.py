@@ -7,6 +7,7 @@ from ray import serve
 
 from deployments.args import ingress_options, replica_options, targets_of
 from deployments.ingress import IngressDeployment
+from deployments.master.joining import routing_options
 from deployments.replicas import BuildEngine, EngineReplica, build_real_engine
 from rtp_serve.config.serving import AppConfig
 
@@ -19,6 +20,6 @@ def app(config: AppConfig) -> serve.Application:
 def assemble(config: AppConfig, build: BuildEngine) -> serve.Application:
     """The application over engines that `build` makes."""
     replicas = serve.deployment(EngineReplica, **replica_options(config)).bind(
-        config.engine, build, None, config.master, targets_of(config)
+        config.engine, build, None, routing_options(config), targets_of(config)
     )
     return serve.deployment(IngressDeployment, **ingress_options(config)).bind(replicas, config)

@@ -8,6 +8,7 @@ from ray import serve
 from deployments.args import ingress_options, replica_options, targets_of
 from deployments.ingress import IngressDeployment
 from deployments.kv_transfer.exchange import ExchangeOptions
+from deployments.master.joining import routing_options
 from deployments.replica_role import RoleOptions
 from deployments.replicas import BuildEngine, EngineReplica, build_real_engine
 from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA, DisaggregatedConfig
@@ -34,7 +35,7 @@ def assemble(config: DisaggregatedConfig, build: BuildEngine) -> serve.Applicati
             ExchangeOptions(
                 config.transfer, config.channel.tcp_port_range, asks, switching, is_exact
             ),
-            config.master,
+            routing_options(config),
             targets_of(own),
             RoleOptions(role, switching, own.replica.keeps_targets),
         )

@@ -18,7 +18,7 @@ from deployments.autoscaling_record import read_record
 from deployments.coalesce import CoalescingClient
 from deployments.exposure import exposed_options
 from deployments.http_server import HttpServer
-from deployments.master.joining import start_client
+from deployments.master.joining import routing_options, start_client
 from deployments.replica_client import ReplicaClient
 from deployments.replica_model import ReplicaModel
 from deployments.replica_search import StreamLimits
@@ -75,7 +75,7 @@ class Ingress:
         limits = StreamLimits(config.ingress.replica_timeout_s, config.ingress.max_resumptions)
         model = ReplicaModel(replicas, limits.replica_timeout_s)
         streaming = RolePool(role, replicas, helpers if switching else ())
-        routing = config.master
+        routing = routing_options(config)
         self._master = None
         if routing is not None:
             self._master = start_client(routing, replicas.app_name, model, streaming)

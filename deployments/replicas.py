@@ -19,7 +19,7 @@ from deployments.autoscaling_record import SWITCHED, read_num_switched
 from deployments.channels.dialer import TcpNeeded
 from deployments.kv_transfer import wire as kv_wire
 from deployments.kv_transfer.exchange import ExchangeOptions, KvExchange
-from deployments.master.joining import start_link
+from deployments.master.joining import RoutingOptions, start_link
 from deployments.master.link import MasterLink
 from deployments.metrics import RaySink
 from deployments.ranks import BundleStarter
@@ -34,7 +34,7 @@ from rtp_serve.autoscaling.recorder import LoadRecorder
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.autoscaling import DEFAULT_TARGETS
 from rtp_serve.config.engine import EngineConfig, ModelSource
-from rtp_serve.config.routing import RoutingConfig, SloClass
+from rtp_serve.config.routing import SloClass
 from rtp_serve.config.user_config import parse_user_config
 from rtp_serve.disaggregation.protocol import Span, TransferKey
 from rtp_serve.disaggregation.transport.checksummed import ExportedBlocks
@@ -83,7 +83,7 @@ class EngineReplica:
         config: EngineConfig,
         build: BuildEngine = build_real_engine,
         exchange: ExchangeOptions | None = None,
-        routing: RoutingConfig | None = None,
+        routing: RoutingOptions | None = None,
         targets: SloClass = DEFAULT_TARGETS,
         role: RoleOptions = _MIXED,
     ) -> None:

@@ -69,5 +69,5 @@ class Dialer(Generic[C]):
         """Close every channel."""
         for dial in list(self._dials.values()):
             if dial.done() and not dial.cancelled() and dial.exception() is None:
-                dial.result().close("the replica is shutting down")
+                dial.result().close("this process needs it no more")
             dial.cancel()

@@ -69,7 +69,7 @@ def draw_blocks(rng: Random, count: int) -> tuple[BlockHash, ...]:
 async def measure(rate: float, seconds: float, clock: Clock, rng: Random) -> list[float]:
     """Seconds of each round trip."""
     plan = MasterPlan("round-trips", RoutingConfig())
-    master = MasterConnection(lambda: find_or_start(plan))
+    master = MasterConnection(lambda: find_or_start(plan), ray.get_runtime_context().get_node_id())
     await master.find()
     finished: defaultdict[str, deque[str]] = defaultdict(deque)
     workers = [
@@ -88,6 +88,7 @@ async def measure(rate: float, seconds: float, clock: Clock, rng: Random) -> lis
     for worker in workers:
         worker.cancel()
     await asyncio.gather(*workers, return_exceptions=True)
+    master.close()
     return list(took)
 
 

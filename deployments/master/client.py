@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from math import ceil
 
 from deployments.live_replicas import Replicas
-from deployments.master.connection import MasterConnection, MasterSilent
+from deployments.master.channel import MasterSilent
+from deployments.master.connection import MasterConnection
 from deployments.master.figures import RoutingFigures
 from deployments.master.stand_in import StandIn
 from deployments.master.wire import (
@@ -101,6 +102,7 @@ class MasterClient:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._connection.close()
 
     async def choose(self, request: Request, excluded: Collection[str]) -> Route | None:
         """Where to send an attempt, but not to those excluded; None for wherever Serve wants.

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 
 import ray
@@ -16,13 +17,34 @@ from deployments.master.stand_in import StandIn
 from deployments.replica_model import ReplicaModel
 from rtp_serve.clock import WallClock
 from rtp_serve.config.routing import RoutingConfig
+from rtp_serve.config.serving import AppConfig
 from rtp_serve.engine.async_engine import AsyncEngine
 from rtp_serve.routing.report import WorkerIdentity
 from rtp_serve.routing.types import Role, WorkerId
 
 
+@dataclass(frozen=True, slots=True)
+class RoutingOptions:
+    """What the processes of an application must know to find its Master."""
+
+    config: RoutingConfig
+    tcp_ports: range
+
+    def connection(self, application: str) -> MasterConnection:
+        """To the Master of `application`."""
+        plan = MasterPlan(application, self.config, self.tcp_ports)
+        node_id = ray.get_runtime_context().get_node_id()
+        return MasterConnection(lambda: find_or_start(plan), node_id)
+
+
+def routing_options(config: AppConfig) -> RoutingOptions | None:
+    """None for an application without a Master."""
+    routing = config.master
+    return None if routing is None else RoutingOptions(routing, config.channel.tcp_port_range)
+
+
 async def start_link(
-    config: RoutingConfig, engine: AsyncEngine, replica: str, role: Callable[[], Role]
+    options: RoutingOptions, engine: AsyncEngine, replica: str, role: Callable[[], Role]
 ) -> MasterLink:
     """Tell the Master of this replica, and of the `role` that it has at the time, from now on.
     Raises what `AsyncEngine.reporter` raises."""
@@ -33,28 +55,23 @@ async def start_link(
     identity = WorkerIdentity(worker_id, epoch, role(), node_id)
     reporter = await asyncio.to_thread(engine.reporter, identity)  # it may measure first
     application = serve.get_replica_context().app_name
-    link = MasterLink(worker_id, reporter, _connection(application, config), clock, role)
+    link = MasterLink(worker_id, reporter, options.connection(application), clock, role)
     link.start()
     return link
 
 
 def start_client(
-    config: RoutingConfig, application: str, model: ReplicaModel, live: Replicas
+    options: RoutingOptions, application: str, model: ReplicaModel, live: Replicas
 ) -> MasterClient:
     """Have the application's Master choose among its replicas from now on; `live` are those that
     run streams."""
     clock = WallClock()
     client = MasterClient(
-        _connection(application, config),
-        StandIn(config, Random(), clock),
+        options.connection(application),
+        StandIn(options.config, Random(), clock),
         model,
         live,
         clock,
     )
     client.start()
     return client
-
-
-def _connection(application: str, config: RoutingConfig) -> MasterConnection:
-    plan = MasterPlan(application, config)
-    return MasterConnection(lambda: find_or_start(plan))

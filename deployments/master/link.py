@@ -12,7 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from deployments.master.connection import MasterConnection, MasterSilent
+from deployments.master.channel import MasterSilent
+from deployments.master.connection import MasterConnection
 from deployments.master.names import booked
 from deployments.master.wire import Ended, decode_heard, encode
 from rtp_serve.clock import Clock
@@ -66,6 +67,7 @@ class MasterLink:
         with suppress(MasterSilent):
             left = encode(Ended(left=(self._worker_id,)))
             await self._connection.ask("ended", left, timeout_s=_MAX_PAUSE_S)
+        self._connection.close()
 
     async def _run(self) -> None:
         pause_s = _MIN_PAUSE_S

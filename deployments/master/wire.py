@@ -1,5 +1,5 @@
-"""What travels between the Master, the replicas and the ingresses: bytes in Ray's calls, msgpack
-with a schema inside."""
+"""What travels between the Master, the replicas and the ingresses: msgpack with a schema.
+`channel_wire` has the frames around it."""
 
 import msgspec
 

@@ -102,10 +102,11 @@ class IngressConfig(Config):
 
 
 class ChannelConfig(Config):
-    """The sockets that bring tokens from replicas to ingresses."""
+    """The sockets that bring tokens from replicas to ingresses, and questions to the Master."""
 
     tcp_ports: tuple[Port, Port] | None = None
-    """Lowest and highest port for ingresses with replicas on other nodes; default: any."""
+    """Lowest and highest port for ingresses, and a Master, with replicas on other nodes; default:
+    any."""
 
     @model_validator(mode="after")
     def _check(self) -> "ChannelConfig":

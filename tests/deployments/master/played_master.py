@@ -4,7 +4,9 @@ import asyncio
 from random import Random
 from typing import Any
 
-from deployments.master.connection import MasterConnection, MasterSilent
+from deployments.master.channel import MasterSilent
+from deployments.master.channel_wire import Method
+from deployments.master.connection import MasterConnection
 from deployments.master.service import WARM_UP_S, MasterService
 from rtp_serve.clock import VirtualClock
 from rtp_serve.config.routing import RoutingConfig
@@ -21,7 +23,7 @@ class PlayedMaster(MasterConnection):
     """Answers at once, as long as it is there."""
 
     def __init__(self, clock: VirtualClock | None = None) -> None:
-        super().__init__(lambda: None)
+        super().__init__(lambda: None, "node")
         self.clock = clock or VirtualClock()
         self.is_there = True
         self.num_asked: dict[str, int] = {}
@@ -35,13 +37,14 @@ class PlayedMaster(MasterConnection):
     async def find(self) -> None:
         self._check()
 
-    async def ask(self, method: str, *arguments: bytes, timeout_s: float) -> Any:
+    async def ask(self, method: Method, data: bytes = b"", *, timeout_s: float) -> bytes:
         await asyncio.sleep(0)
         self._check()
         self.num_asked[method] = self.num_asked.get(method, 0) + 1
-        return getattr(self.service, method)(*arguments)
+        answer = getattr(self.service, method)
+        return (answer() if method == "figures" else answer(data)) or b""
 
-    def tell(self, method: str, data: bytes) -> None:
+    def tell(self, method: Method, data: bytes) -> None:
         if self.is_there:
             getattr(self.service, method)(data)
 
