@@ -49,7 +49,7 @@ class StoreMember:
         arena = self.opened.member.arena
         for reservation in reservations:
             source = content_of(reservation.request.key)
-            assert arena.put(reservation, source, self._clock.monotonic())
+            assert arena.put([reservation], [source], self._clock.monotonic()) == [True]
         return sum(self.client.complete(reservations))
 
     def reserve(self, chain: Sequence[BlockHash]) -> list[Reservation]:
