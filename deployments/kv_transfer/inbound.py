@@ -3,19 +3,11 @@ transfer."""
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol
 
-from deployments.channels.door import Door, may_enter
-from deployments.channels.framing import (
-    MAX_FRAME_BYTES,
-    MAX_HELLO_BYTES,
-    FrameReader,
-    WireError,
-    frame,
-)
-from deployments.channels.greeting import HELLO_TIMEOUT_S, checked_hello
+from deployments.channels.accepted import AcceptedChannel
+from deployments.channels.door import Door
 from deployments.kv_transfer.wire import (
     VERSION,
     FirstToken,
@@ -99,9 +91,6 @@ class KvListener:
         self._channels.add(channel)
 
     def left(self, channel: "InboundChannel") -> None:
-        """Idempotent; it may not have come in."""
-        if channel not in self._channels:
-            return
         self._channels.discard(channel)
         replica = channel.hello.replica
         if all(other.hello.replica != replica for other in self._channels):
@@ -123,69 +112,28 @@ class KvListener:
             channel.close()
 
 
-class InboundChannel(asyncio.Protocol):
+class InboundChannel(AcceptedChannel[Hello, Heartbeat | Keyed]):
     """One connection from a prefill replica."""
 
     def __init__(self, listener: KvListener) -> None:
+        super().__init__("KV channel", Hello, listener.door.secret, VERSION)
         self._listener = listener
-        self._reader = FrameReader(MAX_HELLO_BYTES)
-        self._transport: asyncio.Transport | None = None
-        self._hello: Hello | None = None
         self._current: dict[str, TransferKey] = {}
-        self._is_local = False
-        self._deadline = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self.close)
-
-    @property
-    def hello(self) -> Hello:
-        assert self._hello is not None, "nothing is told before a hello"
-        return self._hello
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the peer is on this node."""
-        return self._is_local
 
     def forget(self, transfer: str) -> None:
         self._current.pop(transfer, None)
 
     def send(self, message: FromDecode) -> None:
-        if self._transport is not None:
-            self._transport.write(frame(encode(message)))
+        self._send(encode(message))
 
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+    def _decode(self, payload: bytes) -> FromPrefill:
+        return decode_from_prefill(payload)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports do not derive from asyncio's.
-        self._transport = cast(asyncio.Transport, transport)
-        connection = transport.get_extra_info("socket")
-        self._is_local = connection.family == socket.AF_UNIX
-        if not may_enter(connection):
-            self.close()
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for payload in self._reader.feed(data):
-                message = decode_from_prefill(payload)
-                if self._hello is None:
-                    self._greet(message)
-                else:
-                    self._hear(message)
-        except WireError as error:
-            logger.warning("KV channel refused: %s", error)
-            self.close()
-
-    def _greet(self, message: FromPrefill) -> None:
-        self._hello = checked_hello(message, Hello, self._listener.door.secret, VERSION)
-        self._deadline.cancel()
-        self._reader.max_frame_bytes = MAX_FRAME_BYTES
+    def _enter(self) -> None:
         self._listener.joined(self)
 
-    def _hear(self, message: FromPrefill) -> None:
+    def _hear(self, message: Heartbeat | Keyed) -> None:
         match message:
-            case Hello():
-                raise WireError("a second hello")
             case Heartbeat():
                 self._each(lambda transfer, key: transfer.beat(key))
             case _:
@@ -209,8 +157,6 @@ class InboundChannel(asyncio.Protocol):
             if transfer is not None:
                 tell(transfer, key)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        self._deadline.cancel()
+    def _leave(self) -> None:
         self._listener.left(self)
         self._each(lambda transfer, key: transfer.lose(key))

@@ -4,21 +4,11 @@ order in which they come.
 Belongs to one event loop, as does the service: a call is over in less than a millisecond.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
-from typing import cast
 
-from deployments.channels.dialled import MAX_UNSENT_BYTES
-from deployments.channels.door import Door, may_enter
-from deployments.channels.framing import (
-    MAX_FRAME_BYTES,
-    MAX_HELLO_BYTES,
-    FrameReader,
-    WireError,
-    frame,
-)
-from deployments.channels.greeting import HELLO_TIMEOUT_S, checked_hello
+from deployments.channels.accepted import AcceptedChannel
+from deployments.channels.door import Door
 from deployments.master.channel_wire import (
     VERSION,
     Answer,
@@ -86,58 +76,23 @@ class MasterListener:
             channel.close()
 
 
-class InboundChannel(asyncio.Protocol):
-    """One connection. The first frame is small, in time and knows the secret."""
+class InboundChannel(AcceptedChannel[Hello, Question]):
+    """One connection from who asks."""
 
     def __init__(self, listener: MasterListener) -> None:
+        super().__init__("channel to the Master", Hello, listener.door.secret, VERSION)
         self._listener = listener
-        self._reader = FrameReader(MAX_HELLO_BYTES)
-        self._transport: asyncio.Transport | None = None
-        self._has_greeted = False
-        self._deadline = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self.close)
 
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+    def _decode(self, payload: bytes) -> FromAsker:
+        return decode_from_asker(payload)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports do not derive from asyncio's.
-        self._transport = cast(asyncio.Transport, transport)
+    def _enter(self) -> None:
         self._listener.joined(self)
-        if not may_enter(transport.get_extra_info("socket")):
-            self.close()
 
-    def data_received(self, data: bytes) -> None:
-        try:
-            for payload in self._reader.feed(data):
-                self._hear(decode_from_asker(payload))
-        except WireError as error:
-            logger.warning("a channel to the Master was refused: %s", error)
-            self.close()
+    def _hear(self, message: Question) -> None:
+        answer = self._listener.answer(message)
+        if answer is not None:
+            self._send(encode_frame(answer))
 
-    def _hear(self, message: FromAsker) -> None:
-        if not self._has_greeted:
-            self._greet(message)
-        elif isinstance(message, Question):
-            self._answer(message)
-        else:
-            raise WireError("a second hello")
-
-    def _greet(self, message: FromAsker) -> None:
-        checked_hello(message, Hello, self._listener.door.secret, VERSION)
-        self._has_greeted = True
-        self._deadline.cancel()
-        self._reader.max_frame_bytes = MAX_FRAME_BYTES
-
-    def _answer(self, question: Question) -> None:
-        answer = self._listener.answer(question)
-        if answer is None or self._transport is None:
-            return
-        if self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            raise WireError(f"more than {MAX_UNSENT_BYTES} bytes of answers are unread")
-        self._transport.write(frame(encode_frame(answer)))
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        self._deadline.cancel()
+    def _leave(self) -> None:
         self._listener.left(self)

@@ -3,22 +3,13 @@
 Belongs to one event loop. A frame for a stream that is gone is late and is dropped.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 from itertools import count
-from typing import cast
 
+from deployments.channels.accepted import AcceptedChannel
 from deployments.channels.address import ChannelAddress
-from deployments.channels.door import Door, may_enter
-from deployments.channels.framing import (
-    MAX_FRAME_BYTES,
-    MAX_HELLO_BYTES,
-    FrameReader,
-    WireError,
-    frame,
-)
-from deployments.channels.greeting import HELLO_TIMEOUT_S, checked_hello
+from deployments.channels.door import Door
 from deployments.token_stream.streams import ChannelLost, TokenStream
 from deployments.token_stream.wire import (
     VERSION,
@@ -100,7 +91,7 @@ class TokenListener:
     def joined(self, channel: "InboundChannel") -> None:
         self._inbound.add(channel)
 
-    def handle(self, channel: "InboundChannel", message: FromReplica) -> None:
+    def handle(self, channel: "InboundChannel", message: Opened | Deltas) -> None:
         """Take one message of a channel that has said hello."""
         match message:
             case Deltas(items=items):
@@ -112,11 +103,9 @@ class TokenListener:
                 stream = self._streams.get(key)
                 if stream is not None:
                     self._channels[key] = channel
-                    stream.opened(channel.replica)
+                    stream.opened(channel.hello.replica)
                 else:
                     channel.abort(key)
-            case Hello():
-                raise WireError("a second hello")
 
     def left(self, channel: "InboundChannel") -> None:
         """A replica is gone: its unfinished streams fail."""
@@ -138,54 +127,24 @@ class TokenListener:
         self._channels.clear()
 
 
-class InboundChannel(asyncio.Protocol):
-    """One replica's connection. The first frame is small, in time and knows the secret."""
+class InboundChannel(AcceptedChannel[Hello, Opened | Deltas]):
+    """One replica's connection."""
 
     def __init__(self, listener: TokenListener) -> None:
+        super().__init__("token channel", Hello, listener.secret, VERSION)
         self._listener = listener
-        self._reader = FrameReader(MAX_HELLO_BYTES)
-        self._transport: asyncio.Transport | None = None
-        self._hello: Hello | None = None
-        self._deadline = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self.close)
-
-    @property
-    def replica(self) -> str:
-        assert self._hello is not None, "a message before the hello was let through"
-        return self._hello.replica
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports do not derive from asyncio's.
-        self._transport = cast(asyncio.Transport, transport)
-        if not may_enter(transport.get_extra_info("socket")):
-            self.close()
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for payload in self._reader.feed(data):
-                message = decode_from_replica(payload)
-                if self._hello is None:
-                    self._greet(message)
-                else:
-                    self._listener.handle(self, message)
-        except WireError as error:
-            logger.warning("token channel refused: %s", error)
-            self.close()
-
-    def _greet(self, message: FromReplica) -> None:
-        self._hello = checked_hello(message, Hello, self._listener.secret, VERSION)
-        self._deadline.cancel()
-        self._reader.max_frame_bytes = MAX_FRAME_BYTES
-        self._listener.joined(self)
 
     def abort(self, key: StreamKey) -> None:
-        if self._transport is not None:
-            self._transport.write(frame(encode(Abort(key))))
+        self._send(encode(Abort(key)))
 
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+    def _decode(self, payload: bytes) -> FromReplica:
+        return decode_from_replica(payload)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        self._deadline.cancel()
+    def _enter(self) -> None:
+        self._listener.joined(self)
+
+    def _hear(self, message: Opened | Deltas) -> None:
+        self._listener.handle(self, message)
+
+    def _leave(self) -> None:
         self._listener.left(self)
