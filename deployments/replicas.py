@@ -108,12 +108,10 @@ class EngineReplica:
         self._loading: set[asyncio.Task[None]] = set()
         self._clock = WallClock()
         self._recorder = LoadRecorder(targets, 0)
-        context = serve.get_replica_context()
-        application, deployment = context.app_name, context.deployment
         self._role = ReplicaRole(
             role,
             self._replica,
-            lambda: read_num_switched(application, deployment, self._clock.wall()),
+            lambda: read_num_switched(context.app_name, context.deployment, self._clock.wall()),
             self._role_changed,
         )
 
