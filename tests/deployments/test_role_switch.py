@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -82,30 +83,32 @@ def with_role(served: RunningApp, role: str) -> set[str]:
     return {*by_replica(served, "replica_role", role=role)}
 
 
-def body(number: int, num_tokens: int) -> dict[str, Any]:
-    prompt = "abcdefgh"[number % 8] * (40 + 7 * number)
+def body(number: int) -> dict[str, Any]:
     sampling = {"temperature": 0} if number % 2 else {"temperature": 1.0, "seed": number}
     return {
-        "prompt": prompt,
-        "max_tokens": num_tokens,
+        "prompt": "abcdefgh"[number % 8] * (40 + 7 * number),
+        "max_tokens": 600,
         "ignore_eos": True,
         "logprobs": 1,
         **sampling,
     }
 
 
-def complete(served: RunningApp, number: int, num_tokens: int = 600) -> Any:
-    answer = httpx.post(f"{served.url}/v1/completions", json=body(number, num_tokens), timeout=120)
+def complete(served: RunningApp, body: dict[str, Any]) -> Any:
+    answer = httpx.post(f"{served.url}/v1/completions", json=body, timeout=120)
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"]
 
 
 def all_begun(threads: ThreadPoolExecutor, served: RunningApp) -> list[Future[Any]]:
     """Streams that all generate."""
-    answers = [threads.submit(complete, served, number) for number in range(NUM_STREAMS)]
-    num_running = lambda: sum(by_replica(served, "num_requests_running").values())  # noqa: E731
-    until(lambda: num_running() >= NUM_STREAMS, "the streams do not begin")
+    answers = [threads.submit(complete, served, body(number)) for number in range(NUM_STREAMS)]
+    until(lambda: num_running(served) >= NUM_STREAMS, "the streams do not begin")
     return answers
+
+
+def num_running(served: RunningApp) -> float:
+    return sum(by_replica(served, "num_requests_running").values())
 
 
 def is_idle(served: RunningApp) -> bool:
@@ -159,6 +162,8 @@ def test_a_prefill_replica_becomes_a_decode_replica_and_back_under_streams(
 
 
 def is_given_streams(served: RunningApp, replica: str) -> bool:
-    for number in range(8):
-        complete(served, number, num_tokens=2)
+    """With prompts of which the replica has nothing from the time when it computed them for
+    others."""
+    for _ in range(8):
+        complete(served, {"prompt": str(uuid4()), "max_tokens": 2})
     return by_replica(served, "prefills_elsewhere_total")[replica] > 0
