@@ -11,8 +11,8 @@ steps, each of which it disturbs, and the disk, which waits a dozen times for a 
 import time
 from collections.abc import Callable
 
-_PAUSE = 120.0
-"""Times the processor time of a piece: the work has a 120th of a core. A step waits for its slowest
+_PAUSE = 80.0
+"""Times the processor time of a piece: the work has an 80th of a core. A step waits for its slowest
 core, two threads work beside it, one to the arena and one to the disk, and each takes more of the
 step than its own time: caches and memory are shared. Where more is to be stored than that allows,
 who waits for it lets it hurry."""

@@ -14,10 +14,10 @@ METADATA_BYTES = 16 << 10
 
 _MIN_BYTES = 1 << 20
 _MIN_SEGMENTS = 8
-_SEGMENTS = 64
-"""One is kept free, so many small ones waste less; each costs some syncs and a dozen calls."""
+_SEGMENTS = 128
+"""One is kept free, so small ones waste less; each costs some syncs and a dozen calls."""
 _MIN_BLOCKS = 4
-"""Where a 64th of the cap has no room for so many, up to an eighth of the cap may be one segment.
+"""Where a 128th of the cap has no room for so many, up to an eighth of the cap may be one segment.
 """
 
 
@@ -29,7 +29,7 @@ class DiskSettings:
     """Hard cap of what the directory takes on the disk, everything included."""
 
     segment_bytes: int = 256 << 20
-    """What is reserved, and given back, at once. Smaller where the cap holds fewer than 64."""
+    """What is reserved, and given back, at once. Smaller where the cap holds fewer than 128."""
 
     block_bytes: int = 4 << 20
     """Of a payload, for which segments are to have room."""
