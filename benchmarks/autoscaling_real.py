@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.plans import application, shipped_config
+from benchmarks.quiet import quiet
 from benchmarks.report import say
 from benchmarks.servers import Server
 from rtp_serve.errors import RtpServeError
@@ -17,10 +18,10 @@ from rtp_serve.errors import RtpServeError
 _NUM_STREAMS = 12
 _PROMPT_TOKENS = 700
 _OUTPUT_TOKENS = 32
-_SETTLE_S = 20.0
-"""After the server is ready: processes that are started ahead are, unless the machine is slow."""
-
 _TIMEOUT_S = 90.0
+_ANSWER_TIMEOUT_S = 120.0
+"""Of a request, which may have to wait for all others."""
+
 _POLL_S = 0.1
 _REPLICA = re.compile(r'replica="([^"]+)"')
 
@@ -35,16 +36,36 @@ def scale_up_s(num_warm: int) -> float:
         plan = application("autoscaled", config, Path(directory), kv_bytes=0)
         with closing(Server(plan, Path(directory, "log"))) as server:
             server.wait_until_ready()
-            time.sleep(_SETTLE_S)
+            _wait_until_warm(server, num_warm)
             model = config["applications"][0]["args"]["engine"]["model"]
             return _Load(server.target.base_url, model).scale_up_s()
+
+
+def _wait_until_warm(server: Server, num_warm: int) -> None:
+    """Until processes that were started ahead, as many as that, have torch like the one replica,
+    and nobody computes. Raises RtpServeError."""
+    start_s = time.monotonic()
+    while sum(map(_has_torch, server.pids())) < 1 + num_warm:
+        if time.monotonic() - start_s > _TIMEOUT_S:
+            raise RtpServeError(f"fewer than {num_warm} processes after {_TIMEOUT_S} s")
+        time.sleep(_POLL_S)
+    with quiet(server.pids, _TIMEOUT_S):
+        pass
+
+
+def _has_torch(pid: int) -> bool:
+    """False of a process that is gone."""
+    try:
+        return "/libtorch_cpu" in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return False
 
 
 class _Load:
     """Streams one after the other in each of several threads, until there are enough replicas."""
 
     def __init__(self, base_url: str, model: str) -> None:
-        self._client = httpx.Client(base_url=base_url, timeout=_TIMEOUT_S)
+        self._client = httpx.Client(base_url=base_url, timeout=_ANSWER_TIMEOUT_S)
         self._model = model
         self._is_over = threading.Event()
         self._failures: list[str] = []
