@@ -41,7 +41,11 @@ def disaggregated(
     config = shipped_config("disaggregated.yaml")
     arguments = config["applications"][0]["args"]
     arguments["engine"] |= _engine(model, max(1, num_threads // 2), chunk)
-    arguments["transfer"] = {"choice": "always", "layer_groups": layer_groups}
+    arguments["transfer"] = {
+        "choice": "always",
+        "timeout_s": PATIENT_S,
+        "layer_groups": layer_groups,
+    }
     arguments["prefill"]["engine"] = {"scheduler": {"max_num_batched_tokens": chunk}}
     arguments["replica"] |= {"num_replicas": num_decode, "num_cpus": 0.25}
     if num_decode == 1:  # else one of them is killed, and is to be missed soon

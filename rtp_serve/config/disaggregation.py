@@ -51,8 +51,9 @@ class TransferConfig(Config):
     max_attempts: int = Field(default=2, ge=1, le=8)
     """Prefill replicas that are asked for one prompt before the decode replica computes it."""
 
-    timeout_s: float = Field(default=60.0, gt=0)
-    """A prompt that has not come by then is computed by the decode replica."""
+    timeout_s: float = Field(default=300.0, gt=0)
+    """A prompt that has not come by then is computed by the decode replica, beside what runs there.
+    Lost replicas are noticed long before, by the lease."""
 
     layer_groups: int = Field(default=16, ge=1, le=64)
     """In so many groups of layers a step's keys and values are told and copied, at most; the last
