@@ -25,7 +25,7 @@ from deployments.autoscaling_record import AutoscalingRecord, read_num_switched
 from deployments.observations import observation, role_of, switched_replicas
 from deployments.warm_processes import WarmProcesses
 from rtp_serve.autoscaling.fleet import FleetPlanner
-from rtp_serve.autoscaling.lending import Deployed, deployed_for, observed_by_role
+from rtp_serve.autoscaling.lending import Deployed, deployed_for, observed_by_role, still_lent
 from rtp_serve.autoscaling.types import FleetPlan
 from rtp_serve.config.autoscaling import AutoscalingConfig
 from rtp_serve.routing.types import Role
@@ -109,7 +109,8 @@ class _Planned:
         wanted = {each.role: each.num_replicas for each in plan.decisions}
         for each in plan.switches:
             self._lent += each.num_replicas if each.source is Role.PREFILL else -each.num_replicas
-        deployed = deployed_for(wanted, self._lent, self._configs)
+        lent = still_lent(self._lent, plan.decisions)
+        deployed = deployed_for(wanted, lent, self._configs)
         self._lent = deployed.lent
         return plan, deployed.num_replicas
 

@@ -4,10 +4,10 @@ prefill replicas = of the prefill deployment − lent      lent < 0: the other w
 decode replicas  = of the decode deployment  + lent
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from rtp_serve.autoscaling.types import Observation
+from rtp_serve.autoscaling.types import Observation, ScalingDecision
 from rtp_serve.config.autoscaling import AutoscalingConfig
 from rtp_serve.routing.roles import OTHER_ROLES
 from rtp_serve.routing.types import Role
@@ -55,6 +55,15 @@ def _of_role(
     loads |= {name: load for name, load in other.loads.items() if name in come}
     num_running = home.num_running - len(gone) + len(come)
     return replace(home, loads=loads, num_running=max(0, num_running), num_target=num_target)
+
+
+def still_lent(lent: int, decisions: Iterable[ScalingDecision]) -> int:
+    """Where a role is to have fewer replicas, those that are lent to it go home first."""
+    borrower = Role.DECODE if lent > 0 else Role.PREFILL
+    fewer = sum(
+        max(0, each.num_before - each.num_replicas) for each in decisions if each.role is borrower
+    )
+    return max(0, lent - fewer) if lent > 0 else min(0, lent + fewer)
 
 
 def deployed_for(

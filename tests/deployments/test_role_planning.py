@@ -1,6 +1,9 @@
 """What the controller's policy decides of roles, and what replicas read of it."""
 
+import asyncio
 import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +12,11 @@ import pytest
 from deployments import autoscaling_record
 from deployments.autoscaling import ApplicationPolicy, autoscaling_options
 from deployments.autoscaling_record import SWITCHED, read_num_switched, read_record
+from deployments.replica_role import ReplicaRole, RoleOptions
 from rtp_serve.autoscaling.load import ReplicaLoad
 from rtp_serve.config.autoscaling import AutoscalingConfig
 from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA
+from rtp_serve.routing.types import Role
 
 APP = "planned"
 START_S = 1000.0
@@ -42,16 +47,22 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 def context(
-    name: str, now: float, loads: dict[str, ReplicaLoad], switched: str = "", *, switching: bool
+    name: str,
+    now: float,
+    loads: Mapping[str, ReplicaLoad],
+    switched: Collection[str] = (),
+    *,
+    switching: bool,
+    config: AutoscalingConfig = CONFIG,
 ) -> Any:
     """As much of Serve's as the policy reads: as many replicas run as are wanted."""
     metrics: dict[str, dict[Any, list[Any]]] = {}
     for replica, load in loads.items():
-        figures = load.floats() | {SWITCHED: float(replica == switched)}
+        figures = load.floats() | {SWITCHED: float(replica in switched)}
         replica_id = _ReplicaId(replica)
         for figure, value in figures.items():
             metrics.setdefault(figure, {})[replica_id] = [SimpleNamespace(value=value)]
-    policy = autoscaling_options(CONFIG, switching)["policy"]
+    policy = autoscaling_options(config, switching)["policy"]
     return SimpleNamespace(
         deployment_name=name,
         app_name=APP,
@@ -76,7 +87,7 @@ def fleet(
     now: float,
     p1: ReplicaLoad = IDLE,
     d0: ReplicaLoad = FULL,
-    switched: str = "",
+    switched: Collection[str] = (),
     *,
     switching: bool = True,
 ) -> dict[str, Any]:
@@ -103,7 +114,7 @@ def test_one_that_switched_is_planned_for_in_its_new_role():
     policy = ApplicationPolicy()
     policy(fleet(START_S))
     half = ReplicaLoad(num_decoding=4, context_tokens=15_000, kv_capacity_tokens=20_000)
-    targets, _ = policy(fleet(START_S + 3, p1=half, d0=half, switched="p1"))
+    targets, _ = policy(fleet(START_S + 3, p1=half, d0=half, switched={"p1"}))
     assert targets == {"P": 2, "D": 1}
     present = {each["role"]: each for each in read_record(APP)["present"]}
     assert {role: each["num_replicas"] for role, each in present.items()} == {
@@ -116,7 +127,7 @@ def test_when_fewer_decode_replicas_are_needed_one_goes_and_nobody_is_lent():
     policy = ApplicationPolicy()
     policy(fleet(START_S))
     for second in range(1, 12):
-        targets, _ = policy(fleet(START_S + second, d0=IDLE, switched="p1"))
+        targets, _ = policy(fleet(START_S + second, d0=IDLE, switched={"p1"}))
         if targets != {"P": 2, "D": 1}:
             break
     assert targets == {"P": 1, "D": 1}
@@ -127,7 +138,7 @@ def test_a_controller_that_starts_again_goes_on_with_what_is_lent():
     ApplicationPolicy()(fleet(START_S))
     half = ReplicaLoad(num_decoding=4, context_tokens=15_000, kv_capacity_tokens=20_000)
     again = ApplicationPolicy()
-    targets, _ = again(fleet(START_S + 10, p1=half, d0=half, switched="p1"))
+    targets, _ = again(fleet(START_S + 10, p1=half, d0=half, switched={"p1"}))
     assert targets == {"P": 2, "D": 1}
     assert read_num_switched(APP, PREFILL_REPLICA, START_S + 10) == 1
 
@@ -148,3 +159,177 @@ def test_an_old_word_is_none(kept: dict[str, str]):
     }
     assert read_num_switched(APP, PREFILL_REPLICA, START_S + 61) is None
     assert read_num_switched("another", PREFILL_REPLICA, START_S) is None
+
+
+# -- the whole loop: policy, record, replicas that read it, loads that follow their roles --
+
+PERIOD_S = 1.0
+NAMES = {Role.PREFILL: PREFILL_REPLICA, Role.DECODE: DECODE_REPLICA}
+PROMPT_TOKENS = 1000.0
+TOKENS_PER_S = 4000.0
+"""Of a prefill replica."""
+
+
+@dataclass
+class Demand:
+    """On all replicas of a role together."""
+
+    prompts_per_s: float = 0.0
+    context_tokens: float = 0.0
+    """Of sequences that decode; a replica holds 20,000."""
+
+
+class Fleet:
+    """Replicas that start and stop at once, and find out themselves which role they have."""
+
+    def __init__(self, num_prefill: int, num_decode: int, **bounds: int) -> None:
+        values = {"min_replicas": 1, "max_replicas": 4, "downscale_delay_s": 5.0, **bounds}
+        self.config = AutoscalingConfig.model_validate(
+            {
+                **values,
+                "tokens_per_s": TOKENS_PER_S,
+                "targets": {"ttft": [{"ttft_s": 1.0}], "itl_s": 0.1},
+            }
+        )
+        self.policy = ApplicationPolicy()
+        self.now = START_S
+        self.num_started = 0
+        self.replicas: dict[Role, list[Replica]] = {role: [] for role in NAMES}
+        self._scale({Role.PREFILL: num_prefill, Role.DECODE: num_decode})
+
+    def num_switched(self) -> tuple[int | None, ...]:
+        """Of the prefill and of the decode deployment, as their replicas read it."""
+        return tuple(read_num_switched(APP, name, self.now) for name in NAMES.values())
+
+    def shape(self) -> tuple[int, int]:
+        """Replicas of either deployment."""
+        return len(self.replicas[Role.PREFILL]), len(self.replicas[Role.DECODE])
+
+    def in_role(self, role: Role) -> list["Replica"]:
+        every = [each for replicas in self.replicas.values() for each in replicas]
+        return [each for each in every if each.role.current is role]
+
+    def play(self, demand: Demand, seconds: float) -> None:
+        for _ in range(round(seconds / PERIOD_S)):
+            self.now += PERIOD_S
+            self._work(demand)
+            targets, _ = self.policy(
+                {role: self._context(role) for role in NAMES if self.replicas[role]}
+            )
+            self._scale(targets)
+            asyncio.run(self._follow())
+            assert self.in_role(Role.PREFILL)
+            assert self.in_role(Role.DECODE)
+
+    def _work(self, demand: Demand) -> None:
+        prefill, decode = self.in_role(Role.PREFILL), self.in_role(Role.DECODE)
+        for each in prefill:
+            each.compute(demand.prompts_per_s * PERIOD_S / len(prefill))
+        for each in decode:
+            each.hold(demand.context_tokens / len(decode))
+
+    def _context(self, role: Role) -> Any:
+        replicas = self.replicas[role]
+        loads = {each.name: each.load for each in replicas}
+        switched = {each.name for each in replicas if each.role.is_switched}
+        return context(NAMES[role], self.now, loads, switched, switching=True, config=self.config)
+
+    def _scale(self, targets: Mapping[Role, int]) -> None:
+        for role, num in targets.items():
+            replicas = self.replicas[role]
+            while len(replicas) < num:
+                self.num_started += 1
+                replicas.append(Replica(f"{role.value}{self.num_started}", role, self))
+            del replicas[num:]
+            for rank, each in enumerate(replicas):
+                each.role.configure(0, rank)
+
+    async def _follow(self) -> None:
+        for replicas in self.replicas.values():
+            for each in replicas:
+                await each.role._follow_once()
+
+
+class Replica:
+    """Counts begin anew with a role, as a real one's do."""
+
+    def __init__(self, name: str, home: Role, fleet: Fleet) -> None:
+        self.name = name
+        self.load = IDLE_ONE
+        self.role = ReplicaRole(
+            RoleOptions(home, can_switch=True, is_autoscaled=True),
+            name,
+            lambda: read_num_switched(APP, NAMES[home], fleet.now),
+            self._changed,
+        )
+
+    def _changed(self) -> None:
+        self.load = IDLE_ONE
+
+    def compute(self, num_prompts: float) -> None:
+        """Prompts, each in time."""
+        before, service_s = self.load, PROMPT_TOKENS / TOKENS_PER_S
+        self.load = replace(
+            IDLE_ONE,
+            num_served=before.num_served + num_prompts,
+            served_tokens=before.served_tokens + num_prompts * PROMPT_TOKENS,
+            service_s=before.service_s + num_prompts * service_s,
+            service_s_squared=before.service_s_squared + num_prompts * service_s**2,
+            num_in_time=before.num_in_time + num_prompts,
+            num_arrivals=(before.num_arrivals[0] + num_prompts,),
+            arrived_tokens=(before.arrived_tokens[0] + num_prompts * PROMPT_TOKENS,),
+        )
+
+    def hold(self, num_tokens: float) -> None:
+        self.load = replace(IDLE_ONE, num_decoding=num_tokens / 3000, context_tokens=num_tokens)
+
+
+IDLE_ONE = ReplicaLoad(num_arrivals=(0.0,), arrived_tokens=(0.0,), kv_capacity_tokens=20_000)
+LONG_ANSWERS = Demand(prompts_per_s=0.5, context_tokens=26_000)
+LONG_PROMPTS = Demand(prompts_per_s=6.0, context_tokens=2_000)
+QUIET = Demand(prompts_per_s=0.1, context_tokens=500)
+
+
+def test_replicas_follow_what_is_proposed_and_return_when_the_load_is_gone():
+    fleet = Fleet(2, 1)
+    fleet.play(LONG_ANSWERS, 3)
+    assert fleet.num_switched() == (1, 0)
+    assert [len(fleet.in_role(role)) for role in NAMES] == [1, 2]
+    fleet.play(LONG_ANSWERS, 120)  # and nothing more happens
+    assert (fleet.shape(), fleet.num_switched(), fleet.num_started) == ((2, 1), (1, 0), 3)
+    fleet.play(QUIET, 60)
+    assert (fleet.shape(), fleet.num_switched(), fleet.num_started) == ((1, 1), (0, 0), 3)
+
+
+def test_a_decode_replica_that_was_to_go_computes_prompts_while_there_are_many():
+    fleet = Fleet(1, 3, downscale_step_s=20)
+    fleet.play(QUIET, 2)
+    assert (fleet.shape(), fleet.num_switched()) == ((1, 2), (0, 0))
+    fleet.play(Demand(4.0, 2_000), 120)
+    assert (fleet.shape(), fleet.num_switched(), fleet.num_started) == ((1, 2), (0, 1), 4)
+    assert [len(fleet.in_role(role)) for role in NAMES] == [2, 1]
+    fleet.play(QUIET, 300)
+    assert (fleet.shape(), fleet.num_switched(), fleet.num_started) == ((1, 1), (0, 0), 4)
+
+
+@pytest.mark.parametrize("least", [0, 1])
+def test_a_replica_is_lent_no_longer_than_the_load_that_asked_for_it(least: int):
+    """The decode deployment's own are enough again, and they stay."""
+    fleet = Fleet(2, 2, min_replicas=least)
+    fleet.play(Demand(0.5, 44_000), 3)
+    assert (fleet.shape(), fleet.num_switched()) == ((2, 2), (1, 0))
+    own = fleet.replicas[Role.DECODE][:]
+    fleet.play(LONG_ANSWERS, 60)
+    assert (fleet.shape(), fleet.num_switched()) == ((1, 2), (0, 0))
+    assert fleet.replicas[Role.DECODE] == own
+
+
+def test_loads_that_alternate_are_followed_and_leave_nothing_lent():
+    fleet = Fleet(2, 2, max_replicas=3)
+    for _ in range(3):
+        fleet.play(LONG_PROMPTS, 40)
+        assert len(fleet.in_role(Role.PREFILL)) >= 2
+        fleet.play(Demand(0.5, 44_000), 40)
+        assert len(fleet.in_role(Role.DECODE)) >= 3
+    fleet.play(QUIET, 300)
+    assert (fleet.shape(), fleet.num_switched()) == ((1, 1), (0, 0))

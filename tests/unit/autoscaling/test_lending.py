@@ -4,9 +4,14 @@ from itertools import product
 
 import pytest
 
-from rtp_serve.autoscaling.lending import Deployed, deployed_for, observed_by_role
+from rtp_serve.autoscaling.lending import (
+    Deployed,
+    deployed_for,
+    observed_by_role,
+    still_lent,
+)
 from rtp_serve.autoscaling.load import ReplicaLoad
-from rtp_serve.autoscaling.types import Observation
+from rtp_serve.autoscaling.types import Observation, ScalingDecision
 from rtp_serve.config.autoscaling import AutoscalingConfig
 from rtp_serve.routing.types import Role
 
@@ -33,6 +38,27 @@ def test_roles_get_what_they_want(
 ):
     deployed = deployed_for(dict(zip((P, D), wanted, strict=True)), lent, bounds())
     assert (tuple(deployed.num_replicas.values()), deployed.lent) == expected
+
+
+@pytest.mark.parametrize(
+    ("lent", "prefill", "decode", "expected"),
+    [
+        (1, (1, 1), (3, 2), 0),  # though two of three decode replicas would do with one lent
+        (2, (1, 1), (4, 3), 1),
+        (1, (2, 1), (3, 4), 1),
+        (-1, (3, 1), (2, 2), 0),
+        (-2, (2, 2), (2, 1), -2),
+        (0, (2, 1), (2, 1), 0),
+    ],
+)
+def test_who_is_lent_goes_home_when_its_role_needs_fewer(
+    lent: int, prefill: tuple[int, int], decode: tuple[int, int], expected: int
+):
+    decisions = [
+        ScalingDecision(role, after, before, "", after, {})
+        for role, (before, after) in ((P, prefill), (D, decode))
+    ]
+    assert still_lent(lent, decisions) == expected
 
 
 def test_every_deployment_keeps_its_bounds_and_a_replica_of_its_role():
