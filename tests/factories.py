@@ -175,7 +175,13 @@ def predicted_tokens(
 def make_version(number: int, max_model_len: int = 512) -> ModelVersion:
     """Each with weights of its own."""
     model = ServedModel(
-        "test", max_model_len, VOCAB_SIZE, (EOS,), f"fp_{number}", namespace=b"test%d" % number
+        "test",
+        max_model_len,
+        VOCAB_SIZE,
+        (EOS,),
+        f"fp_{number}",
+        f"content_{number}",
+        namespace=b"test%d" % number,
     )
     return ModelVersion(number, model)
 

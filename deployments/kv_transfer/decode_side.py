@@ -69,10 +69,17 @@ from rtp_serve.engine.request import (
     first_token_request,
 )
 from rtp_serve.engine.request_check import max_output_tokens
+from rtp_serve.errors import ModelChanged, WrongLayout
 
 logger = logging.getLogger("ray.serve")
 
 Deliver = Callable[[SequenceDelta], None]
+
+_REFUSALS = {
+    ModelChanged.code: TransferCode.OTHER_WEIGHTS,
+    WrongLayout.code: TransferCode.WRONG_LAYOUT,
+}
+"""What an error that a prefill replica refuses with is to the transfer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +97,8 @@ class Prefilling:
     copier: CopyThread
     config: TransferConfig
     is_exact: bool
-    """Whether prefill replicas have this one's arithmetic; else they have other ranks, and greedy
-    tokens are equal in float32."""
+    """Whether prefill replicas have this one's arithmetic; else they have other ranks, the same
+    weights, and greedy tokens are equal in float32."""
 
     figures: TransferFigures
     predictions: Predictions
@@ -159,7 +166,7 @@ class _Transfer:
         self._last_layer_s = 0.0
         self._copied_s = 0.0
         self._num_present = 0
-        self._fingerprint = ""
+        self._fingerprint = self._wanted = ""
         self._is_handed_over = False
         self._timer: asyncio.TimerHandle | None = None
         self._over: asyncio.Future[None] = self._loop.create_future()
@@ -205,6 +212,7 @@ class _Transfer:
         self._shared.figures.reserved(self._shared.clock.monotonic() - self._began_s)
         self._num_present = blocks.num_present
         self._fingerprint = blocks.fingerprint
+        self._wanted = blocks.fingerprint if self._shared.is_exact else blocks.content
         self._do(self._transfer.reserved(blocks.num_present, blocks.block_ids, now_s))
 
     # Channels call these.
@@ -363,7 +371,7 @@ class _Transfer:
         match record:
             case Refused(code, message):
                 logger.info("the prefill replica refused: %s: %s", code, message)
-                refused = TransferCode.PEER_REFUSED
+                refused = _REFUSALS.get(code, TransferCode.PEER_REFUSED)
                 self._do(self._transfer.failed(key, refused, self._loop.time()))
             case NeedsTcp():
                 self._do(self._transfer.lost(key, self._loop.time()))
@@ -374,11 +382,10 @@ class _Transfer:
         self, key: TransferKey, num_blocks_present: int, peer: str
     ) -> PrefillEnded | NeedsTcp | Refused:
         config, now_s = self._shared.config, self._loop.time()
-        fingerprint = self._fingerprint if self._shared.is_exact else ""
         call = PrefillCall(
             self._shared.listener.door.address,
             key,
-            first_token_request(replace(self._request, fingerprint=fingerprint)),
+            first_token_request(replace(self._request, fingerprint=self._wanted)),
             num_blocks_present,
             self._shared.memory.layout_digest,
             max(0.0, self._started_s + config.timeout_s - now_s),

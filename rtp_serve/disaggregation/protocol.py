@@ -45,6 +45,9 @@ class TransferCode(StrEnum):
     PEER_FAILED = "peer_failed"
     """The prefill replica's engine has failed."""
 
+    OTHER_WEIGHTS = "other_weights"
+    """The prefill replica has other weights than those that the blocks were reserved for."""
+
     WRONG_LAYOUT = "wrong_layout"
     """The two memories hold a block in different ways."""
 

@@ -25,6 +25,10 @@ class ServedModel:
     fingerprint: str = ""
     """Digest of model, KV format and numerics plan: equal values promise equal seeded outputs."""
 
+    content: str = ""
+    """Digest of the weights and of what the model does with them, the same however many ranks
+    share the model: where it differs other tokens are to be expected."""
+
     block_size: int = 16
     """Tokens of a KV block."""
 

@@ -103,7 +103,7 @@ class EngineCore:
 
     @property
     def num_old_versions(self) -> int:
-        """Versions before it on which sequences still run."""
+        """Versions before it on which sequences still run, or that prompts are received for."""
         return len(self._old_versions)
 
     @property
@@ -160,11 +160,11 @@ class EngineCore:
         if not request.fingerprint:
             return self._version
         for version in (self._version, *self._old_versions):
-            if version.model.fingerprint == request.fingerprint:
+            if request.fingerprint in (version.model.fingerprint, version.model.content):
                 return version
         raise ModelChanged(
             f"the stream began with the model {request.fingerprint}; here is "
-            f"{self.model.fingerprint}"
+            f"{self.model.fingerprint}, {self.model.content}"
         )
 
     def _make_sequence(self, request: Request, index: int, version: ModelVersion) -> Sequence:
@@ -197,8 +197,11 @@ class EngineCore:
             self._drop_old_versions()
 
     def _drop_old_versions(self) -> None:
-        """Release those whose last sequence has ended."""
+        """Release those whose last sequence has ended, or is not to come."""
+        if not self._old_versions:
+            return
         in_use = {seq.version.number for seq in self._seqs.values()}
+        in_use |= self._exchange.receiving.versions
         for version in self._old_versions:
             if version.number not in in_use:
                 self._executor.drop(version.number)
@@ -253,6 +256,7 @@ class EngineCore:
     def _after_release(self) -> None:
         """Blocks may have become free. Who waits here comes before who asks for room."""
         self._is_stalled = False
+        self._drop_old_versions()
         if not self._scheduler.num_waiting:
             self._exchange.receiving.grant()
         self._recorder.state(self._scheduler, self._cache.usage)
@@ -374,8 +378,6 @@ class EngineCore:
         siblings = self._seqs_by_request.get(seq.request.request_id, {}).values()
         if siblings and all(sibling.finish_reason is not None for sibling in siblings):
             del self._seqs_by_request[seq.request.request_id]
-        if seq.version is not self._version:
-            self._drop_old_versions()
 
     def _debug(self, scheduled: SchedulerOutput, elapsed_s: float) -> None:
         """One line a step; when the engine falls idle, its books are checked too."""

@@ -33,6 +33,9 @@ class Reserved:
     fingerprint: str
     """Of the model version that the prompt's keys and values are to be of."""
 
+    content: str
+    """Of the same version, see `ServedModel`."""
+
 
 class Receiver(Protocol):
     """Who asked for room."""
@@ -91,6 +94,12 @@ class Receiving:
     def is_active(self) -> bool:
         """Whether blocks are held for anybody."""
         return len(self._receptions) > len(self._asking)
+
+    @property
+    def versions(self) -> set[int]:
+        """Numbers of the model versions that prompts are received for: their requests are yet to
+        come, and may go on with no other."""
+        return {each.version.number for each in self._receptions.values()}
 
     @property
     def num_asking(self) -> int:
@@ -157,6 +166,8 @@ class Receiving:
         added = pool.allocate(num_needed)
         reception.block_ids = [*cached_ids, *added]
         reception.num_registered_blocks = len(cached_ids)
-        fingerprint = reception.version.model.fingerprint
-        reception.receiver.reserved(Reserved(len(cached_ids), tuple(added), fingerprint))
+        model = reception.version.model
+        reception.receiver.reserved(
+            Reserved(len(cached_ids), tuple(added), model.fingerprint, model.content)
+        )
         return True

@@ -40,7 +40,8 @@ class Request:
     output tokens that the client has, or None where the sequence has ended. Empty for a new one."""
 
     fingerprint: str = ""
-    """It may only go on with the model version of this fingerprint; empty for any."""
+    """It may only go on with the model version of this fingerprint, or of this content where other
+    ranks' arithmetic will do; empty for any. See `ServedModel`."""
 
     @property
     def indices(self) -> tuple[int, ...]:

@@ -5,7 +5,8 @@
     pieces            |    a     |   b   |   b   | c |              |     d     |      d      |
 
 A read goes from one multiple of the alignment to another, as direct I/O wants it; so the same page
-may be in two neighbours. Tensors are cut between rows only.
+may be in two neighbours. Tensors are cut between units only, which are a few rows, the same ones
+whoever reads them and with what.
 """
 
 from collections.abc import Iterable
@@ -35,6 +36,21 @@ class ReadSizes:
 
 DEFAULT_SIZES = ReadSizes()
 
+_UNIT_BYTES = 64 << 10
+"""A digest of so many at once costs little more than one of all."""
+
+
+def row_bytes_of(tensor: StoredTensor) -> int:
+    """The rows of a vector are its elements."""
+    num_rows = tensor.shape[0] if tensor.shape else 1
+    return tensor.num_bytes // num_rows if num_rows else 0
+
+
+def rows_per_unit(tensor: StoredTensor) -> int:
+    """A power of two; of the row's size alone."""
+    num_rows = _UNIT_BYTES // max(1, row_bytes_of(tensor))
+    return 1 << max(0, num_rows.bit_length() - 1)
+
 
 @dataclass(frozen=True, slots=True)
 class TensorRows:
@@ -48,11 +64,18 @@ class TensorRows:
     def all_of(cls, tensor: StoredTensor) -> "TensorRows":
         return cls(tensor, 0, tensor.shape[0] if tensor.shape else 1)
 
+    def in_units(self) -> "TensorRows":
+        """These rows and those that share a unit with the first or the last of them."""
+        if self.begin == self.end:
+            return self
+        unit, num_rows = rows_per_unit(self.tensor), TensorRows.all_of(self.tensor).end
+        end = min(-(-self.end // unit) * unit, num_rows)
+        return TensorRows(self.tensor, self.begin // unit * unit, end)
+
     @property
     def row_bytes(self) -> int:
-        num_rows = self.tensor.shape[0] if self.tensor.shape else 1
-        assert 0 <= self.begin <= self.end <= num_rows, f"rows of {self}"
-        return self.tensor.num_bytes // num_rows if num_rows else 0
+        assert 0 <= self.begin <= self.end <= TensorRows.all_of(self.tensor).end, f"rows of {self}"
+        return row_bytes_of(self.tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +125,18 @@ def plan_reads(wanted: Iterable[TensorRows], sizes: ReadSizes = DEFAULT_SIZES) -
     current = _OpenRead()
     for rows in sorted(wanted, key=lambda rows: (str(rows.tensor.file), rows.tensor.offset)):
         tensor, row, row_bytes = rows.tensor, rows.begin, rows.row_bytes
+        unit = rows_per_unit(tensor)
+        if unit * row_bytes > sizes.read_bytes - ALIGNMENT:
+            unit = 1
         while row < rows.end and row_bytes:
             offset = tensor.offset + row * row_bytes
-            if not current.reaches(tensor.file, offset, row_bytes, sizes):
+            least = min(rows.end, row // unit * unit + unit) - row
+            if not current.reaches(tensor.file, offset, least * row_bytes, sizes):
                 reads += current.close()
                 current = _OpenRead(tensor.file, offset)
-            taken = min(rows.end - row, max(1, current.room(offset, sizes) // row_bytes))
+            until = row + current.room(offset, sizes) // row_bytes
+            until = rows.end if until >= rows.end else until // unit * unit
+            taken = max(least, until - row)
             current.add(tensor, row, taken, row_bytes)
             row += taken
     return tuple(reads + current.close())
@@ -122,12 +151,12 @@ class _OpenRead:
         self._end = offset
         self._pieces: list[Piece] = []
 
-    def reaches(self, file: Path, offset: int, row_bytes: int, sizes: ReadSizes) -> bool:
-        """Whether a row at `offset` belongs to this read."""
+    def reaches(self, file: Path, offset: int, num_bytes: int, sizes: ReadSizes) -> bool:
+        """Whether rows at `offset` belong to this read."""
         return (
             file == self._file
             and offset - self._end <= sizes.gap_bytes
-            and self.room(offset, sizes) >= row_bytes
+            and self.room(offset, sizes) >= num_bytes
         )
 
     def room(self, offset: int, sizes: ReadSizes) -> int:

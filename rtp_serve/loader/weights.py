@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -20,7 +20,7 @@ from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.model import ModelConfig
 from rtp_serve.loader.checkpoint import Checkpoint, listed
 from rtp_serve.loader.collector import Collector, Place
-from rtp_serve.loader.identity import ContentDigest
+from rtp_serve.loader.identity import ContentDigest, RowsElsewhere
 from rtp_serve.loader.load_figures import LoadFigures, LoadTimer
 from rtp_serve.loader.local_files import LocalFiles, ReadInto
 from rtp_serve.loader.rank_group import Member, RowsByName, hull
@@ -60,6 +60,9 @@ class LoadSettings:
     of_others: frozenset[str] = frozenset()
     """Tensors that other ranks want."""
 
+    elsewhere: RowsElsewhere = field(default_factory=dict)
+    """What ranks before this one read of them."""
+
 
 DEFAULT_SETTINGS = LoadSettings()
 
@@ -72,6 +75,9 @@ class LoadedWeights:
 
     identity: str
     """`ContentDigest.identity` of the tensors that they were made of."""
+
+    share: int
+    """`ContentDigest.share` of the same."""
 
 
 def load_weights(
@@ -93,7 +99,8 @@ def load_weights(
         checkpoint.check(wanted)
         _warn_of_surplus(checkpoint, settings.of_others.union(t.name for t in wanted), config)
         collectors = [Collector(spec, dtype, device) for spec in specs]
-        digest = ContentDigest() if settings.member is None else settings.member.group.digest
+        member = settings.member
+        digest = ContentDigest(settings.elsewhere) if member is None else member.group.digest
         figures = _fill(collectors, checkpoint, digest, settings)
     _log.info("%s: loaded %s", checkpoint.directory, figures)
     if settings.report is not None:
@@ -102,7 +109,7 @@ def load_weights(
         {each.spec.path: each.matrix() for each in collectors if each.spec.is_matrix},
         {each.spec.path: each.vector() for each in collectors if not each.spec.is_matrix},
     )
-    return LoadedWeights(weights, digest.identity())
+    return LoadedWeights(weights, digest.identity(), digest.share())
 
 
 def _fill(
@@ -133,8 +140,8 @@ def _fill(
 def _plan(
     checkpoint: Checkpoint, rows_by_name: RowsByName, settings: LoadSettings
 ) -> tuple[Read, ...]:
-    rows = (TensorRows(checkpoint.tensor(name), *rows) for name, rows in rows_by_name.items())
-    return plan_reads(rows, settings.sizes)
+    wanted = (TensorRows(checkpoint.tensor(name), *rows) for name, rows in rows_by_name.items())
+    return plan_reads((each.in_units() for each in wanted), settings.sizes)
 
 
 def _digested(digest: ContentDigest, deliver: Deliver) -> Deliver:

@@ -1,7 +1,7 @@
 """Checkpoint directory → a model that is ready for its first step."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from rtp_serve.config.engine import EngineConfig, WeightStoreConfig
 from rtp_serve.config.model import ModelConfig, read_model_config
 from rtp_serve.errors import CheckpointError
 from rtp_serve.loader.checkpoint import Checkpoint
+from rtp_serve.loader.identity import RowsElsewhere
 from rtp_serve.loader.load_figures import LoadFigures
+from rtp_serve.loader.rank_group import hull
 from rtp_serve.loader.stamp import checkpoint_stamp
 from rtp_serve.loader.store.directory import StoreDirectory, default_root
 from rtp_serve.loader.store.guard import WeightGuard
@@ -22,6 +24,7 @@ from rtp_serve.models.model import Model
 from rtp_serve.models.rank import Rank
 from rtp_serve.models.registry import MODELS
 from rtp_serve.models.shards import shard_specs
+from rtp_serve.parallel.partition import RankPart, partition
 from rtp_serve.worker.capacity import Capacity, compute_dtype, plan_capacity
 from rtp_serve.worker.threads import use_compute_threads
 
@@ -46,6 +49,9 @@ class LoadedModel:
 
     identity: str
     """Of the tensors that it is made of, see `loader.identity`."""
+
+    share: int
+    """Of the digest of all ranks' tensors, see `loader.identity`."""
 
     guard: WeightGuard
     """To be asked whether the weights still are what was loaded."""
@@ -72,6 +78,9 @@ def load_planned(
     store = open_store(config.weight_store, clock or WallClock())
     settings = LoadSettings(report=report)
     max_len = plan.capacity.max_model_len
+    if rank is not None:
+        ranks_before = partition(plan.config, config.parallel)[: rank.part.rank]
+        settings = replace(settings, elsewhere=read_by(plan.config, ranks_before))
     loaded = load_model(plan.directory, plan.config, dtype, max_len, store, settings, rank)
     if checkpoint_stamp(plan.directory) != plan.stamp:
         raise CheckpointError(f"{plan.directory}: its files have changed while they were read")
@@ -108,7 +117,19 @@ def load_model(
     else:
         loaded = store.get(Wanted(directory, config.architecture, specs, dtype), read)
     model = factory(config, loaded.weights, max_positions, rank)
-    return LoadedModel(model, loaded.identity, store.guard if store else WeightGuard())
+    guard = store.guard if store else WeightGuard()
+    return LoadedModel(model, loaded.identity, loaded.share, guard)
+
+
+def read_by(config: ModelConfig, ranks: Sequence[RankPart]) -> RowsElsewhere:
+    """What these ranks read of the checkpoint's tensors."""
+    specs = MODELS.load(config.architecture).weight_specs(config)
+    found: dict[str, list[tuple[int, int]]] = {}
+    for part in ranks:
+        tensors = (tensor for spec in shard_specs(specs, config, part) for tensor in spec.tensors)
+        for name, rows in hull({tensor.name: tensor.row_range} for tensor in tensors).items():
+            found.setdefault(name, []).append(rows)
+    return found
 
 
 def open_store(config: WeightStoreConfig, clock: Clock) -> WeightStore | None:

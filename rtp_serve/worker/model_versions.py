@@ -6,6 +6,7 @@ tokenizer in front stay what they are, so what does not fit them is refused.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rtp_serve.engine.client import ServedModel
 from rtp_serve.engine.version import ModelVersion
 from rtp_serve.errors import CheckpointError, ReloadRefused
 from rtp_serve.loader.hub import resolve
+from rtp_serve.loader.identity import total
 from rtp_serve.loader.load_figures import LoadFigures
 from rtp_serve.models.rank import Rank
 from rtp_serve.observability import metrics
@@ -23,7 +25,10 @@ from rtp_serve.observability.metrics import MetricsSink
 from rtp_serve.ops.plan import numerics_plan
 from rtp_serve.parallel.collectives import Alone, Collectives
 from rtp_serve.parallel.partition import partition
+from rtp_serve.worker.capacity import compute_dtype
 from rtp_serve.worker.loading import LoadedModel, ModelPlan, load_planned, plan_model
+
+_CONTENT = "content_"
 
 _Before = tuple[ModelVersion | None, ModelPlan | None, ModelSource]
 
@@ -90,7 +95,7 @@ class ModelVersions:
         if self._first is None:
             self._first, self._tokenizer = plan, tokenizer
         self._before = before
-        self._last = self._version(plan, namespace)
+        self._last = self._version(plan, namespace, self._content(plan, loaded))
         return self._last, loaded
 
     def _is_untouched(self, plan: ModelPlan) -> bool:
@@ -117,13 +122,22 @@ class ModelVersions:
         for phase, seconds in figures.phases.items():
             self._sink.add(metrics.WEIGHT_LOAD_SECONDS, seconds, {"phase": phase})
 
-    def _version(self, plan: ModelPlan, namespace: bytes) -> ModelVersion:
+    def _content(self, plan: ModelPlan, loaded: LoadedModel) -> str:
+        """Of a model; of one rank of several its part, which `content_of` adds up."""
+        if self._collectives.rank:
+            return _shown(loaded.share)
+        use = {"model": asdict(plan.config), "dtype": compute_dtype(plan.config, self._config)}
+        digest = hashlib.blake2b(json.dumps(use, sort_keys=True).encode(), digest_size=16)
+        return _shown(total((loaded.share, int.from_bytes(digest.digest()))))
+
+    def _version(self, plan: ModelPlan, namespace: bytes, content: str) -> ModelVersion:
         model = ServedModel(
             name=self._config.model_name,
             max_model_len=(self._first or plan).capacity.max_model_len,
             vocab_size=plan.config.vocab_size,
             eos_token_ids=plan.config.eos_token_ids,
             fingerprint=fingerprint(namespace),
+            content=content,
             block_size=plan.capacity.spec.block_size,
             namespace=namespace,
         )
@@ -153,6 +167,15 @@ class ModelVersions:
 def fingerprint(namespace: bytes) -> str:
     """What clients see of a version's namespace."""
     return f"fp_{namespace.hex()[:16]}"
+
+
+def content_of(ranks: Sequence[str]) -> str:
+    """Of a model, from all its ranks' parts."""
+    return _shown(total([int(part.removeprefix(_CONTENT), 16) for part in ranks]))
+
+
+def _shown(digest: int) -> str:
+    return f"{_CONTENT}{digest:032x}"
 
 
 def _namespace(plan: ModelPlan, weights: str, parallel: ParallelConfig) -> bytes:

@@ -85,11 +85,17 @@ def expected(model: Path) -> dict[str, Any]:
     return run(build_core(settings(model)), requests())
 
 
+def content(model: Path) -> str:
+    """What one rank has in its weights."""
+    return build_core(settings(model)).model.content
+
+
 @pytest.mark.parametrize(("tp", "is_one_node"), [(2, True), (3, True), (2, False)])
 def test_processes_give_the_tokens_of_one(tp: int, is_one_node: bool, tmp_path: Path):
     model = write_checkpoint(tmp_path, tiny_config(num_attention_heads=6, num_key_value_heads=3))
     with engine(settings(model, tp), Starter(tp, is_one_node=is_one_node)) as core:
         assert run(core, requests()) == expected(model)
+        assert core.model.content == content(model)
 
 
 def test_ranks_measure_themselves_and_give_the_same_tokens(tmp_path: Path):
@@ -153,6 +159,7 @@ def test_other_weights_take_the_place_of_those_that_run_on_every_rank(tmp_path: 
         version = core.load(ModelSource(model=str(second)))
         assert version.number == before.number + 1
         assert version.namespace != before.namespace
+        assert version.model.content == content(second) != before.model.content
         core.switch(version)
         assert run(core, requests()) == expected(second)
 

@@ -78,6 +78,21 @@ def test_equal_weights_that_compute_otherwise_share_none(first: Path, tmp_path: 
     assert namespace(first) != namespace(first, dtype="bfloat16")
 
 
+def test_content_is_of_weights_and_model_and_not_of_the_memory(first: Path, copy: Path):
+    content = load(first).model.content
+    assert load(copy, cache={"num_blocks": 64}).model.content == content
+    config = tiny_config() | {"rope_theta": 5e5}
+    assert load(write_checkpoint(copy, config, num_shards=2)).model.content != content
+    assert load(write_checkpoint(copy, num_shards=2, seed=1)).model.content != content
+    assert load(first, dtype="bfloat16").model.content != content
+
+
+@pytest.mark.skipif(backend() is Backend.REFERENCE, reason="weights are not packed")
+def test_what_is_mapped_has_the_content_of_what_was_read(first: Path, tmp_path: Path):
+    store = {"directory": str(tmp_path / "store")}
+    assert {load(first, store).model.content for _ in range(2)} == {load(first).model.content}
+
+
 def test_copies_of_a_gguf_file_share_their_blocks(tmp_path: Path):
     """Converted on two nodes."""
     path = tiny_gguf(tmp_path / "tiny.gguf")

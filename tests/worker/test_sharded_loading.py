@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rtp_serve import ops
@@ -14,13 +15,15 @@ from rtp_serve.config.model import read_model_config
 from rtp_serve.config.parallel import ParallelConfig
 from rtp_serve.errors import CheckpointError
 from rtp_serve.loader.checkpoint import Checkpoint
+from rtp_serve.loader.identity import total
 from rtp_serve.loader.local_files import LocalFiles
 from rtp_serve.loader.rank_group import RankGroup
 from rtp_serve.loader.read_plan import ALIGNMENT, DEFAULT_SIZES, ReadSizes
 from rtp_serve.loader.weights import LoadedWeights, LoadSettings, load_weights
 from rtp_serve.models.shards import shard_specs, take_columns, take_rows
 from rtp_serve.models.weights import TensorSpec, Weights, WeightSpec
-from rtp_serve.parallel.partition import partition
+from rtp_serve.parallel.partition import RankPart, partition
+from rtp_serve.worker.loading import read_by
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.worker.test_weight_loading import by_library, specs_of
 
@@ -117,6 +120,55 @@ def test_ranks_together_find_the_identity_that_one_finds_alone(tmp_path: Path, w
         (alone,) = load_all(directory, 1, files, together=False)
         ranks = load_all(directory, world_size, files, together=True)
     assert {each.identity for each in ranks} == {alone.identity}
+
+
+LARGER = {"hidden_size": 128, "intermediate_size": 320, "head_dim": 48, "vocab_size": 1001}
+
+
+@pytest.mark.parametrize(
+    ("config", "parallel"),
+    [
+        (tiny_config(attention_bias=True, **LARGER), {"tp": 2}),
+        (tiny_config("Qwen2ForCausalLM", num_key_value_heads=1, **LARGER), {"tp": 4}),
+        (tiny_config("Qwen3ForCausalLM", tie_word_embeddings=True, **LARGER), {"tp": 4}),
+        (
+            tiny_config("Qwen2MoeForCausalLM", moe_intermediate_size=64, **LARGER),
+            {"tp": 2, "ep": 2},
+        ),
+        (tiny_config("Qwen3MoeForCausalLM", moe_intermediate_size=96, **LARGER), {"tp": 2}),
+        (tiny_config("Qwen3MoeForCausalLM", **LARGER), {"ep": 2}),
+    ],
+)
+def test_shares_of_ranks_that_load_apart_add_up(
+    tmp_path: Path, config: dict, parallel: dict[str, int]
+):
+    """However the model is divided among them; with one other byte in a matrix, to something
+    else."""
+    directory = write_checkpoint(tmp_path, config)
+    model = read_model_config(directory)
+    parts = partition(model, ParallelConfig.model_validate(parallel))
+
+    def loaded(specs: Sequence[WeightSpec], ranks_before: Sequence[RankPart] = ()) -> int:
+        settings = LoadSettings(elsewhere=read_by(model, ranks_before))
+        checkpoint = Checkpoint(directory)
+        return load_weights(checkpoint, specs, model, DTYPE, settings=settings).share
+
+    def of_all() -> int:
+        specs = specs_of(directory)
+        return total([loaded(shard_specs(specs, model, p), parts[: p.rank]) for p in parts])
+
+    whole = loaded(specs_of(directory))
+    assert of_all() == whole
+    change_weight(directory)
+    assert of_all() == loaded(specs_of(directory)) != whole
+
+
+def change_weight(directory: Path) -> None:
+    """One element of the last layer's keys' projection."""
+    name, file = "model.layers.2.self_attn.k_proj.weight", directory / "model.safetensors"
+    tensors = load_file(file)
+    tensors[name][-1, 5] += 1
+    save_file(tensors, file)
 
 
 def test_together_every_byte_is_read_once(tmp_path: Path):

@@ -15,14 +15,14 @@ import os
 import struct
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from rtp_serve.errors import CorruptWeights
 from rtp_serve.loader.store.key import StoreKey
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised with every change of this layout."""
 
 PAGE_BYTES = 4096
@@ -71,6 +71,9 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str
     """The checkpoint's directory when the file was written, for people."""
 
+    share: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    """`ContentDigest.share` of the tensors that these were made of, hexadecimal."""
+
     tensors: tuple[TensorEntry, ...]
 
     @property
@@ -85,14 +88,14 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return _rounded_up(self.payload_start + end, PAGE_BYTES)
 
 
-def lay_out(key: StoreKey, source: str, tensors: Sequence[TensorEntry]) -> Header:
+def lay_out(key: StoreKey, source: str, share: int, tensors: Sequence[TensorEntry]) -> Header:
     """Give every tensor its place. Digests are filled in later, by `with_digests`."""
     placed, end = [], 0
     for tensor in tensors:
         offset = _rounded_up(end, TENSOR_ALIGNMENT)
         placed.append(msgspec.structs.replace(tensor, offset=offset))
         end = placed[-1].end
-    return Header(key, source, tuple(placed))
+    return Header(key, source, f"{share:032x}", tuple(placed))
 
 
 def with_digests(header: Header, digests: Sequence[str]) -> Header:

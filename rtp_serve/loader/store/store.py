@@ -144,7 +144,7 @@ class WeightStore:
         _log.info("weight store: mapped %s", path)
         with suppress(OSError):  # the order of eviction is all that it costs
             self._directory.touch(name, self._clock.wall())
-        return LoadedWeights(weights, identity)
+        return LoadedWeights(weights, identity, int(header.share, 16))
 
     def _verify_later(self, name: str, descriptor: int, header: Header, opened: ExitStack) -> None:
         """Check the payload once a boot, beside the work that it is for.
@@ -212,7 +212,7 @@ class WeightStore:
         """The weights in a file's pages; as they are, after one warning, where that fails."""
         key = wanted.key(made.identity)
         tensors = planned_tensors(wanted.specs, wanted.dtype)
-        header = lay_out(key, str(wanted.checkpoint.absolute()), tensors)
+        header = lay_out(key, str(wanted.checkpoint.absolute()), made.share, tensors)
         if header.total_bytes > self._max_bytes:
             _log.warning(
                 "weight store: %s takes %d bytes, more than weight_store.max_size (%d)",
@@ -231,7 +231,7 @@ class WeightStore:
             self._not_written(key.name, error)
             return made
         self._seal_later(source, descriptor, header, held)
-        return LoadedWeights(mapped, made.identity)
+        return LoadedWeights(mapped, made.identity, made.share)
 
     def _seal_later(self, source: str, descriptor: int, header: Header, held: ExitStack) -> None:
         """Finish the file beside the first steps; the maker's locks are held until it is there.

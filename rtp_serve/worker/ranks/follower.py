@@ -77,5 +77,5 @@ class Follower:
             logger.exception("rank %d cannot load", self._collectives.rank)
             self._reports.send(encode(Failed(RtpServeError.code, f"{type(error).__name__}")))
             return False
-        self._reports.send(encode(Loaded(version.namespace)))
+        self._reports.send(encode(Loaded(version.namespace, version.model.content)))
         return True

@@ -22,7 +22,7 @@ from rtp_serve.errors import (
 from rtp_serve.parallel.collectives import Collectives
 from rtp_serve.parallel.partition import partition
 from rtp_serve.worker.capacity import plan_capacity
-from rtp_serve.worker.model_versions import fingerprint
+from rtp_serve.worker.model_versions import content_of, fingerprint
 from rtp_serve.worker.rank_worker import RankWorker
 from rtp_serve.worker.ranks.links import Receiver, Sender
 from rtp_serve.worker.ranks.messages import (
@@ -30,6 +30,7 @@ from rtp_serve.worker.ranks.messages import (
     End,
     Failed,
     Load,
+    Loaded,
     Order,
     Step,
     TakeBack,
@@ -164,20 +165,25 @@ class RankedExecutor:
             own = self._worker.load(source)
         except RtpServeError as failure:
             error = failure
-        namespaces = [own.namespace if own else b""]
+        parts = [Loaded(own.namespace, own.model.content)] if own else []
         for rank, link in enumerate(self._links.reports, start=1):
             report = decode_report(link.receive())
             if isinstance(report, Failed):
                 error = error or _error_of(report, rank)
             else:
-                namespaces.append(report.namespace)
+                parts.append(report)
         if error is not None:
             if self._last is not None:
                 self._take_back(self._last.number + 1)
             raise error
         assert own is not None, "rank 0 has loaded"
-        namespace = blake2b(b"".join(namespaces)).digest()
-        named = replace(own.model, fingerprint=fingerprint(namespace), namespace=namespace)
+        namespace = blake2b(b"".join(part.namespace for part in parts)).digest()
+        named = replace(
+            own.model,
+            fingerprint=fingerprint(namespace),
+            namespace=namespace,
+            content=content_of([part.content for part in parts]),
+        )
         return replace(own, model=named)
 
     def _take_back(self, number: int) -> None:

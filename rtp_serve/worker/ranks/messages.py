@@ -48,6 +48,9 @@ class Loaded(msgspec.Struct, frozen=True, array_like=True, tag=0):
     namespace: bytes
     """The version's, of this rank's part."""
 
+    content: str
+    """Of this rank's part, as `model_versions.content_of` takes it."""
+
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """A version could not be loaded."""

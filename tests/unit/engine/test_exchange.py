@@ -12,6 +12,7 @@ import pytest
 
 from rtp_serve.engine.receiving import Reserved
 from rtp_serve.engine.request import FinishReason, Request, SequenceDelta, first_token_request
+from rtp_serve.errors import ModelChanged
 from rtp_serve.observability.metrics import PREFIX, PrometheusSink
 from tests.factories import (
     EOS,
@@ -149,6 +150,46 @@ def test_what_does_not_come_is_computed(num_come: int):
     ((output,),) = run_to_end(decode.core, [rest]).values()
     assert [token_id, *output] == predicted_tokens(request)
     assert decode.core.counters.prefix_hits == num_come * 16
+
+
+def test_a_stream_whose_first_token_came_goes_on_with_weights_that_were_exchanged_meanwhile():
+    """Between the reservation and its request no sequence says that the old ones are wanted."""
+    prefill, decode = Side(), Side()
+    request = make_request(prompt=make_prompt(100), max_tokens=20, ignore_eos=True, seed=3)
+    room, told = Room(), Told()
+    decode.core.receive(request, room)
+    assert room.blocks is not None
+    token_id = first_token(prefill, replace(request, fingerprint=room.blocks.content), told)
+    decode.core.switch(decode.core.load())
+    bring(prefill, decode, request, told, room.blocks)
+    assert decode.worker.dropped == []
+    rest = replace(request, emitted=((token_id,),), fingerprint=room.blocks.fingerprint)
+    ((output,),) = run_to_end(decode.core, [rest]).values()
+    assert [token_id, *output] == predicted_tokens(request, version=0)
+    assert decode.core.counters.prefix_hits == 100
+    assert decode.worker.dropped == [0]
+
+
+def test_weights_that_nobody_comes_for_are_dropped():
+    decode = Side()
+    decode.core.receive(make_request(prompt=make_prompt(100)), Room())
+    decode.core.switch(decode.core.load())
+    assert decode.core.num_old_versions == 1
+    decode.core.end_reception("r0")
+    assert decode.core.num_old_versions == 0
+    assert decode.worker.dropped == [0]
+
+
+def test_a_prompt_for_other_weights_is_refused_and_one_for_these_is_not():
+    """By their content, as of an engine of other ranks."""
+    prefill = Side()
+    request = first_token_request(make_request(prompt=make_prompt(40)))
+    request = replace(request, fingerprint="content_0")
+    prefill.core.switch(prefill.core.load())
+    with pytest.raises(ModelChanged, match="content_0"):
+        prefill.core.add_request(request)
+    ((output,),) = run_to_end(prefill.core, [replace(request, fingerprint="content_1")]).values()
+    assert output == predicted_tokens(request, count=1, version=1)
 
 
 def test_a_lost_peer_costs_the_prompt_and_nothing_else():

@@ -28,7 +28,7 @@ def make_key(checkpoint: str = "c0", **fields: Any) -> StoreKey:
 def make_header(
     key: StoreKey | None = None, tensors: Sequence[TensorEntry] = TENSORS, source: str = "/models/m"
 ) -> Header:
-    return lay_out(key or make_key(), source, tensors)
+    return lay_out(key or make_key(), source, 0x5A, tensors)
 
 
 def make_buffers(header: Header, seed: int = 0) -> list[memoryview]:

@@ -3,12 +3,20 @@
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from rtp_serve.loader.identity import ContentDigest
-from rtp_serve.loader.read_plan import ALIGNMENT, ReadSizes, TensorRows, plan_reads
+from rtp_serve.loader.identity import ContentDigest, RowsElsewhere, Span, total
+from rtp_serve.loader.read_plan import (
+    ALIGNMENT,
+    DEFAULT_SIZES,
+    ReadSizes,
+    TensorRows,
+    plan_reads,
+    rows_per_unit,
+)
 from rtp_serve.loader.safetensors_header import StoredTensor
 
 SIZES = ReadSizes(read_bytes=ALIGNMENT, gap_bytes=64)
@@ -73,3 +81,46 @@ def test_what_is_around_the_tensors_does_not(position: int):
 )
 def test_names_shapes_and_types_count(change: Callable[[StoredTensor], StoredTensor]):
     assert identity(tuple(map(change, TENSORS))) != identity()
+
+
+LARGE = StoredTensor("e", Path("/here/z"), "BF16", (3000, 512), 100, 3000 * 1024)
+SMALL = StoredTensor("f", Path("/here/z"), "BF16", (70,), LARGE.offset + LARGE.num_bytes, 140)
+CONTENT = random.Random("z").randbytes(SMALL.offset + SMALL.num_bytes + ALIGNMENT)
+
+
+def share(
+    rows: dict[str, Span], elsewhere: RowsElsewhere | None = None, content: bytes = CONTENT
+) -> int:
+    digest = ContentDigest(elsewhere)
+    tensors = {each.name: each for each in (LARGE, SMALL)}
+    wanted = (TensorRows(tensors[name], *span).in_units() for name, span in rows.items())
+    for read in plan_reads(wanted, DEFAULT_SIZES):
+        digest.add(read, memoryview(content[read.offset :][: read.num_bytes]))
+    return digest.share()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shares_of_ranks_add_up_to_the_digest_of_one_that_reads_all(seed: int):
+    """However they are cut, whole or overlapping, in the middle of units or between them."""
+    rng = random.Random(seed)
+    assert rows_per_unit(LARGE) == 64
+    cuts = [0, *sorted(rng.sample(range(1, 3000), rng.randint(1, 4))), 3000]
+    spans = [(begin - rng.choice((0, min(begin, 9))), end) for begin, end in pairwise(cuts)]
+    shares, elsewhere = [], {}
+    for span in spans:
+        rows = {"e": span, "f": (0, 70)}  # which every rank has, as it has norms
+        shares.append(share(rows, elsewhere))
+        for name in rows:
+            elsewhere = {**elsewhere, name: (*elsewhere.get(name, ()), rows[name])}
+    assert total(shares) == share({"e": (0, 3000), "f": (0, 70)})
+
+
+def test_what_ranks_share_is_the_first_one_s_to_count():
+    """The byte is in a unit that both read."""
+    parts = [{"e": (0, 1000), "f": (0, 70)}, {"e": (1000, 3000)}]
+    other = bytearray(CONTENT)
+    other[LARGE.offset + 1000 * 1024] ^= 1
+    elsewhere = {"e": [(0, 1000)]}
+    shares = [share(parts[0]), share(parts[1], elsewhere)]
+    others = [share(parts[0], content=bytes(other)), share(parts[1], elsewhere, bytes(other))]
+    assert [mine == theirs for mine, theirs in zip(shares, others, strict=True)] == [False, True]

@@ -89,7 +89,7 @@ def test_another_version_is_refused_by_name(tmp_path: Path):
     with path.open("r+b") as file:
         file.seek(8)
         file.write(struct.pack("<I", 99))
-    with pytest.raises(CorruptWeights, match="format version 99, this is 1"):
+    with pytest.raises(CorruptWeights, match="format version 99, this is 2"):
         read(path)
 
 
@@ -148,9 +148,9 @@ def test_a_header_longer_than_the_file_is_not_read(tmp_path: Path):
 def signed(body: bytes, total: int, claimed: int | None = None) -> bytes:
     """Preamble and body with a digest that fits."""
     claimed = len(body) if claimed is None else claimed
-    unsigned = struct.pack("<8sIIQQ", b"RTPWGHTS", 1, claimed, 4096, total)
+    unsigned = struct.pack("<8sIIQQ", b"RTPWGHTS", 2, claimed, 4096, total)
     return unsigned + blake2b(unsigned + body, digest_size=32).digest() + body
 
 
 def test_a_model_without_weights_has_a_header_alone():
-    assert lay_out(make_key(), "", ()).total_bytes == PAGE_BYTES
+    assert lay_out(make_key(), "", 0, ()).total_bytes == PAGE_BYTES
