@@ -1,6 +1,7 @@
 """Replicas change their roles while streams run: nobody notices, and nothing is loaded again."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,9 +26,9 @@ NAME = "switched"
 NUM_STREAMS = 24
 
 
-def deploy(model: Path, num_switched: int) -> None:
-    """As by `serve deploy`: two prefill replicas, one of which may have the other role."""
-    replica = {"num_cpus": 0.25, "health_check_period_s": 0.5}
+def deploy(model: Path, **num_switched: int) -> None:
+    """As by `serve deploy`: two replicas of either kind, of which so many have the other role."""
+    replica = {"num_cpus": 0.25, "health_check_period_s": 0.5, "num_replicas": 2}
     application = {
         "name": NAME,
         "route_prefix": f"/{NAME}",
@@ -35,29 +36,59 @@ def deploy(model: Path, num_switched: int) -> None:
         "args": {
             "engine": {**tiny_engine(model), "dtype": "float32"},
             "replica": replica,
-            "prefill": {"replica": {**replica, "num_replicas": 2}},
+            "prefill": {"replica": replica},
             "transfer": {"choice": "always"},
             "switching": True,
         },
         "deployments": [
             {
-                "name": PREFILL_REPLICA,
-                "user_config": {"model": str(model), "switched": num_switched},
+                "name": name,
+                "user_config": {"model": str(model), "switched": num_switched.get(name, 0)},
             }
+            for name in (PREFILL_REPLICA, DECODE_REPLICA)
         ],
     }
     schema = ServeDeploySchema.model_validate({"applications": [application]})
-    _get_global_client().deploy_apps(schema, _blocking=True)
+    _get_global_client().deploy_apps(schema)
+    # On a machine that is busy four replicas take longer than Serve would wait.
+    until(is_running, "it does not run", 120)
 
 
-@pytest.fixture
+def is_running() -> bool:
+    found = serve.status().applications.get(NAME)
+    return found is not None and found.status == "RUNNING"
+
+
+@pytest.fixture(scope="module")
 def served(session: RaySession, tiny_model: Path) -> Iterator[RunningApp]:
     try:
-        deploy(tiny_model, 0)
+        deploy(tiny_model)
         handle = serve.get_app_handle(NAME)
-        yield RunningApp(NAME, f"{session.http_url}/{NAME}", handle)
+        served = RunningApp(NAME, f"{session.http_url}/{NAME}", handle)
+        until(lambda: len(with_role(served, "prefill")) == 2, "roles are not told")
+        yield served
     finally:
         serve.delete(NAME)
+
+
+@pytest.fixture(scope="module")
+def expected(served: RunningApp) -> list[Any]:
+    """What is answered while nobody switches."""
+    with ThreadPoolExecutor(NUM_STREAMS) as threads:
+        return [each.result() for each in all_begun(threads, served)]
+
+
+@pytest.fixture(autouse=True)
+def nobody_pays(served: RunningApp, expected: list[Any]) -> Iterator[None]:
+    """Processes and their weights stay, no stream is dropped, and nothing is held in the end."""
+    deployments = (PREFILL_REPLICA, DECODE_REPLICA)
+    pids = {name: served.pids(name) for name in deployments}
+    loaded = by_replica(served, "weight_load_bytes_total")
+    yield
+    assert sum(by_replica(served, "dropped_streams_total").values()) == 0
+    assert by_replica(served, "weight_load_bytes_total") == loaded
+    assert {name: served.pids(name) for name in deployments} == pids
+    until(lambda: is_idle(served), "something is held still")
 
 
 def until(is_so: Callable[[], bool], what: str, seconds: float = 60) -> None:
@@ -65,6 +96,7 @@ def until(is_so: Callable[[], bool], what: str, seconds: float = 60) -> None:
     deadline_s = clock.monotonic() + seconds
     while not is_so():
         assert clock.monotonic() < deadline_s, what
+        threading.Event().wait(0.05)
 
 
 def by_replica(served: RunningApp, name: str, **labels: str) -> dict[str, float]:
@@ -126,21 +158,20 @@ async def _results(response: Any) -> list[Any]:
     return [*await response.results_async(timeout_s=10)]
 
 
-def test_a_prefill_replica_becomes_a_decode_replica_and_back_under_streams(
-    served: RunningApp, tiny_model: Path
-):
-    pids = {name: served.pids(name) for name in (PREFILL_REPLICA, DECODE_REPLICA)}
-    until(lambda: len(with_role(served, "prefill")) == 2, "roles are not told")
-    with ThreadPoolExecutor(NUM_STREAMS) as threads:
-        expected = [each.result() for each in all_begun(threads, served)]
-        loaded = by_replica(served, "weight_load_bytes_total")
-        cached = cached_blocks(served)
-        assert min(cached.values()) > 0
+def num_drained(served: RunningApp) -> float:
+    return sum(by_replica(served, "resumed_streams_total", reason="drained").values())
 
+
+def test_a_prefill_replica_becomes_a_decode_replica_and_back_under_streams(
+    served: RunningApp, expected: list[Any], tiny_model: Path
+):
+    cached, before = cached_blocks(served), num_drained(served)
+    assert min(cached.values()) > 0
+    with ThreadPoolExecutor(NUM_STREAMS) as threads:
         # While streams run, one of the prefill replicas becomes a decode replica...
         answers = all_begun(threads, served)
-        deploy(tiny_model, 1)
-        until(lambda: len(with_role(served, "decode")) == 2, "nobody switches")
+        deploy(tiny_model, PrefillReplica=1)
+        until(lambda: len(with_role(served, "decode")) == 3, "nobody switches")
         (switched,) = with_role(served, "decode") & cached.keys()
         assert cached_blocks(served)[switched] >= cached[switched]
         assert [each.result() for each in answers] == expected
@@ -151,19 +182,55 @@ def test_a_prefill_replica_becomes_a_decode_replica_and_back_under_streams(
         until(lambda: by_replica(served, "num_requests_running")[switched] > 1, "few streams")
 
         # ...and hands them over when it is a prefill replica again.
-        deploy(tiny_model, 0)
+        deploy(tiny_model)
         assert [each.result() for each in answers] == expected
     assert with_role(served, "prefill") == {*cached}
-    assert sum(by_replica(served, "resumed_streams_total", reason="drained").values()) >= 1
-    assert sum(by_replica(served, "dropped_streams_total").values()) == 0
-    assert by_replica(served, "weight_load_bytes_total") == loaded
-    assert {name: served.pids(name) for name in pids} == pids
-    until(lambda: is_idle(served), "something is held still")
+    assert num_drained(served) > before
+
+
+def test_a_decode_replica_becomes_a_prefill_replica_and_back_under_streams(
+    served: RunningApp, expected: list[Any], tiny_model: Path
+):
+    own, before = with_role(served, "prefill"), num_drained(served)
+    with ThreadPoolExecutor(NUM_STREAMS) as threads:
+        # One of the decode replicas hands its streams over...
+        answers = all_begun(threads, served)
+        deploy(tiny_model, DecodeReplica=1)
+        until(lambda: len(with_role(served, "prefill")) == 3, "nobody switches")
+        (switched,) = with_role(served, "prefill") - own
+        assert [each.result() for each in answers] == expected
+        assert num_drained(served) > before
+
+        # ...computes prompts for the other one, and has no streams...
+        until(lambda: is_asked_for_prompts(served, switched), "it computes nothing")
+
+        # ...until it is a decode replica again.
+        deploy(tiny_model)
+        until(lambda: with_role(served, "prefill") == own, "it does not switch back")
+        until(lambda: is_given_streams(served, switched), "it gets no streams")
 
 
 def is_given_streams(served: RunningApp, replica: str) -> bool:
     """With prompts of which the replica has nothing from the time when it computed them for
     others."""
-    for _ in range(8):
-        complete(served, {"prompt": str(uuid4()), "max_tokens": 2})
-    return by_replica(served, "prefills_elsewhere_total")[replica] > 0
+    name = "prefills_elsewhere_total"
+    before = by_replica(served, name)[replica]
+    complete_some(served)
+    return by_replica(served, name)[replica] > before
+
+
+def is_asked_for_prompts(served: RunningApp, replica: str) -> bool:
+    """And for nothing else."""
+    names = "generation_tokens_total", "prefills_elsewhere_total"
+    before = [by_replica(served, name)[replica] for name in names]
+    complete_some(served)
+    tokens, streams = (by_replica(served, name)[replica] for name in names)
+    assert streams == before[1]
+    return tokens > before[0]
+
+
+def complete_some(served: RunningApp) -> None:
+    """At once, so that nobody has room for all."""
+    bodies = [{"prompt": str(uuid4()), "max_tokens": 8} for _ in range(NUM_STREAMS)]
+    with ThreadPoolExecutor(NUM_STREAMS) as threads:
+        list(threads.map(lambda body: complete(served, body), bodies))
