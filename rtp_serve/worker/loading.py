@@ -1,6 +1,5 @@
 """Checkpoint directory → a model that is ready for its first step."""
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from rtp_serve.models.registry import MODELS
 from rtp_serve.models.shards import shard_specs
 from rtp_serve.parallel.partition import RankPart, partition
 from rtp_serve.worker.capacity import Capacity, compute_dtype, plan_capacity
+from rtp_serve.worker.spare_memory import return_spare_memory
 from rtp_serve.worker.threads import use_compute_threads
 
 
@@ -84,7 +84,7 @@ def load_planned(
     loaded = load_model(plan.directory, plan.config, dtype, max_len, store, settings, rank)
     if checkpoint_stamp(plan.directory) != plan.stamp:
         raise CheckpointError(f"{plan.directory}: its files have changed while they were read")
-    _return_free_memory()
+    return_spare_memory()
     return loaded
 
 
@@ -138,10 +138,3 @@ def open_store(config: WeightStoreConfig, clock: Clock) -> WeightStore | None:
         return None
     root = Path(config.directory).expanduser().absolute() if config.directory else default_root()
     return WeightStore(StoreDirectory(root), config.max_size, clock)
-
-
-def _return_free_memory() -> None:
-    """Weights on their way leave holes in the heap, which glibc would keep."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
