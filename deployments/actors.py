@@ -25,6 +25,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from deployments.deferred_torch import defer_unused_torch
 from rtp_serve.clock import WallClock
 from rtp_serve.config.kv_store import KVStoreConfig
 from rtp_serve.errors import StoreUnavailable
@@ -118,6 +119,7 @@ class RankActor:
 
     def follow(self, plan: bytes) -> None:
         """Until the leader ends; `plan` is an encoded RankPlan."""
+        defer_unused_torch()
         # Imported here: processes that start this actor must stay free of torch.
         from rtp_serve.worker.ranks.joining import follow
 

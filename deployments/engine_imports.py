@@ -7,6 +7,8 @@ from importlib import import_module
 
 import ray._private.worker
 
+from deployments.deferred_torch import defer_unused_torch
+
 LIFE_S = 3600.0
 """Of a process that no replica takes: it ends itself, so that there are never more than were asked
 for, and none for long when the application has gone."""
@@ -17,8 +19,13 @@ _MODULES = ("ray.serve._private.replica", "deployments.replicas", "rtp_serve.bui
 
 def import_engine() -> None:
     """Called by Ray when the process has started; see `deployments.warm_processes`."""
+    defer_unused_torch()
     for name in _MODULES:
         import_module(name)
+    # Imported here: this module's name is needed where torch is not.
+    from rtp_serve.worker.spare_memory import return_spare_memory
+
+    return_spare_memory()
     end = threading.Timer(LIFE_S, _end_unless_taken)
     end.daemon = True
     end.start()

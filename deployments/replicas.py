@@ -17,6 +17,7 @@ from ray.serve.schema import ReplicaRank
 
 from deployments.autoscaling_record import SWITCHED, read_num_switched
 from deployments.channels.dialer import TcpNeeded
+from deployments.deferred_torch import defer_unused_torch
 from deployments.kv_transfer import wire as kv_wire
 from deployments.kv_transfer.exchange import ExchangeOptions, KvExchange
 from deployments.master.joining import RoutingOptions, start_link
@@ -67,6 +68,7 @@ class BuildEngine(Protocol):
 def build_real_engine(config: EngineConfig, *, clock: Clock, sink: MetricsSink) -> AsyncEngine:
     """With the KV store of this Ray node and the ranks of this replica's placement group, where the
     configuration has them."""
+    defer_unused_torch()
     # Imported here: the ingress and the builder import this module and must stay free of torch.
     from rtp_serve.build import build_engine
 

@@ -1,0 +1,85 @@
+"""What of torch an engine's process imports no sooner than somebody asks for it.
+
+`import torch` runs some thousand modules. Those below serve tracing, exporting, training and
+quantizing, and nothing here; they and what they alone bring are 23 MiB of Python objects and a
+second of CPU time. They are put off, not left out: the first attribute that is asked of one runs
+it. Each must be one that torch imports for its name or for what it registers, and does not use.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+DEFERRED = frozenset(
+    {
+        "torch._meta_registrations",  # shapes without data; alone 18 of the 23 MiB
+        "torch.distributions",
+        "torch.export",
+        "torch.masked",
+        "torch.quantization",
+        "torch.utils.data",
+    }
+)
+
+
+def defer_unused_torch() -> None:
+    """To be called before torch is imported. For a process that is an engine's alone: whoever
+    traces wants the shapes of operators registered before."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+def is_deferred(name: str) -> bool:
+    """Whether the module is imported and has not run."""
+    return _deferring(name) is not None
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package = name.rpartition(".")[0]
+        deferring = _deferring(package)
+        if deferring is not None:  # it runs before what is in it
+            deferring.run(sys.modules[package])
+        if name not in DEFERRED:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Deferring(spec.loader)
+        return spec
+
+
+class _Deferring(Loader):
+    """`importlib.util.LazyLoader` runs a module when anything at all is read of it, its file's name
+    too, which `inspect` reads of all modules; this one when something is that it lacks so far."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        def ask(attribute: str) -> Any:
+            self.run(module)
+            return getattr(module, attribute)
+
+        module.__getattr__ = ask  # type: ignore[method-assign]
+
+    def run(self, module: ModuleType) -> None:
+        """Once, and by one thread: no two of an engine's would."""
+        assert module.__spec__ is not None
+        del module.__getattr__
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+
+
+def _deferring(name: str) -> _Deferring | None:
+    """The loader of a module that is imported and has not run."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    loader = spec.loader if spec is not None else None
+    return loader if isinstance(loader, _Deferring) else None

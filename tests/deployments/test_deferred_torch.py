@@ -1,0 +1,94 @@
+"""Modules of torch that an engine process does without: that it does, and that they still work."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deployments.deferred_torch import DEFERRED
+from tests.checkpoints import write_checkpoint
+
+_ENGINE = """
+import inspect, sys
+from deployments.deferred_torch import DEFERRED, defer_unused_torch, is_deferred
+defer_unused_torch()
+from rtp_serve.build import build_core
+from rtp_serve.clock import WallClock
+from rtp_serve.config.engine import EngineConfig
+from rtp_serve.engine.request import Request
+from rtp_serve.engine.sampling_params import SamplingParams
+
+config = {"model": sys.argv[1], "cache": {"memory": 1 << 20}, "weight_store": {"enable": False}}
+core = build_core(EngineConfig.model_validate(config))
+core.add_request(Request("r", (1, 2, 3), SamplingParams(max_tokens=3, ignore_eos=True), 0))
+while core.has_work:
+    assert not any(delta.error for delta in core.step())
+core.shutdown()
+inspect.getmodule(inspect.currentframe())  # reads of every module what it has before it runs
+print(*sorted(name for name in DEFERRED if not is_deferred(name)))
+"""
+
+_USE = """
+import sys
+from deployments.deferred_torch import DEFERRED, defer_unused_torch, is_deferred
+defer_unused_torch()
+import torch
+
+for name in sorted(DEFERRED, reverse=sys.argv[1] == "reversed"):
+    assert getattr(sys.modules[name], "no_such_thing", None) is None
+    assert not is_deferred(name), name
+
+assert torch.distributions.Normal(0.0, 1.0).mean == 0
+assert list(torch.utils.data.DataLoader([1, 2], batch_size=2))[0].tolist() == [1, 2]
+assert torch.masked.sum(torch.ones(3), mask=torch.tensor([True, False, True])) == 2
+assert torch.quantization.get_default_qconfig("x86") is not None
+
+class Twice(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.softmax(x, -1) * 2
+
+traced = torch.export.export(Twice(), (torch.ones(2, 3),)).module()
+assert torch.equal(traced(torch.ones(2, 3)), Twice()(torch.ones(2, 3)))
+"""
+
+_PART = """
+from deployments.deferred_torch import defer_unused_torch, is_deferred
+defer_unused_torch()
+import torch
+assert is_deferred("torch.utils.data")
+from torch.utils.data.sampler import SequentialSampler
+assert not is_deferred("torch.utils.data")
+assert list(SequentialSampler("ab")) == [0, 1]
+"""
+
+
+def test_an_engine_that_has_answered_has_run_none_of_them(tmp_path: Path):
+    assert run(_ENGINE, write_checkpoint(tmp_path)) == ""
+
+
+@pytest.mark.parametrize("order", ["sorted", "reversed"])
+def test_each_runs_when_something_is_asked_of_it(order: str):
+    assert run(_USE, order) == ""
+
+
+def test_a_package_runs_before_its_part():
+    assert run(_PART) == ""
+
+
+def test_the_list_is_of_modules_that_there_are():
+    code = f"import sys, torch; print(*sorted({set(DEFERRED)!r} - set(sys.modules)))"
+    assert run(code) == ""
+
+
+def run(program: str, *arguments: str | Path) -> str:
+    """What it prints, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=Path(__file__).parents[2],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
