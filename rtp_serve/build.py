@@ -31,9 +31,6 @@ from rtp_serve.loader.cache import cache_root
 from rtp_serve.loader.hub import resolve
 from rtp_serve.observability.metrics import MetricsSink, PrometheusSink, TeeSink
 from rtp_serve.parallel.collectives import Alone
-from rtp_serve.text.chat_template import ChatTemplate
-from rtp_serve.text.pinned_prefix import prefix_tokens
-from rtp_serve.text.tokenizer import Tokenizer
 from rtp_serve.worker.executor import InProcessExecutor
 from rtp_serve.worker.rank_worker import RankWorker
 from rtp_serve.worker.ranks.joining import lead
@@ -162,6 +159,11 @@ def build_engine(
 
 def _prefixes_to_keep(config: EngineConfig) -> list[PrefixToKeep]:
     """Those that can be told; of the others a line in the log says why."""
+    # Imported here: an engine knows token ids alone, and most have no use for 6 MiB of text.
+    from rtp_serve.text.chat_template import ChatTemplate
+    from rtp_serve.text.pinned_prefix import prefix_tokens
+    from rtp_serve.text.tokenizer import Tokenizer
+
     try:
         directory = resolve(config.model, config.revision, files="tokenizer")
         tokenizer = Tokenizer.from_directory(directory)

@@ -48,6 +48,15 @@ def test_the_control_plane_brings_neither_torch_nor_ray(module: str):
     assert run_python(code) == "[]"
 
 
+def test_an_engine_brings_no_text():
+    """It knows token ids alone, and a replica's memory beside its model is mostly imports."""
+    code = (
+        "import sys, rtp_serve.build; print([m for m in ('tokenizers', 'jinja2', 'transformers',"
+        " 'gguf', 'huggingface_hub', 'sympy', 'torch._dynamo') if m in sys.modules])"
+    )
+    assert run_python(code) == "[]"
+
+
 def test_importing_the_package_is_quick():
     """50 ms is the promise; the best of three runs is taken, as a busy machine proves nothing."""
     code = "import time; t = time.perf_counter(); import rtp_serve; print(time.perf_counter() - t)"
