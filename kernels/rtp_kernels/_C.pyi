@@ -1,6 +1,6 @@
 """The compiled module. Kept by hand; a test compares the names with the module's own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 class Array(Protocol):
@@ -34,6 +34,53 @@ class LinearWeight:
     def gather_rows(self, out: int, ids: Array) -> None: ...
 
 def digest_copies(targets: Sequence[object], sources: Sequence[object]) -> list[bytes | None]: ...
+def match_prefix(
+    lengths: object, hashes: tuple[bytes, ...], held: Mapping[Any, int], assumed: Mapping[Any, int]
+) -> None: ...
+def priced(
+    costs: object,
+    wait_s: object,
+    prefill_s: object,
+    load_s: object,
+    num_decoding: object,
+    crowds: object,
+    free_fraction: object,
+    mean_s: float,
+    fleet_price: float,
+    queue_price: float,
+    decode_price: float,
+) -> list[int]: ...
+
+class WorkerNumbers:
+    """Columns of the Master's tables, bound once; keeps their memory."""
+
+    def __init__(
+        self,
+        num_blocks: object,
+        num_free_blocks: object,
+        reserved_blocks: object,
+        num_in_flight: object,
+        num_decoding: object,
+        pending_s: object,
+        head_s: object,
+        head_start_s: object,
+        base_s: object,
+        token_s: object,
+        attention_s: object,
+    ) -> None: ...
+    def free_blocks(self, free: object, slots: object, demand: int) -> int: ...
+    def of(
+        self,
+        floats: object,
+        ints: object,
+        slots: object,
+        free: object,
+        cached_blocks: object,
+        num_tokens: int,
+        block_size: int,
+        now: float,
+    ) -> int: ...
+
 def read_memory(words: Array, prefetch_bytes: int, hint: str) -> int: ...
 
 class Sublayer:

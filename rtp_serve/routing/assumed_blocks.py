@@ -22,8 +22,10 @@ class AssumedBlocks:
         bit = 1 << slot
         masks, more = self.masks, self._more
         for key in hashes:
-            mask = masks.get(key, 0)
-            if mask & bit:
+            mask = masks.get(key)
+            if mask is None:
+                masks[key] = bit
+            elif mask & bit:
                 more[key, slot] = more.get((key, slot), 0) + 1
             else:
                 masks[key] = mask | bit

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rtp_serve.native.worker_numbers import WorkerColumns, WorkerNumbers
 from rtp_serve.routing.fleet import Fleet
 from rtp_serve.routing.ledger import Ledger
 from rtp_serve.routing.lower_tiers import LowerTiers
@@ -21,15 +22,26 @@ class Estimates:
         lower: LowerTiers,
     ) -> None:
         self._block_size = block_size
-        self._fleet, self._ledger = fleet, ledger
-        self._predictor, self._lower = predictor, lower
+        self._fleet, self._predictor, self._lower = fleet, predictor, lower
+        self._numbers = WorkerNumbers(
+            WorkerColumns(
+                num_blocks=fleet.num_blocks,
+                num_free_blocks=fleet.num_free_blocks,
+                reserved_blocks=ledger.reserved_blocks,
+                num_in_flight=ledger.num_in_flight,
+                num_decoding=fleet.num_decoding,
+                pending_s=ledger.pending_s,
+                head_s=ledger.head_s,
+                head_start_s=ledger.head_start_s,
+                base_s=predictor.base_s,
+                token_s=predictor.token_s,
+                attention_s=predictor.attention_s,
+            )
+        )
 
-    def free_blocks(self, slots: Ints) -> Ints:
-        """Neither held nor promised, [num_slots]."""
-        fleet = self._fleet
-        unpromised = fleet.num_blocks.take(slots) - self._ledger.reserved_blocks.take(slots)
-        free: Ints = np.minimum(unpromised, fleet.num_free_blocks.take(slots), out=unpromised)
-        return free
+    def free_blocks(self, slots: Ints, demand: int) -> tuple[Ints, int]:
+        """Neither held nor promised, [num_slots], and how many slots have `demand` of them."""
+        return self._numbers.free_blocks(slots, demand)
 
     def make(
         self,
@@ -43,26 +55,27 @@ class Estimates:
         """Of the workers at `slots`, of which there is at least one. `cached_blocks` of the prompt
         are on their devices, [slots of the fleet]; `free_blocks` is what they have left,
         [num_candidates]; `mean_s` is the mean prefill time of late."""
-        ledger, fleet = self._ledger, self._fleet
-        size, last = self._block_size, request.num_tokens - 1
-        cached = np.minimum(cached_blocks.take(slots) * size, last)
-        prefill_s = self._predictor.predict(slots, request.num_tokens - cached, cached)
+        numbers = self._numbers.of(
+            slots, free_blocks, cached_blocks, request.num_tokens, self._block_size, now
+        )
+        cached, prefill_s = numbers.num_cached_tokens, numbers.prefill_s
+        most_cached = numbers.most_cached_tokens
         load_s = np.zeros(len(slots))
         if len(self._lower):
             cached, prefill_s, load_s = self._restored(request, slots, cached, prefill_s)
-        num_blocks = np.maximum(fleet.num_blocks.take(slots), 1)
+            most_cached = int(cached.max())
         return Candidates(
-            worker_ids=fleet.worker_ids(slots),
+            worker_ids=self._fleet.worker_ids(slots),
             slots=slots,
-            wait_s=ledger.wait_s(fleet.slots.size, now).take(slots),
+            wait_s=numbers.wait_s,
             prefill_s=prefill_s,
             load_s=load_s,
             num_cached_tokens=cached,
-            num_in_flight=ledger.num_in_flight.take(slots),
-            num_decoding=fleet.num_decoding.take(slots),
-            free_fraction=free_blocks / num_blocks,
+            num_in_flight=numbers.num_in_flight,
+            num_decoding=numbers.num_decoding,
+            free_fraction=numbers.free_fraction,
             num_tokens=request.num_tokens,
-            num_remote_tokens=int(np.maximum.reduce(cached)),
+            num_remote_tokens=most_cached,
             mean_prefill_s=mean_s,
         )
 

@@ -90,13 +90,15 @@ class Ledger:
         self.reserved_blocks: Ints = np.zeros(max_slots, np.int64)
         self.num_in_flight: Ints = np.zeros(max_slots, np.int64)
         """Requests before their first token."""
+        self.head_s: Floats = np.zeros(max_slots)
+        """Predicted for the first in line."""
+        self.head_start_s: Floats = np.zeros(max_slots)
+        """When that began."""
         self.ended: Counter[RequestState] = Counter()
         """How requests have ended."""
         self._entries: dict[str, Entry] = {}
         self._queues: list[dict[str, Entry]] = [{} for _ in range(max_slots)]
         self._owned: list[dict[str, Entry]] = [{} for _ in range(max_slots)]
-        self._head_s: Floats = np.zeros(max_slots)  # predicted for the first in line
-        self._head_start_s: Floats = np.zeros(max_slots)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -109,7 +111,7 @@ class Ledger:
 
     def wait_s(self, num_slots: int, now: float) -> Floats:
         """Until a worker has done all that was sent to it before, [num_slots]."""
-        had = np.minimum(now - self._head_start_s[:num_slots], self._head_s[:num_slots])
+        had = np.minimum(now - self.head_start_s[:num_slots], self.head_s[:num_slots])
         return np.maximum(self.pending_s[:num_slots] - had, 0.0)
 
     # -- a request's life --
@@ -231,8 +233,8 @@ class Ledger:
 
     def _start_head(self, slot: int, now: float) -> None:
         head = next(iter(self._queues[slot].values()), None)
-        self._head_s[slot] = head.prefill_s if head else 0.0
-        self._head_start_s[slot] = now
+        self.head_s[slot] = head.prefill_s if head else 0.0
+        self.head_start_s[slot] = now
 
     def check_invariants(self) -> None:
         """Sums are those of the entries."""
@@ -256,4 +258,4 @@ class Ledger:
         assert sum(map(len, self._queues)) == in_flight.sum()
         for slot, queue in enumerate(self._queues):
             head = next(iter(queue.values()), None)
-            assert self._head_s[slot] == (head.prefill_s if head else 0.0)
+            assert self.head_s[slot] == (head.prefill_s if head else 0.0)

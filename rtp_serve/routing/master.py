@@ -264,12 +264,11 @@ class Master:
     def _prefill_slots(self, request: RequestFeatures) -> tuple[Ints, Ints]:
         """Of workers that can take it, and how many blocks each has free."""
         slots = self._without_excluded(self._fleet.usable(_PREFILL), request)
-        free = self._estimates.free_blocks(slots)
-        if len(self._fleet.usable(_ITS_OWN)):
-            fits = free >= self._demand(request)
-            num_fitting = int(np.count_nonzero(fits))
-            if 0 < num_fitting < len(slots):
-                return slots[fits], free[fits]
+        demand = self._demand(request)
+        free, num_fitting = self._estimates.free_blocks(slots, demand)
+        if 0 < num_fitting < len(slots) and len(self._fleet.usable(_ITS_OWN)):
+            fits = free >= demand
+            return slots[fits], free[fits]
         return slots, free
 
     def _without_excluded(self, slots: Ints, request: RequestFeatures) -> Ints:
@@ -339,13 +338,11 @@ class Master:
             return slot
         fleet = self._fleet
         slots = self._without_excluded(fleet.usable(_DECODE), request)
+        demand = self._demand(request)
+        free, _ = self._estimates.free_blocks(slots, demand)
+        itl_target_s = slo.itl_s or inf
         return choose_decode(
-            slots,
-            self._estimates.free_blocks(slots),
-            fleet.num_blocks[slots],
-            fleet.itl_s[slots],
-            self._demand(request),
-            slo.itl_s or inf,
+            slots, free, fleet.num_blocks[slots], fleet.itl_s[slots], demand, itl_target_s
         )
 
     def _rejection(
@@ -408,7 +405,7 @@ class Master:
 
     def cached_blocks(self, hashes: Sequence[BlockHash]) -> dict[WorkerId, int]:
         """How many of them each worker has, from the beginning; workers without are left out."""
-        lengths = self._index.match(hashes)
+        lengths = self._index.match(tuple(hashes))
         return {
             self._fleet.worker_id(int(slot)): int(lengths[slot]) for slot in lengths.nonzero()[0]
         }

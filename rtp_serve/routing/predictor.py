@@ -59,9 +59,9 @@ class PrefillPredictor:
         self._settings = settings or PredictorSettings()
         self._coefficients: list[_Terms] = [(0.0, 0.0, 0.0)] * max_slots
         # The same of single tokens, none below zero, [max_slots] each, for predictions of many.
-        self._base_s: Floats = np.zeros(max_slots)
-        self._token_s: Floats = np.zeros(max_slots)
-        self._attention_s: Floats = np.zeros(max_slots)
+        self.base_s: Floats = np.zeros(max_slots)
+        self.token_s: Floats = np.zeros(max_slots)
+        self.attention_s: Floats = np.zeros(max_slots)
         self._covariances: list[_Symmetric] = [_NO_COVARIANCE] * max_slots
         self._deviations = [0.0] * max_slots  # typical relative residuals
         self._num_samples = [0] * max_slots
@@ -94,10 +94,10 @@ class PrefillPredictor:
         """Seconds, [n] like the arguments. Never negative."""
         seconds: Floats = np.multiply(num_new_tokens, 0.5, dtype=np.float64)
         seconds += num_context_tokens
-        seconds *= self._attention_s.take(slots)
-        seconds += self._token_s.take(slots)
+        seconds *= self.attention_s.take(slots)
+        seconds += self.token_s.take(slots)
         seconds *= num_new_tokens
-        seconds += self._base_s.take(slots)
+        seconds += self.base_s.take(slots)
         return seconds
 
     def predict_one(self, slot: int, num_new_tokens: int, num_context_tokens: int) -> float:
@@ -153,9 +153,9 @@ class PrefillPredictor:
 
     def _floor(self, slot: int) -> None:
         a, b, c = self._coefficients[slot]
-        self._base_s[slot] = max(a, 0.0)
-        self._token_s[slot] = max(b, 0.0) / _SCALE
-        self._attention_s[slot] = max(c, 0.0) / _SCALE**2
+        self.base_s[slot] = max(a, 0.0)
+        self.token_s[slot] = max(b, 0.0) / _SCALE
+        self.attention_s[slot] = max(c, 0.0) / _SCALE**2
 
     def _clip(self, slot: int, residual: float) -> float:
         """Bound it by the typical one, and make what is left count for what is typical."""

@@ -5,20 +5,14 @@ up to here only shrinks, and whoever drops out at block i has i blocks. (To coun
 *somebody* has, and credit them to the holder of the last, would be wrong.)
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.native.prefix_match import match_prefix
 from rtp_serve.routing.block_stream import BlockDelta, SnapshotPage, StreamOutcome
 from rtp_serve.routing.slots import Slots
 from rtp_serve.routing.types import Ints
-
-_NOTHING: Mapping[BlockHash, int] = {}
-
-# Below so many bits it is cheaper to go through them than to unpack all.
-_FEW_BITS = 8
 
 
 @dataclass(slots=True)
@@ -171,30 +165,11 @@ class PrefixIndex:
     # -- what the Master asks --
 
     def match(
-        self, hashes: Sequence[BlockHash], assumed: Mapping[BlockHash, int] = _NOTHING
+        self, hashes: tuple[BlockHash, ...], assumed: dict[BlockHash, int] | None = None
     ) -> Ints:
         """Blocks that each slot has from the beginning of `hashes`, [slots.size]. `assumed` gives
         bits of slots that count as well."""
-        num_slots = self._slots.size
-        lengths = np.zeros(num_slots, np.int64)
-        held, also = self._masks.get, assumed.get
-        here = -1  # all
-        for position, key in enumerate(hashes):
-            mask = held(key, 0)
-            if mask & here == here:
-                continue  # nobody drops out, whatever is assumed
-            if assumed:
-                mask |= also(key, 0)
-            mask &= here
-            if mask != here:
-                if position:
-                    _set_lengths(lengths, here ^ mask, position)
-                if not mask:
-                    return lengths
-                here = mask
-        if hashes:
-            _set_lengths(lengths, here, len(hashes))
-        return lengths
+        return match_prefix(hashes, self._masks, assumed or {}, self._slots.size)
 
     def check_invariants(self) -> None:
         masks: dict[BlockHash, int] = {}
@@ -204,15 +179,3 @@ class PrefixIndex:
             for key in stream.blocks:
                 masks[key] = masks.get(key, 0) | 1 << slot
         assert masks == self._masks, f"{len(masks)} blocks, {len(self._masks)} in the table"
-
-
-def _set_lengths(lengths: Ints, bits: int, length: int) -> None:
-    """Write `length` where `bits` are set."""
-    if bits.bit_count() <= _FEW_BITS:
-        while bits:
-            low = bits & -bits
-            lengths[low.bit_length() - 1] = length
-            bits ^= low
-        return
-    packed = np.frombuffer(bits.to_bytes((len(lengths) + 7) // 8, "little"), np.uint8)
-    lengths[np.unpackbits(packed, count=len(lengths), bitorder="little").view(bool)] = length

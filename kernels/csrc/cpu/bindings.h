@@ -12,6 +12,7 @@ void bind_gemm(nanobind::module_& module);
 void bind_isa(nanobind::module_& module);
 void bind_paged(nanobind::module_& module);
 void bind_probe(nanobind::module_& module);
+void bind_routing(nanobind::module_& module);
 void bind_sublayer(nanobind::module_& module);
 void bind_sampling(nanobind::module_& module);
 void bind_shared(nanobind::module_& module);

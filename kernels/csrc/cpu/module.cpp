@@ -33,4 +33,5 @@ NB_MODULE(_C, module) {
   rtp::bind_sublayer(module);
   rtp::bind_sampling(module);
   rtp::bind_shared(module);
+  rtp::bind_routing(module);
 }

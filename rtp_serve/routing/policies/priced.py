@@ -21,6 +21,7 @@ from random import Random
 
 import numpy as np
 
+from rtp_serve.native.priced import Prices, Workloads, priced
 from rtp_serve.routing.types import Candidates, Choice, Ints, RequestFeatures
 
 
@@ -34,32 +35,30 @@ class Priced:
         queue_power: float = 2.0,
         decode_price: float = 0.02,
     ) -> None:
-        self._fleet_price = fleet_price
-        self._queue_price = queue_price
+        self._prices = Prices(fleet_price, queue_price, decode_price)
         self._queue_power = queue_power
-        self._decode_price = decode_price
         self._given: dict[int, int] = {}  # tokens to compute, by slot
 
     def choose(self, request: RequestFeatures, candidates: Candidates, rng: Random) -> Choice:
-        work = candidates.prefill_s + candidates.load_s
-        queue = candidates.wait_s / max(candidates.mean_prefill_s, 1e-6)
-        least = float(np.minimum.reduce(queue))
-        price = self._fleet_price * least + self._queue_price * queue**self._queue_power
-        costs = candidates.wait_s + work
-        costs += price * (work - np.minimum.reduce(work))
-        costs += self._decode_price * candidates.num_decoding * candidates.prefill_s
-        position = int(costs.argmin())
-        (near,) = (costs <= costs[position] + 1e-9).nonzero()
-        if len(near) > 1:
-            position = self._of_equals(near, candidates)
+        mean_s = max(candidates.mean_prefill_s, 1e-6)
+        # numpy's power: that of C may differ in its last bit.
+        crowds = (candidates.wait_s / mean_s) ** self._queue_power
+        workloads = Workloads(
+            candidates.wait_s,
+            candidates.prefill_s,
+            candidates.load_s,
+            candidates.num_decoding,
+            crowds,
+            candidates.free_fraction,
+        )
+        costs = np.empty(len(crowds))
+        found = priced(costs, workloads, mean_s, self._prices)
+        position = found[0] if len(found) == 1 else self._least_given(found, candidates.slots)
         slot = int(candidates.slots[position])
         num_new = candidates.num_tokens - int(candidates.num_cached_tokens[position])
         self._given[slot] = self._given.get(slot, 0) + num_new
         return Choice(position, costs, "the least priced cost")
 
-    def _of_equals(self, positions: Ints, candidates: Candidates) -> int:
-        """The one with the most free blocks; of those, whose cache was written to the least."""
-        free = candidates.free_fraction[positions]
-        emptiest = positions[free == free.max()].tolist()
-        slots = candidates.slots
-        return int(min(emptiest, key=lambda each: self._given.get(int(slots[each]), 0)))
+    def _least_given(self, positions: list[int], slots: Ints) -> int:
+        """The one whose cache was written to the least."""
+        return min(positions, key=lambda each: self._given.get(int(slots[each]), 0))

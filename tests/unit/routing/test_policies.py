@@ -20,7 +20,7 @@ def make_candidates(
     values: dict[str, Any] = {
         "worker_ids": tuple(WorkerId(f"w{i}") for i in range(count)),
         "slots": np.arange(count),
-        "wait_s": np.array(wait_s),
+        "wait_s": np.array(wait_s, np.float64),
         "prefill_s": 1.0 - np.array(cached) / 1000,
         "load_s": np.zeros(count),
         "num_cached_tokens": np.array(cached),

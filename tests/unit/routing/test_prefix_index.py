@@ -149,7 +149,7 @@ def test_matching_is_what_a_naive_search_finds(
         next((i for i, key in enumerate(prompt) if key not in blocks), len(prompt))
         for blocks in held
     ]
-    assert index.match(prompt, assumed.masks).tolist() == expected
+    assert index.match(tuple(prompt), assumed.masks).tolist() == expected
 
 
 class IndexMachine(RuleBasedStateMachine):
