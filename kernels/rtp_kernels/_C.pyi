@@ -131,6 +131,46 @@ def run_sublayers(
     window: int,
     ancestor_mask: Array | None,
 ) -> None: ...
+
+class Decoder:
+    """Embedding, sublayers, final norm and head over a KV cache; keeps their memory."""
+
+    def __init__(
+        self,
+        embedding: LinearWeight,
+        sublayers: Sequence[Sublayer],
+        norm: Array,
+        eps: float,
+        head: LinearWeight,
+        kv_cache: Array,
+    ) -> None: ...
+    def logits(
+        self,
+        out: Array,
+        token_ids: Array,
+        rows: Array,
+        positions: Array,
+        slots: Array,
+        block_tables: Array,
+        query_start_loc: Array,
+        seq_lens: Array,
+        window: int,
+        ancestor_mask: Array | None,
+    ) -> None: ...
+    def greedy(
+        self,
+        out: Array,
+        token_ids: Array,
+        rows: Array,
+        positions: Array,
+        slots: Array,
+        block_tables: Array,
+        query_start_loc: Array,
+        seq_lens: Array,
+        window: int,
+        ancestor_mask: Array | None,
+    ) -> None: ...
+
 def route(ids: Array, weights: Array, logits: Array, is_renormalized: bool) -> None: ...
 def sigmoid(out: Array, x: Array) -> None: ...
 def experts(

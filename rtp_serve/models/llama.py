@@ -2,7 +2,8 @@
 two those whose layers have experts in place of an MLP.
 
 The residual stream is one tensor, to which every half of a layer adds what it makes of it. Layers
-whose linears are all packed ones run together, in one call of the kernels; others op by op.
+whose linears are all packed ones run together, in one call of the kernels; others op by op. If all
+of them do, a step of which only logits are wanted is one call from token ids to them.
 """
 
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class Decoder:
         self.lm_head: Linear = PackedLinear(head, out_dtype=torch.float32)
         # by first layer and the one after the last
         self._runs: dict[tuple[int, int], list[_Run]] = {}
+        # all of it over the cache of the last step; None where that is no single call
+        self._bound: tuple[KVCacheTensors, ops.BoundDecoder | None] | None = None
 
     @staticmethod
     def weight_specs(config: ModelConfig) -> tuple[WeightSpec, ...]:
@@ -99,10 +102,7 @@ class Decoder:
     def _run_layers(
         self, start: int, end: int, residual: Tensor, inputs: ModelInputs, cache: KVCacheTensors
     ) -> None:
-        runs = self._runs.get((start, end))
-        if runs is None:
-            runs = self._runs[start, end] = _runs(self.layers[start:end])
-        for run in runs:
+        for run in self._runs_of(start, end):
             if run.sublayers:
                 ops.run_sublayers(
                     run.sublayers, residual, inputs.positions, cache.data, inputs.attention
@@ -112,6 +112,45 @@ class Decoder:
                 metadata = ops.to_device(inputs.attention, self.device)
                 for layer in run.layers:
                     layer(residual, positions, cache, metadata)
+
+    def _runs_of(self, start: int, end: int) -> list[_Run]:
+        runs = self._runs.get((start, end))
+        if runs is None:
+            runs = self._runs[start, end] = _runs(self.layers[start:end])
+        return runs
+
+    def next_logits(
+        self, inputs: ModelInputs, cache: KVCacheTensors, rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """`logits` of what `forward` gives, where nothing else of the step is wanted."""
+        bound = self._bound_to(cache) if inputs.embeds is None else None
+        if bound is None:
+            return self.logits(self.forward(inputs, cache).last, rows)
+        return bound.logits(inputs.token_ids, inputs.positions, inputs.attention, rows)
+
+    def next_greedy(
+        self, inputs: ModelInputs, cache: KVCacheTensors, rows: NDArray[np.int64]
+    ) -> NDArray[np.int32]:
+        """`greedy` of what `forward` gives, where nothing else of the step is wanted."""
+        bound = self._bound_to(cache) if inputs.embeds is None else None
+        if bound is None:
+            return self.greedy(self.forward(inputs, cache).last, rows)
+        return bound.greedy(inputs.token_ids, inputs.positions, inputs.attention, rows)
+
+    def _bound_to(self, cache: KVCacheTensors) -> ops.BoundDecoder | None:
+        if self._bound is None or self._bound[0] is not cache:
+            self._bound = cache, self._bind(cache)
+        return self._bound[1]
+
+    def _bind(self, cache: KVCacheTensors) -> ops.BoundDecoder | None:
+        embedding, head = self.embedding.weight, self.lm_head
+        runs = self._runs_of(0, len(self.layers))
+        if embedding is None or not isinstance(head, PackedLinear) or len(runs) != 1:
+            return None
+        (sublayers,) = [run.sublayers for run in runs]
+        if not sublayers:
+            return None
+        return ops.bind_decoder(embedding, sublayers, self.norm.spec, head.weight, cache.data)
 
     def logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Of the rows [n] of `HiddenStates.last`: [n, vocab_size], on the host."""
@@ -149,6 +188,7 @@ class Decoder:
         owner, name = self._locate(path)
         setattr(owner, name, linear)
         self._runs.clear()
+        self._bound = None
 
     def _locate(self, path: str) -> tuple[object, str]:
         """The object that holds the linear at `path`, and its name there. Raises KeyError."""

@@ -79,6 +79,18 @@ class Model(Protocol):
         all logits for it."""
         ...
 
+    def next_logits(
+        self, inputs: ModelInputs, cache: KVCacheTensors, rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """`logits` of what `forward` gives, where nothing else of the step is wanted."""
+        ...
+
+    def next_greedy(
+        self, inputs: ModelInputs, cache: KVCacheTensors, rows: NDArray[np.int64]
+    ) -> NDArray[np.int32]:
+        """`greedy` of what `forward` gives, where nothing else of the step is wanted."""
+        ...
+
     def expert_counts(self) -> Mapping[int, NDArray[np.int64]]:
         """By sparse layer, the tokens that each expert got since the start; counted on in place."""
         ...

@@ -43,6 +43,8 @@ class Rank:
     def greedy(self, logits: NDArray[np.float32]) -> NDArray[np.int32]:
         """What `ops.sampling.greedy` gives for `gather_vocab(logits)`, at two numbers a row."""
         token_ids = greedy(logits)
+        if self.is_alone:
+            return token_ids
         rows = np.arange(len(logits))
         best = logits[rows, token_ids]
         is_missing = token_ids == NO_TOKEN

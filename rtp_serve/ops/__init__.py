@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from rtp_serve.ops.decoder import BoundDecoder, bind_decoder
 from rtp_serve.ops.dispatch import ops_for, set_num_threads
 from rtp_serve.ops.gemm import (
     Norm,
@@ -36,6 +37,7 @@ from rtp_serve.ops.sublayers import (
 
 __all__ = [
     "AttentionMetadata",
+    "BoundDecoder",
     "ExpertWeights",
     "HeadShape",
     "Norm",
@@ -46,6 +48,7 @@ __all__ = [
     "WeightPacker",
     "add_load",
     "attention_sublayer",
+    "bind_decoder",
     "embedding",
     "experts",
     "from_packed",

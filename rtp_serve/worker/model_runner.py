@@ -46,11 +46,11 @@ class ModelRunner:
         if not len(rows):
             return ModelOutput(np.empty(0, np.int32))
         batch = self._builder.build(rows, scheduled)
-        hidden = self._model.forward(batch.inputs, self._cache, report=report).last
-        errors: dict[int, str] = {}
-        # A decode is of the prompt's last token or a later one, which predicts none of the prompt.
-        entries = () if batch.is_decode else self._prompt_logprobs(batch, hidden, errors)
-        output = self._sample(batch, hidden, tuple(entries), errors)
+        if batch.is_decode and report is None:
+            # It is of the prompt's last token or a later one, which predicts none of the prompt.
+            output = self._output(batch, self._decode(batch), (), {})
+        else:
+            output = self._compute(batch, report)
         loads = self._expert_meter.step()
         return replace(output, expert_loads=loads) if loads else output
 
@@ -58,30 +58,42 @@ class ModelRunner:
         """Recompute the books from scratch."""
         self._table.check_invariants()
 
-    def _sample(
+    def _decode(self, batch: InputBatch) -> Sampled:
+        """Of a step of which nothing but the next tokens is wanted. Every rank chooses for itself:
+        the same tokens, from the same numbers."""
+        model, inputs, cache, rows = self._model, batch.inputs, self._cache, batch.last_token
+        if batch.sampling.is_plain_greedy:
+            return sampled_greedily(model.next_greedy(inputs, cache, rows))
+        return sample(model.next_logits(inputs, cache, rows), self._table, batch.sampling)
+
+    def _compute(self, batch: InputBatch, report: LayerReport | None) -> ModelOutput:
+        hidden = self._model.forward(batch.inputs, self._cache, report=report).last
+        errors: dict[int, str] = {}
+        entries = tuple(self._prompt_logprobs(batch, hidden, errors))
+        if not len(batch.last_token):
+            return ModelOutput(np.empty(0, np.int32), (), entries, tuple(errors.items()))
+        return self._output(batch, self._choose(batch, hidden), entries, errors)
+
+    def _choose(self, batch: InputBatch, hidden: Tensor) -> Sampled:
+        if batch.sampling.is_plain_greedy:
+            return sampled_greedily(self._model.greedy(hidden, batch.last_token))
+        logits = self._model.logits(hidden, batch.last_token)
+        return sample(logits, self._table, batch.sampling)
+
+    def _output(
         self,
         batch: InputBatch,
-        hidden: Tensor,
+        sampled: Sampled,
         prompt_logprobs: tuple[tuple[int, tuple[TokenLogprobs, ...]], ...],
         errors: dict[int, str],
     ) -> ModelOutput:
         rows = batch.sampling.rows
-        if not len(rows):
-            return ModelOutput(np.empty(0, np.int32), (), prompt_logprobs, tuple(errors.items()))
-        sampled = self._choose(batch, hidden)
         self._table.append(rows, sampled.token_ids)
         for index, message in sampled.errors:
             errors[self._table.tracked(rows[index]).seq_id] = message
         return ModelOutput(
             sampled.token_ids, sampled.logprobs, prompt_logprobs, tuple(errors.items())
         )
-
-    def _choose(self, batch: InputBatch, hidden: Tensor) -> Sampled:
-        """Every rank chooses for itself: the same tokens, from the same numbers."""
-        if batch.sampling.is_plain_greedy and not self._model.rank.is_alone:
-            return sampled_greedily(self._model.greedy(hidden, batch.last_token))
-        logits = self._model.logits(hidden, batch.last_token)
-        return sample(logits, self._table, batch.sampling)
 
     def _prompt_logprobs(
         self, batch: InputBatch, hidden: Tensor, errors: dict[int, str]

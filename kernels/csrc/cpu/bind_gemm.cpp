@@ -1,13 +1,10 @@
 // Bindings of linear layers. A weight is checked and bound once, not a call.
 #include "bindings.h"
-#include "gemm_pack.h"
 #include "linear_weight.h"
+#include "on_team.h"
 
 namespace rtp {
 namespace {
-
-// Below this many products, or elements to copy, a second thread costs more than it saves.
-constexpr int64_t kParallelProducts = 1 << 17, kParallelElements = 1 << 16;
 
 int64_t strips(int64_t n) { return (n + kStripOutputs - 1) / kStripOutputs; }
 
@@ -49,6 +46,8 @@ void py_pack_rows(const CpuArray& packed_, const CpuArray& rows_, int64_t first_
             num_rows, rows.size(1));
 }
 
+}  // namespace
+
 void check_indices(const char* name, const int64_t* indices, int64_t count, int64_t limit) {
   for (int64_t i = 0; i < count; ++i) {
     if (indices[i] >= 0 && indices[i] < limit) continue;
@@ -57,14 +56,6 @@ void check_indices(const char* name, const int64_t* indices, int64_t count, int6
                               .c_str());
   }
 }
-
-void multiply(const Linear& op) {
-  const nb::gil_scoped_release release;
-  run_team(op.m * op.weight.n * op.weight.k > kParallelProducts,
-           [&](const Member& member) { RTP_DISPATCH(linear)(op, member); });
-}
-
-}  // namespace
 
 LinearWeight::LinearWeight(const CpuArray& packed_array, const CpuArray& bias_array, int64_t n,
                            int64_t k)
@@ -94,7 +85,21 @@ Linear LinearWeight::product(uintptr_t out, bool is_out_f32, uintptr_t x, int64_
 
 void LinearWeight::linear(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t m,
                           int64_t x_stride) const {
-  multiply(product(out, is_out_f32, x, m, x_stride));
+  const Linear op = product(out, is_out_f32, x, m, x_stride);
+  const nb::gil_scoped_release release;
+  multiply(op);
+}
+
+Linear LinearWeight::logits_product(float* out, const void* x, int64_t x_stride,
+                                    const int64_t* rows, int64_t m, const void* norm_weight,
+                                    float eps) const {
+  Linear op =
+      product(reinterpret_cast<uintptr_t>(out), true, reinterpret_cast<uintptr_t>(x), m, x_stride);
+  op.rows = rows;
+  op.prologue = Prologue::kRmsNorm;
+  op.norm_weight = norm_weight;
+  op.eps = eps;
+  return op;
 }
 
 void LinearWeight::logits(const CpuArray& out_, uintptr_t x, int64_t num_rows, int64_t x_stride,
@@ -102,12 +107,11 @@ void LinearWeight::logits(const CpuArray& out_, uintptr_t x, int64_t num_rows, i
   const Array out("logits", "out", out_), rows("logits", "rows", rows_);
   const int64_t m = rows.of(Scalar::kI64).shape({kAny}).contiguous().size(0);
   out.of(Scalar::kF32).shape({m, projection_.weight.n}).contiguous();
-  Linear op = product(reinterpret_cast<uintptr_t>(out.data()), true, x, m, x_stride);
-  op.rows = rows.data<const int64_t>();
-  op.prologue = Prologue::kRmsNorm;
-  op.norm_weight = reinterpret_cast<const void*>(norm_weight);
-  op.eps = eps;
-  check_indices("logits: rows", op.rows, m, num_rows);
+  const int64_t* row = rows.data<const int64_t>();
+  check_indices("logits: rows", row, m, num_rows);
+  const Linear op = logits_product(out.data<float>(), reinterpret_cast<const void*>(x), x_stride,
+                                   row, m, reinterpret_cast<const void*>(norm_weight), eps);
+  const nb::gil_scoped_release release;
   multiply(op);
 }
 
@@ -118,9 +122,7 @@ void LinearWeight::gather_rows(uintptr_t out, const CpuArray& ids_) const {
   const int64_t* id = ids.data<const int64_t>();
   check_indices("gather_rows: ids", id, count, weight.n);
   const nb::gil_scoped_release release;
-  run_team(count * weight.k > kParallelElements, [&](const Member& member) {
-    rtp::gather_rows(reinterpret_cast<void*>(out), id, count, weight, member);
-  });
+  rtp::gather_rows(reinterpret_cast<void*>(out), id, count, weight);
 }
 
 void bind_gemm(nb::module_& module) {

@@ -2,14 +2,11 @@
 
 #include "array.h"
 #include "bindings.h"
+#include "on_team.h"
 #include "philox.h"
-#include "sampling.h"
 
 namespace rtp {
 namespace {
-
-// Below this many logits a second thread costs more than it saves.
-constexpr int64_t kParallelLogits = 1 << 15;
 
 // [*, vocab_size], rows of f32 that may lie apart.
 void check_logits(const Array& logits) {
@@ -32,9 +29,7 @@ Sample greedy_op(const char* name, const CpuArray& token_ids_, const CpuArray& l
 
 void run(const Sample& op) {
   const nb::gil_scoped_release release;
-  const auto kernel = RTP_DISPATCH(sample);
-  run_team(op.n > 1 && op.n * op.vocab_size > kParallelLogits,
-           [&](const Member& member) { kernel(op, member); });
+  sample(op);
 }
 
 void py_greedy(const CpuArray& token_ids, const CpuArray& logits) {

@@ -3,32 +3,16 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <memory>
 
 #include "bindings.h"
 #include "expert_arguments.h"
 #include "linear_weight.h"
 #include "moe_sublayer.h"
-#include "paged_arguments.h"
 #include "route.h"
+#include "step_arguments.h"
 
 namespace rtp {
 namespace {
-
-// A sublayer and the arrays it reads; its linear weights are kept alive by the binding.
-struct BoundSublayer {
-  std::unique_ptr<Sublayer> sublayer;
-  std::vector<CpuArray> arrays;
-};
-
-// A norm over `size` elements of `dtype`; an argument of None gives none.
-Norm bind_norm(const char* op, const char* name, const CpuArray& weight_, float eps, DType dtype,
-               int64_t size) {
-  if (!weight_.is_valid()) return {nullptr, eps};
-  const Array weight(op, name, weight_);
-  weight.of(dtype == DType::kBf16 ? Scalar::kBf16 : Scalar::kF32).shape({size}).contiguous();
-  return {weight.data(), eps};
-}
 
 void check_projection(const char* op, const char* name, const Projection& projection, int64_t n,
                       int64_t k, DType dtype) {
@@ -124,65 +108,22 @@ BoundSublayer moe_sublayer(const CpuArray& norm, float eps, const LinearWeight& 
   return {std::make_unique<MoeSublayer>(parts), {norm, load_}};
 }
 
-// [num_tokens], or [3, num_tokens] under M-RoPE.
-void set_positions(Step& step, const CpuArray& positions_) {
-  const Array positions("run_sublayers", "positions", positions_);
-  positions.of(Scalar::kI64);
-  const bool has_rows = positions.rank() == 2;
-  if (has_rows) {
-    positions.shape({3, step.num_tokens}).contiguous(1);
-  } else {
-    positions.shape({step.num_tokens}).contiguous();
-  }
-  step.positions = positions.data<const int64_t>();
-  step.num_position_rows = has_rows ? 3 : 1;
-  step.positions_stride = has_rows ? positions.stride(0) : 0;
-  for (int64_t row = 0; row < step.num_position_rows; ++row) {
-    const int64_t* position = step.positions + row * step.positions_stride;
-    for (int64_t token = 0; token < step.num_tokens; ++token) {
-      require(position[token] >= 0, "run_sublayers: positions must not be negative");
-      step.last_position = std::max(step.last_position, position[token]);
-    }
-  }
-}
-
-void py_run_sublayers(const std::vector<const BoundSublayer*>& sublayers, const CpuArray& residual_,
-                      const CpuArray& positions, const CpuArray& kv_cache_, const CpuArray& slots,
+void py_run_sublayers(const std::vector<const BoundSublayer*>& bound, const CpuArray& residual_,
+                      const CpuArray& positions, const CpuArray& kv_cache, const CpuArray& slots,
                       const CpuArray& block_tables, const CpuArray& query_start_loc,
                       const CpuArray& seq_lens, int64_t window, const CpuArray& ancestor_mask) {
   const char* name = "run_sublayers";
-  const Array residual(name, "residual", residual_), kv_cache(name, "kv_cache", kv_cache_);
-  Step step{};
-  step.dtype = residual.floating().shape({kAny, kAny}).contiguous().dtype();
-  step.num_tokens = residual.size(0);
-  step.hidden_size = residual.size(1);
-  set_positions(step, positions);
-  kv_cache.like(residual).shape({kAny, kAny, 2, kAny, kBlockTokens, kAny}).contiguous(1);
-  step.kv_cache = kv_cache.data<char>();
-  step.num_blocks = kv_cache.size(0);
-  step.num_layers = kv_cache.size(1);
-  step.block_stride = kv_cache.stride(0);
-  step.slots = check_slots(name, slots, step.num_tokens, step.num_blocks);
-  AttentionGeometry heads{};
-  heads.num_kv_heads = heads.num_heads = kv_cache.size(3);
-  for (const BoundSublayer* bound : sublayers) {
-    heads.num_heads = std::max(heads.num_heads, bound->sublayer->num_heads());
-  }
-  heads.head_dim = kv_cache.size(5);
-  const Sequences sequences =
-      check_sequences(name, {block_tables, query_start_loc, seq_lens, window, ancestor_mask}, heads,
-                      step.num_tokens, step.num_blocks);
-  step.geometry = sequences.geometry;
-  step.block_tables = sequences.block_tables;
-  step.block_tables_stride = sequences.block_tables_stride;
-  std::vector<const Sublayer*> parts;
-  for (const BoundSublayer* bound : sublayers) {
-    bound->sublayer->check(step);
-    parts.push_back(bound->sublayer.get());
-  }
+  const Array residual(name, "residual", residual_);
+  const DType dtype = residual.floating().shape({kAny, kAny}).contiguous().dtype();
+  const Sublayers sublayers = sublayers_of(bound);
+  Step step = check_step(name, sublayers, {dtype, residual.size(0), residual.size(1)},
+                         {positions,
+                          kv_cache,
+                          slots,
+                          {block_tables, query_start_loc, seq_lens, window, ancestor_mask}});
   const nb::gil_scoped_release release;
   step.plan = &plan_for(step.geometry);
-  run_sublayers(parts, step, residual.data());
+  run_sublayers(sublayers, step, residual.data());
 }
 
 }  // namespace

@@ -23,6 +23,10 @@ class LinearWeight {
   void logits(const CpuArray& out, uintptr_t x, int64_t num_rows, int64_t x_stride,
               const CpuArray& rows, uintptr_t norm_weight, float eps) const;
 
+  // What logits() multiplies, without its checks.
+  Linear logits_product(float* out, const void* x, int64_t x_stride, const int64_t* rows, int64_t m,
+                        const void* norm_weight, float eps) const;
+
   // out[i] = row ids[i] of the unpacked weight; out is [len(ids), k], of the weight's type.
   void gather_rows(uintptr_t out, const CpuArray& ids) const;
 
@@ -32,5 +36,8 @@ class LinearWeight {
   CpuArray packed_array_, bias_array_;
   Projection projection_{};
 };
+
+// Throws ValueError unless all are from 0 to `limit` - 1.
+void check_indices(const char* name, const int64_t* indices, int64_t count, int64_t limit);
 
 }  // namespace rtp

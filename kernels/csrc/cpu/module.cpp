@@ -31,6 +31,7 @@ NB_MODULE(_C, module) {
   rtp::bind_paged(module);
   rtp::bind_probe(module);
   rtp::bind_sublayer(module);
+  rtp::bind_decoder(module);
   rtp::bind_sampling(module);
   rtp::bind_shared(module);
   rtp::bind_routing(module);

@@ -16,6 +16,11 @@ class TokenEmbedding:
         self._weight = weight
         self._rank = rank
 
+    @property
+    def weight(self) -> ops.PackedWeight | None:
+        """None where other ranks have some of its rows."""
+        return self._weight if self._rank.is_alone else None
+
     def __call__(
         self,
         token_ids: NDArray[np.int64],
