@@ -110,6 +110,8 @@ class Publishing:
 
     def end_step(self) -> None:
         """It has run, in whatever way: what was not told is there now."""
+        if not self._parts:
+            return
         self.tell(self._num_layers)
         self._parts = []
 

@@ -7,10 +7,10 @@ A step's tokens lie one sequence behind the other:
     ^ query_start_loc[0]      ^ [1]      ^ [2]         ^ [3]
 
 Most steps are decodes of the sequences that decoded in the step before: their batch is the last one
-brought on by a token.
+brought on by a token, in place. So a batch counts until the next one is built.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,31 +44,37 @@ class BatchBuilder:
     def __init__(self, table: SequenceTable) -> None:
         self._table = table
         self._last: InputBatch | None = None
+        # of its sequences
+        self._num_computed_tokens: tuple[int, ...] = ()
 
     def build(self, rows: IntArray, scheduled: SchedulerOutput) -> InputBatch:
         """Gather the scheduled tokens of `rows`, which the table gave for this step."""
         last, is_decode = self._last, scheduled.is_decode
         if is_decode and last is not None and last.is_decode and last.rows is rows:
+            is_next = scheduled.num_computed_tokens[0] == self._num_computed_tokens[0] + 1
+            assert is_next, "a decode is not the one after the last"
             self._last = self._bring_on(last, scheduled.num_computed_tokens)
         else:
             self._last = self._gather(rows, scheduled, is_decode)
+        self._num_computed_tokens = scheduled.num_computed_tokens
         return self._last
 
-    def _bring_on(self, last: InputBatch, num_computed_tokens: tuple[int, ...]) -> InputBatch:
-        rows, attention = last.rows, last.inputs.attention
-        positions = last.inputs.positions + 1
-        assert positions[0] == num_computed_tokens[0], "a decode is not the one after the last"
-        slots, block_tables = attention.slots + 1, attention.block_tables
+    def _bring_on(self, batch: InputBatch, num_computed_tokens: tuple[int, ...]) -> InputBatch:
+        """By a token. Other arrays than those that change by one are made where a block begins."""
+        inputs, attention = batch.inputs, batch.inputs.attention
+        positions, slots, seq_lens = inputs.positions, attention.slots, attention.seq_lens
+        positions += 1
+        slots += 1
+        seq_lens += 1
+        for index, token_id in enumerate(self._table.appended(batch.rows)):
+            inputs.token_ids[index] = token_id
         block_size = self._table.block_size
-        if 0 in [position % block_size for position in num_computed_tokens]:
-            # A token is the first of its block.
-            slots = self._slots(rows, positions)
-            block_tables = self._block_tables(rows, max(num_computed_tokens) + 1)
-        metadata: AttentionMetadata[NDArray[Any]] = AttentionMetadata(
-            slots, block_tables, attention.query_start_loc, attention.seq_lens + 1
-        )
-        inputs = ModelInputs(self._table.appended(rows), positions, metadata)
-        return InputBatch(rows, inputs, last.last_token, last.sampling, is_decode=True)
+        if 0 not in [position % block_size for position in num_computed_tokens]:
+            return batch
+        slots[:] = self._slots(batch.rows, positions)
+        block_tables = self._block_tables(batch.rows, max(num_computed_tokens) + 1)
+        grown = replace(inputs, attention=replace(attention, block_tables=block_tables))
+        return replace(batch, inputs=grown)
 
     def _gather(self, rows: IntArray, scheduled: SchedulerOutput, is_decode: bool) -> InputBatch:
         computed = np.array(scheduled.num_computed_tokens, np.int32)

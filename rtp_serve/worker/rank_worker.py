@@ -82,18 +82,23 @@ class RankWorker:
 
     def execute(self, scheduled: SchedulerOutput) -> ModelOutput:
         """See `Worker.execute`. Thread counts belong to a thread: the first step sets its own."""
-        assert self._worker is not None, "nothing is loaded yet"
-        thread = threading.get_ident()
+        if not self._cores:
+            return self._execute(scheduled)
         with kept_to(self._cores):
-            if thread != self._prepared_thread:
-                use_compute_threads(self._config.num_threads)
-                self._prepared_thread = thread
-            return self._worker.execute(scheduled)
+            return self._execute(scheduled)
 
     def check_invariants(self) -> None:
         """Recompute the books from scratch."""
         assert self._worker is not None, "nothing is loaded yet"
         self._worker.check_invariants()
+
+    def _execute(self, scheduled: SchedulerOutput) -> ModelOutput:
+        assert self._worker is not None, "nothing is loaded yet"
+        thread = threading.get_ident()
+        if thread != self._prepared_thread:
+            use_compute_threads(self._config.num_threads)
+            self._prepared_thread = thread
+        return self._worker.execute(scheduled)
 
     def _made(self) -> Worker:
         spec, num_blocks = self.capacity.spec, self.capacity.num_blocks

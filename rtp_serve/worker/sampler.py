@@ -57,8 +57,11 @@ def sample(logits: NDArray[np.float32], table: SequenceTable, chosen: RowSamplin
 
 def sampled_greedily(token_ids: Int32Array) -> Sampled:
     """Of rows whose largest logits [num_rows] have these ids, and that ask for nothing else."""
-    missing = np.flatnonzero(token_ids == NO_TOKEN).tolist()
-    return Sampled(token_ids, (), tuple((index, NOT_FINITE) for index in missing))
+    chosen = token_ids.tolist()
+    if NO_TOKEN not in chosen:
+        return Sampled(token_ids, (), ())
+    missing = [index for index, token_id in enumerate(chosen) if token_id == NO_TOKEN]
+    return Sampled(token_ids, (), tuple([(index, NOT_FINITE) for index in missing]))
 
 
 def _adjust(

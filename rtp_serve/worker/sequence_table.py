@@ -72,9 +72,9 @@ class SequenceTable:
             self.token_ids[row, self._num_tokens[row]] = known
             self._num_tokens[row] += 1
 
-    def appended(self, rows: IntArray) -> IntArray:
-        """The token that each of the rows [n] got last: [n], int64. Of rows that got one."""
-        return np.array([self._last_token[row] for row in rows.tolist()], np.int64)
+    def appended(self, rows: IntArray) -> list[int]:
+        """The token that each of the rows [n] got last. Of rows that got one."""
+        return [self._last_token[row] for row in rows.tolist()]
 
     def lengths(self, rows: IntArray) -> IntArray:
         """How many tokens the rows [n] have so far: [n], int64."""
