@@ -96,7 +96,7 @@ def make_engine(
     cache = KVCacheManager(pool, 16, enable_prefix_caching, enable_partial_hits)
     max_len = loaded.served.max_model_len
     worker = Worker(loaded.cache, config.max_num_seqs, max_len)
-    worker.add(0, LoadedModel(loaded.model, "shared", WeightGuard()))
+    worker.add(0, LoadedModel(loaded.model, "shared", 0, WeightGuard()))
     receiving = Receiving(cache)
     return EngineCore(
         ModelVersion(0, loaded.served),
