@@ -42,7 +42,9 @@ def test_orders(order: Order):
     assert decode_order(encode(order)) == order
 
 
-@pytest.mark.parametrize("report", [Loaded(b"digest"), Failed("invalid_config", "tp: why")])
+@pytest.mark.parametrize(
+    "report", [Loaded(b"digest", "share"), Failed("invalid_config", "tp: why")]
+)
 def test_reports(report: Report):
     assert decode_report(encode(report)) == report
 
