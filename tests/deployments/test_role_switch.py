@@ -23,7 +23,8 @@ from tests.deployments.applications import RaySession, RunningApp, tiny_engine
 pytestmark = pytest.mark.ray
 
 NAME = "switched"
-NUM_STREAMS = 24
+NUM_STREAMS = 16
+NUM_BLOCKS = 2048  # of each replica, enough for all of them
 
 
 def deploy(model: Path, **num_switched: int) -> None:
@@ -34,7 +35,11 @@ def deploy(model: Path, **num_switched: int) -> None:
         "route_prefix": f"/{NAME}",
         "import_path": "deployments.disaggregated:app",
         "args": {
-            "engine": {**tiny_engine(model), "dtype": "float32"},
+            "engine": {
+                **tiny_engine(model),
+                "dtype": "float32",
+                "cache": {"num_blocks": NUM_BLOCKS},
+            },
             "replica": replica,
             "prefill": {"replica": replica},
             "transfer": {"choice": "always"},
@@ -119,7 +124,7 @@ def body(number: int) -> dict[str, Any]:
     sampling = {"temperature": 0} if number % 2 else {"temperature": 1.0, "seed": number}
     return {
         "prompt": "abcdefgh"[number % 8] * (40 + 7 * number),
-        "max_tokens": 600,
+        "max_tokens": 1200,
         "ignore_eos": True,
         "logprobs": 1,
         **sampling,
@@ -133,9 +138,9 @@ def complete(served: RunningApp, body: dict[str, Any]) -> Any:
 
 
 def all_begun(threads: ThreadPoolExecutor, served: RunningApp) -> list[Future[Any]]:
-    """Streams that all generate."""
+    """Streams, most of which generate: the first may end before the last begins."""
     answers = [threads.submit(complete, served, body(number)) for number in range(NUM_STREAMS)]
-    until(lambda: num_running(served) >= NUM_STREAMS, "the streams do not begin")
+    until(lambda: num_running(served) >= NUM_STREAMS * 3 // 4, "the streams do not begin")
     return answers
 
 
@@ -184,7 +189,7 @@ def test_a_prefill_replica_becomes_a_decode_replica_and_back_under_streams(
         # ...and hands them over when it is a prefill replica again.
         deploy(tiny_model)
         assert [each.result() for each in answers] == expected
-    assert with_role(served, "prefill") == {*cached}
+    until(lambda: with_role(served, "prefill") == {*cached}, "it does not switch back")
     assert num_drained(served) > before
 
 
