@@ -45,7 +45,7 @@ class BoundDecoder:
     ) -> NDArray[np.float32]:
         """[n, vocab_size]"""
         out = np.empty((len(rows), self._vocab_size), np.float32)
-        self._kernel.logits(out, token_ids, rows, positions, *_arguments(metadata))
+        self._kernel.logits(out, token_ids, rows, positions, *metadata.arguments)
         return out
 
     def greedy(
@@ -57,7 +57,7 @@ class BoundDecoder:
     ) -> NDArray[np.int32]:
         """[n]: the id of each row's largest logit, the lowest among equals, or NO_TOKEN."""
         out = np.empty(len(rows), np.int32)
-        self._kernel.greedy(out, token_ids, rows, positions, *_arguments(metadata))
+        self._kernel.greedy(out, token_ids, rows, positions, *metadata.arguments)
         return out
 
 
@@ -77,14 +77,3 @@ def bind_decoder(
         embedding.kernel, tuple(sublayers), norm.weight, norm.eps, head.kernel, dl(kv_cache)
     )
     return BoundDecoder(kernel, head.num_rows)
-
-
-def _arguments(metadata: HostMetadata) -> tuple[Any, ...]:
-    return (
-        metadata.slots,
-        metadata.block_tables,
-        metadata.query_start_loc,
-        metadata.seq_lens,
-        metadata.window,
-        metadata.ancestor_mask,
-    )

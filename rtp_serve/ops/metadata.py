@@ -32,6 +32,18 @@ class AttentionMetadata(Generic[ArrayT]):
     # among them (a tree of draft tokens); 0, or None for all, is causal
     ancestor_mask: ArrayT | None = None
 
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """All of it, in the order in which compiled steps take it."""
+        return (
+            self.slots,
+            self.block_tables,
+            self.query_start_loc,
+            self.seq_lens,
+            self.window,
+            self.ancestor_mask,
+        )
+
 
 def to_device(
     metadata: AttentionMetadata[NDArray[Any]], device: torch.device

@@ -155,12 +155,7 @@ def run_sublayers(
             dl(residual),
             positions,
             dl(kv_cache),
-            metadata.slots,
-            metadata.block_tables,
-            metadata.query_start_loc,
-            metadata.seq_lens,
-            metadata.window,
-            metadata.ancestor_mask,
+            *metadata.arguments,
         )
     except kernels.Ended as ended:
         raise error_of(ended) from None
