@@ -68,12 +68,12 @@ class _Deferring(Loader):
             self.run(module)
             return getattr(module, attribute)
 
-        module.__getattr__ = ask  # type: ignore[method-assign]
+        vars(module)["__getattr__"] = ask
 
     def run(self, module: ModuleType) -> None:
         """Once, and by one thread: no two of an engine's would."""
         assert module.__spec__ is not None
-        del module.__getattr__
+        del vars(module)["__getattr__"]
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
 
