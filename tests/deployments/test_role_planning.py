@@ -17,6 +17,7 @@ from rtp_serve.autoscaling.load import ReplicaLoad
 from rtp_serve.config.autoscaling import AutoscalingConfig
 from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA
 from rtp_serve.routing.types import Role
+from tests.unit.autoscaling.played_roles import served
 
 APP = "planned"
 START_S = 1000.0
@@ -268,17 +269,8 @@ class Replica:
 
     def compute(self, num_prompts: float) -> None:
         """Prompts, each in time."""
-        before, service_s = self.load, PROMPT_TOKENS / TOKENS_PER_S
-        self.load = replace(
-            IDLE_ONE,
-            num_served=before.num_served + num_prompts,
-            served_tokens=before.served_tokens + num_prompts * PROMPT_TOKENS,
-            service_s=before.service_s + num_prompts * service_s,
-            service_s_squared=before.service_s_squared + num_prompts * service_s**2,
-            num_in_time=before.num_in_time + num_prompts,
-            num_arrivals=(before.num_arrivals[0] + num_prompts,),
-            arrived_tokens=(before.arrived_tokens[0] + num_prompts * PROMPT_TOKENS,),
-        )
+        idle = replace(self.load, num_decoding=0, context_tokens=0)
+        self.load = served(idle, num_prompts, PROMPT_TOKENS, PROMPT_TOKENS / TOKENS_PER_S)
 
     def hold(self, num_tokens: float) -> None:
         self.load = replace(IDLE_ONE, num_decoding=num_tokens / 3000, context_tokens=num_tokens)

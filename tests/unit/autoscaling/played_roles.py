@@ -26,6 +26,20 @@ def config(**values: Any) -> AutoscalingConfig:
     )
 
 
+def served(load: ReplicaLoad, count: float, tokens: float, service_s: float) -> ReplicaLoad:
+    """With so many more prompts of so many tokens, which came and were computed in time."""
+    return replace(
+        load,
+        num_served=load.num_served + count,
+        served_tokens=load.served_tokens + count * tokens,
+        service_s=load.service_s + count * service_s,
+        service_s_squared=load.service_s_squared + count * service_s**2,
+        num_in_time=load.num_in_time + count,
+        num_arrivals=(load.num_arrivals[0] + count,),
+        arrived_tokens=(load.arrived_tokens[0] + count * tokens,),
+    )
+
+
 class PlayedRole:
     """One role whose orders are filled at once; requests are served as they come."""
 
@@ -43,18 +57,7 @@ class PlayedRole:
         """Even arrivals; `present` are fields of the replicas' load."""
         for _ in range(round(seconds / PERIOD_S)):
             self.now += PERIOD_S
-            count = rate * PERIOD_S
-            total = self._total
-            self._total = replace(
-                total,
-                num_served=total.num_served + count,
-                served_tokens=total.served_tokens + count * TOKENS,
-                service_s=total.service_s + count * SERVICE_S,
-                service_s_squared=total.service_s_squared + count * SERVICE_S**2,
-                num_in_time=total.num_in_time + count,
-                num_arrivals=(total.num_arrivals[0] + count,),
-                arrived_tokens=(total.arrived_tokens[0] + count * TOKENS,),
-            )
+            self._total = served(self._total, rate * PERIOD_S, TOKENS, SERVICE_S)
             loads = {"all": replace(self._total, **present)} if self.num_replicas else {}
             decision = self.planner.plan(
                 Observation(self.role, loads, self.num_replicas, self.num_replicas, unrouted),
