@@ -14,7 +14,9 @@ void fetch_until(const Condition& is_over, const Ahead& ahead) {
   const int64_t bytes = ahead.bytes < kFetchBytes ? ahead.bytes : kFetchBytes;
   for (int64_t i = 0; i < bytes && !is_over(); i += 256) {
     for (const char* stream : ahead.streams) {
-      for (int line = 0; stream && line < 256; line += 64) __builtin_prefetch(stream + i + line);
+      for (int line = 0; stream && line < 256; line += 64) {
+        __builtin_prefetch(stream + i + line, 0, 2);
+      }
     }
   }
 }
