@@ -84,7 +84,12 @@ class Ingress:
         )
         tokenizer, chat_template = await asyncio.to_thread(_load_text, config)
         self._context = ServingContext(
-            engine, tokenizer, chat_template, WallClock(), config.api.limits
+            engine,
+            tokenizer,
+            chat_template,
+            WallClock(),
+            config.api.limits,
+            frozenset(config.routing.slo_classes),
         )
         slow = replace(self._context, engine=CoalescingClient(engine, _HANDLE_PERIOD_S))
         self._chat = ChatService(slow)
@@ -105,6 +110,7 @@ class Ingress:
             self._config.api,
             WallClock(),
             _read_autoscaling,
+            self._config.routing.slo_classes,
         )
 
     async def chat(self, body: Json, tenant: str = "") -> Json:

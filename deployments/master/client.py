@@ -116,11 +116,11 @@ class MasterClient:
         if ruling is None or ruling.outcome is Outcome.NO_WORKER:
             why = "silent" if ruling is None else ruling.reason
             ruling = self._stand_in.schedule(features)
-            self._note("snapshot", ruling)
+            self._note("snapshot", request, ruling)
             if ruling.outcome is not Outcome.NO_WORKER:
                 self.figures.fell_back("snapshot", why)
         else:
-            self._note("master", ruling)
+            self._note("master", request, ruling)
         return self._route(request, ruling)
 
     def ended(self, route: Route, *, is_finished: bool) -> None:
@@ -155,6 +155,7 @@ class MasterClient:
             block_hashes=model.block_hashes(tokens, request.cache_salt),
             arrival_s=self._clock.monotonic(),
             max_new_tokens=max_output_tokens(request, model),
+            slo_class=request.slo_class,
             priority=min(max(_MIDDLE_PRIORITY - request.priority, 1), _MAX_PRIORITY),
             tenant=request.cache_salt.partition("/")[0],
             excluded=frozenset(map(WorkerId, {*excluded, *self._withdrawn()})),
@@ -184,10 +185,10 @@ class MasterClient:
         self.figures.answered(self._clock.monotonic() - asked_s)
         return decode_ruling(data)
 
-    def _note(self, by: str, ruling: Ruling) -> None:
+    def _note(self, by: str, request: Request, ruling: Ruling) -> None:
         # Reasons of what was not routed have numbers in them.
         reason = ruling.reason if ruling.outcome is Outcome.ROUTED else ruling.outcome.value
-        self.figures.decided(by, ruling.outcome, reason)
+        self.figures.decided(by, request.slo_class, ruling.outcome, reason)
 
     def _route(self, request: Request, ruling: Ruling) -> Route | None:
         """Raises Overloaded."""

@@ -15,8 +15,9 @@ class RoutingFigures:
         self._registry = CollectorRegistry()
         self._decisions = Counter(
             PREFIX + "routing_decisions",
-            "Decisions about attempts at requests, by who made them, outcome and reason.",
-            ("by", "outcome", "reason"),
+            "Decisions about attempts at requests, by who made them, the request's class, outcome "
+            "and reason.",
+            ("by", "slo_class", "outcome", "reason"),
             registry=self._registry,
         )
         self._fallbacks = Counter(
@@ -36,9 +37,11 @@ class RoutingFigures:
     def answered(self, seconds: float) -> None:
         self._seconds.observe(seconds)
 
-    def decided(self, by: str, outcome: Outcome, reason: str) -> None:
+    def decided(self, by: str, slo_class: str, outcome: Outcome, reason: str) -> None:
         """`reason` is one of few."""
-        self._decisions.labels(by=by, outcome=outcome.value, reason=reason).inc()
+        self._decisions.labels(
+            by=by, slo_class=slo_class, outcome=outcome.value, reason=reason
+        ).inc()
 
     def fell_back(self, to: str, reason: str) -> None:
         """`to` the snapshot or to Serve."""

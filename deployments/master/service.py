@@ -147,7 +147,10 @@ def describe(decision: Decision) -> str:
     chosen = decision.worker_id or "nobody"
     if decision.decode_worker_id not in (None, decision.worker_id):
         chosen += f" → {decision.decode_worker_id}"
-    return f"{decision.request_id}: {decision.outcome.value}, {chosen}, {decision.reason} [{rows}]"
+    return (
+        f"{decision.request_id}: {decision.outcome.value}, {chosen}, class {decision.slo_class}, "
+        f"{decision.reason} [{rows}]"
+    )
 
 
 def _record(kept: _Kept, now: float) -> DecisionRecord:
@@ -155,6 +158,7 @@ def _record(kept: _Kept, now: float) -> DecisionRecord:
     return DecisionRecord(
         decision.request_id,
         now - kept.decided_s,
+        decision.slo_class,
         decision.outcome.value,
         decision.reason,
         decision.worker_id or "",

@@ -49,7 +49,7 @@ class ChatService:
         """Check, render and tokenize. Raises InvalidRequest, ModelNotFound or EngineDead."""
         context = self._context
         chat = parse(ChatCompletionRequest, body)
-        check_chat(chat, context.limits)
+        check_chat(chat, context.limits, context.slo_classes)
         model = await context.model(chat.model)
         sampling = chat_sampling(chat, context.tokenizer)
         sampling.check_vocabulary(model.vocab_size)

@@ -1,6 +1,7 @@
-"""The configured caps, applied to a parsed request before anything is rendered or tokenized."""
+"""The configured caps and classes, applied to a parsed request before anything is rendered or
+tokenized."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rtp_serve.api.openai_types import (
     ChatCompletionRequest,
@@ -14,9 +15,11 @@ from rtp_serve.engine.sampling_params import MAX_BAD_WORDS
 from rtp_serve.errors import InvalidRequest
 
 
-def check_chat(body: ChatCompletionRequest, limits: LimitsConfig) -> None:
-    """Raise InvalidRequest naming the first field beyond its cap."""
-    _check_generation(body, limits)
+def check_chat(
+    body: ChatCompletionRequest, limits: LimitsConfig, slo_classes: Collection[str]
+) -> None:
+    """Raise InvalidRequest naming the first field beyond its cap, or a class that is none."""
+    _check_generation(body, limits, slo_classes)
     _at_most("messages", len(body.messages), limits.max_messages)
     _at_most("tools", len(body.tools), limits.max_tools)
     _in_range("top_logprobs", body.top_logprobs, 0, limits.max_logprobs)
@@ -24,9 +27,11 @@ def check_chat(body: ChatCompletionRequest, limits: LimitsConfig) -> None:
     _in_range("max_tokens", body.max_tokens, 1, limits.max_tokens)
 
 
-def check_completion(body: CompletionRequest, limits: LimitsConfig) -> None:
-    """Raise InvalidRequest naming the first field beyond its cap."""
-    _check_generation(body, limits)
+def check_completion(
+    body: CompletionRequest, limits: LimitsConfig, slo_classes: Collection[str]
+) -> None:
+    """Raise InvalidRequest naming the first field beyond its cap, or a class that is none."""
+    _check_generation(body, limits, slo_classes)
     _at_most("prompt", len(body.prompt), limits.max_prompts)
     _in_range("logprobs", body.logprobs, 0, limits.max_logprobs)
     _in_range("max_tokens", body.max_tokens, 0, limits.max_tokens)
@@ -43,7 +48,14 @@ def check_detokenize(body: DetokenizeRequest, limits: LimitsConfig) -> None:
     _at_most("tokens", len(body.tokens), limits.max_token_ids)
 
 
-def _check_generation(body: GenerationBody, limits: LimitsConfig) -> None:
+def _check_generation(
+    body: GenerationBody, limits: LimitsConfig, slo_classes: Collection[str]
+) -> None:
+    if body.slo_class not in slo_classes:
+        allowed = ", ".join(map(repr, sorted(slo_classes)))
+        raise InvalidRequest(
+            f"slo_class must be one of {allowed}, got {body.slo_class!r}", "slo_class"
+        )
     _in_range("n", body.n, 1, limits.max_n)
     _in_range("prompt_logprobs", body.prompt_logprobs, 0, limits.max_logprobs)
     _at_most("stop", len(body.stop), limits.max_stop)

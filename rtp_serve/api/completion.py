@@ -52,7 +52,7 @@ class CompletionService:
         """Check and tokenize. Raises InvalidRequest, ModelNotFound or EngineDead."""
         context = self._context
         completion = parse(CompletionRequest, body)
-        check_completion(completion, context.limits)
+        check_completion(completion, context.limits, context.slo_classes)
         model = await context.model(completion.model)
         sampling = completion_sampling(completion, context.tokenizer)
         sampling.check_vocabulary(model.vocab_size)

@@ -7,6 +7,7 @@ from rtp_serve.api.openai_types import GenerationBody
 from rtp_serve.api.responses import Envelope
 from rtp_serve.clock import Clock
 from rtp_serve.config.api import LimitsConfig
+from rtp_serve.config.routing import DEFAULT_CLASS
 from rtp_serve.engine.client import EngineClient, ServedModel
 from rtp_serve.engine.request import Request, cache_salt
 from rtp_serve.engine.sampling_params import SamplingParams
@@ -24,6 +25,8 @@ class ServingContext:
     chat_template: ChatTemplate
     clock: Clock
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    slo_classes: frozenset[str] = frozenset({DEFAULT_CLASS})
+    """That a request may name."""
     rng: random.Random = field(default_factory=random.SystemRandom)
     """Draws ids, and seeds for requests that bring none."""
 
@@ -55,6 +58,7 @@ class ServingContext:
             sampling=sampling,
             seed=self._seed(body.seed),
             priority=body.priority,
+            slo_class=body.slo_class,
             cache_salt=cache_salt(tenant, body.cache_salt),
         )
 

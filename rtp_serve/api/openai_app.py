@@ -1,6 +1,6 @@
 """Puts the HTTP server together: services, routes, and the layers around them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -28,6 +28,7 @@ from rtp_serve.api.routes.streams import StreamRoutes
 from rtp_serve.api.routes.tokenization import TokenizationRoutes
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.config.api import ApiConfig
+from rtp_serve.config.routing import DEFAULT_CLASS
 from rtp_serve.engine.client import EngineClient
 from rtp_serve.text.chat_template import ChatTemplate
 from rtp_serve.text.tokenizer import Tokenizer
@@ -40,9 +41,10 @@ def build_app(
     config: ApiConfig | None = None,
     clock: Clock | None = None,
     autoscaling: ReadAutoscaling | None = None,
+    slo_classes: Iterable[str] = (DEFAULT_CLASS,),
 ) -> Starlette:
     """The ASGI application for one served model. Starts nothing and asks the engine nothing yet.
-    Where replicas come and go, `autoscaling` says why."""
+    Where replicas come and go, `autoscaling` says why. Requests may name `slo_classes`."""
     config = config or ApiConfig()
     context = ServingContext(
         engine=engine,
@@ -50,6 +52,7 @@ def build_app(
         chat_template=chat_template,
         clock=clock or WallClock(),
         limits=config.limits,
+        slo_classes=frozenset(slo_classes),
     )
     metrics = HttpMetrics()
     table = _route_table(context, config, metrics)

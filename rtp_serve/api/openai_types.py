@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from rtp_serve.api.messages import Body, Message, Tool
+from rtp_serve.config.routing import DEFAULT_CLASS
 from rtp_serve.errors import InvalidRequest, UnsupportedParameter
 
 MAX_PIN_S = 7 * 86400.0
@@ -74,6 +75,8 @@ class GenerationBody(Body):
     seed: int | None = None
     prompt_logprobs: int | None = None
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
+    slo_class: str = Field(default=DEFAULT_CLASS, max_length=256)
+    """One of `routing.slo_classes`."""
     cache_salt: str = Field(default="", max_length=256)
     """Requests share cached prefixes only under an equal salt (and tenant)."""
     add_special_tokens: bool = True

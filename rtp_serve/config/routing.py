@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from rtp_serve.config.base import Config
 
+DEFAULT_CLASS = "default"
+"""Of requests that name no SLO class."""
+
 
 class TTFTBucket(Config):
     """A target for prompts up to a length."""
@@ -127,8 +130,8 @@ class RoutingConfig(Config):
     in_flight_timeout_s: float = Field(default=300.0, gt=0)
     """A request of which nothing is heard for so long is given up."""
 
-    slo_classes: dict[str, SloClass] = Field(default_factory=lambda: {"default": SloClass()})
-    """By name; a request of another name is of "default"."""
+    slo_classes: dict[str, SloClass] = Field(default_factory=lambda: {DEFAULT_CLASS: SloClass()})
+    """By name. Clients name one in `slo_class`; requests that name none are of "default"."""
 
     admission: AdmissionConfig = AdmissionConfig()
     """Early rejection."""
@@ -144,8 +147,10 @@ class RoutingConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "RoutingConfig":
-        if "default" not in self.slo_classes:
-            raise ValueError(f"slo_classes: needs 'default', got {sorted(self.slo_classes)}")
+        if DEFAULT_CLASS not in self.slo_classes:
+            raise ValueError(
+                f"slo_classes: needs {DEFAULT_CLASS!r}, got {sorted(self.slo_classes)}"
+            )
         if self.transit_timeout_s > self.in_flight_timeout_s:
             raise ValueError(
                 f"transit_timeout_s ({self.transit_timeout_s:g}) must not exceed "

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
+from rtp_serve.config.routing import DEFAULT_CLASS
 from rtp_serve.engine.sampling_params import SamplingParams
 
 
@@ -42,6 +43,9 @@ class Request:
     fingerprint: str = ""
     """It may only go on with the model version of this fingerprint, or of this content where other
     ranks' arithmetic will do; empty for any. See `ServedModel`."""
+
+    slo_class: str = DEFAULT_CLASS
+    """What it is promised, as the Master counts; nothing to the engine."""
 
     @property
     def indices(self) -> tuple[int, ...]:

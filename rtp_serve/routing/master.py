@@ -11,7 +11,7 @@ from random import Random
 
 import numpy as np
 
-from rtp_serve.config.routing import RoutingConfig, SloClass
+from rtp_serve.config.routing import DEFAULT_CLASS, RoutingConfig, SloClass
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.routing.admission import Admission
 from rtp_serve.routing.assumed_blocks import AssumedBlocks
@@ -161,7 +161,12 @@ class Master:
         """Choose workers for a request and book what it needs, or say why not."""
         slots, free_blocks = self._prefill_slots(request)
         if not len(slots):
-            return Decision(request.request_id, Outcome.NO_WORKER, "no worker can prefill")
+            return Decision(
+                request.request_id,
+                Outcome.NO_WORKER,
+                "no worker can prefill",
+                slo_class=request.slo_class,
+            )
         cached_blocks = self._index.match(request.block_hashes, self._assumed.masks)
         candidates = self._estimates.make(
             request, slots, cached_blocks, free_blocks, self._mean_prefill_s, now
@@ -293,6 +298,7 @@ class Master:
                 request.request_id,
                 Outcome.NO_WORKER,
                 f"no decode worker has {self._demand(request)} blocks free",
+                slo_class=request.slo_class,
             )
         num_cached = int(candidates.num_cached_tokens[at])
         prefill_s = float(candidates.prefill_s[at] + candidates.load_s[at])
@@ -330,6 +336,7 @@ class Master:
             num_cached,
             candidates=candidates,
             costs=choice.costs,
+            slo_class=request.slo_class,
             replication=advice,
         )
 
@@ -357,11 +364,13 @@ class Master:
         return Decision(
             request.request_id,
             Outcome.REJECTED,
-            f"first token in {least_s:.3g} s at the soonest, {limit_s:.3g} s are allowed",
+            f"first token in {least_s:.3g} s at the soonest, {limit_s:.3g} s are allowed in class "
+            f"{request.slo_class!r}",
             predicted_ttft_s=least_s,
             retry_after_s=after_s,
             candidates=candidates,
             costs=candidates.ttft_s,
+            slo_class=request.slo_class,
         )
 
     # -- small things --
@@ -373,7 +382,7 @@ class Master:
 
     def _slo(self, request: RequestFeatures) -> SloClass:
         classes = self._config.slo_classes
-        return classes.get(request.slo_class) or classes["default"]
+        return classes.get(request.slo_class) or classes[DEFAULT_CLASS]
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self._config.block_size)

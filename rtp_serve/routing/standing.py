@@ -44,6 +44,8 @@ class DecisionRecord:
 
     age_s: float
 
+    slo_class: str
+
     outcome: str
 
     reason: str

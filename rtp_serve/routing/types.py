@@ -11,6 +11,7 @@ from typing import NewType
 import numpy as np
 import numpy.typing as npt
 
+from rtp_serve.config.routing import DEFAULT_CLASS
 from rtp_serve.kv_cache.block import BlockHash
 
 WorkerId = NewType("WorkerId", str)
@@ -111,7 +112,7 @@ class RequestFeatures:
 
     max_new_tokens: int = 256
 
-    slo_class: str = "default"
+    slo_class: str = DEFAULT_CLASS
 
     priority: int = 50
     """1 to 100; more is more urgent."""
@@ -239,6 +240,9 @@ class Decision:
     candidates: Candidates | None = None
 
     costs: Floats | None = None
+
+    slo_class: str = DEFAULT_CLASS
+    """Of the request."""
 
     replication: Replication | None = None
     """What else would be worth doing, if somebody does such things."""

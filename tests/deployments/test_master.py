@@ -33,6 +33,7 @@ def config(tiny_model: Path) -> AppConfig:
     """Two replicas, and by that a Master."""
     return AppConfig(
         engine=tiny_engine(tiny_model, max_num_seqs=32),
+        routing={"slo_classes": {"default": {}, "late": {"ttft": [{"ttft_s": 1e-6}]}}},
         api={"auth": {"admin_token_sha256": sha256(TOKEN.encode()).hexdigest()}},
         replica={"num_replicas": 2, "health_check_period_s": 0.5, "health_check_timeout_s": 2.0},
     )
@@ -51,9 +52,12 @@ class Client:
         self._url = served.url
         self._http = http
 
-    async def complete(self, prompt: str | list[str], **more: Any) -> str:
+    async def post(self, prompt: str | list[str], **more: Any) -> httpx.Response:
         body = {"prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": True, **more}
-        answer = await self._http.post(f"{self._url}/v1/completions", json=body)
+        return await self._http.post(f"{self._url}/v1/completions", json=body)
+
+    async def complete(self, prompt: str | list[str], **more: Any) -> str:
+        answer = await self.post(prompt, **more)
         assert answer.status_code == 200, answer.text
         return str(answer.json()["choices"][0]["text"])
 
@@ -133,6 +137,24 @@ def test_a_shared_prefix_goes_to_who_has_it(served: RunningApp):
             await client.complete(f"{prefix}{index}")
         now = await client.samples("request_success_total", "replica")
         assert now - before == {first: 6}
+
+    play(served, scenario)
+
+
+def test_a_request_is_of_the_class_that_it_names(served: RunningApp):
+    async def scenario(client: Client) -> None:
+        refused = await client.post("promised at once", slo_class="late")
+        assert refused.status_code == 429, refused.text
+        assert "in class 'late'" in refused.json()["error"]["message"]
+        standing = await client.standing()
+        assert standing is not None
+        latest = standing["decisions"][0]
+        assert (latest["slo_class"], latest["outcome"]) == ("late", "rejected")
+        unknown = await client.post("promised nothing", slo_class="urgent")
+        assert unknown.status_code == 400, unknown.text
+        error = unknown.json()["error"]
+        assert error["param"] == "slo_class"
+        assert "must be one of 'default', 'late', got 'urgent'" in error["message"]
 
     play(served, scenario)
 

@@ -22,16 +22,17 @@ BLOCKS = tuple(BlockHash(bytes([number]) * 32) for number in range(8))
 class PlayedMaster(MasterConnection):
     """Answers at once, as long as it is there."""
 
-    def __init__(self, clock: VirtualClock | None = None) -> None:
+    def __init__(self, clock: VirtualClock | None = None, config: RoutingConfig = CONFIG) -> None:
         super().__init__(lambda: None, "node")
         self.clock = clock or VirtualClock()
+        self._config = config
         self.is_there = True
         self.num_asked: dict[str, int] = {}
         self.begin("first")
 
     def begin(self, instance: str) -> None:
         """In the place of the one before; it has warmed up."""
-        self.service = MasterService(CONFIG, self.clock, Random(1), instance)
+        self.service = MasterService(self._config, self.clock, Random(1), instance)
         self.clock.advance(WARM_UP_S)
 
     async def find(self) -> None:

@@ -39,7 +39,7 @@ class Stage:
 
     def __init__(self, config: RoutingConfig = CONFIG) -> None:
         self.clock = VirtualClock()
-        self.master = PlayedMaster(self.clock)
+        self.master = PlayedMaster(self.clock, config)
         self.live = LiveReplicas()
         self.live.tell(frozenset({"a", "b"}))
         stand_in = StandIn(config, Random(1), self.clock)
@@ -162,6 +162,25 @@ def test_a_refusal_says_when_to_come_back_but_a_stream_that_was_lost_is_not_refu
         assert await stage.choose("r2", emitted=((5,),)) is None
 
     play(scenario, Stage(slow))
+
+
+def test_the_class_that_a_request_names_decides_at_the_master_and_on_its_snapshot():
+    config = RoutingConfig.model_validate(
+        {"slo_classes": {"default": {}, "late": {"ttft": [{"ttft_s": 1e-6}]}}}
+    )
+
+    async def scenario(stage: Stage) -> None:
+        for is_there in (True, False):
+            stage.master.is_there = is_there
+            with pytest.raises(Overloaded, match="in class 'late'"):
+                await stage.choose(f"refused {is_there}", slo_class="late")
+            assert await stage.choose(f"taken {is_there}") is not None
+        text = stage.client.figures.render()
+        for by in ("master", "snapshot"):
+            labels = f'by="{by}",outcome="rejected",reason="rejected",slo_class="late"'
+            assert f"routing_decisions_total{{{labels}}} 1.0" in text
+
+    play(scenario, Stage(config))
 
 
 def test_of_a_disaggregated_fleet_both_replicas_are_named():

@@ -67,6 +67,7 @@ def make_app(
     *,
     template: str = TEMPLATE,
     limits: Mapping[str, Any] | None = None,
+    slo_classes: Iterable[str] = ("default",),
     **config: Any,
 ) -> Starlette:
     return build_app(
@@ -75,6 +76,7 @@ def make_app(
         make_template(template),
         ApiConfig(limits=LimitsConfig(**(limits or {})), **config),
         VirtualClock(1_700_000_000.0),
+        slo_classes=slo_classes,
     )
 
 

@@ -85,6 +85,8 @@ CHAT_MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"seed": 1 << 70}, "seed", "seed"),
     ({"seed": "x"}, "seed", "integer"),
     ({"priority": 1 << 40}, "priority", "less than"),
+    ({"slo_class": "urgent"}, "slo_class", "must be one of 'default', got 'urgent'"),
+    ({"slo_class": 1}, "slo_class", "string"),
     ({"stream": "yes"}, "stream", "boolean"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
     ({"tools": [{"type": "web"}]}, "tools[0].type", "'function'"),
@@ -273,7 +275,7 @@ FIELDS = {
     "tool_choice", "echo", "best_of", "suffix", "response_format", "priority", "cache_salt",
     "chat_template_kwargs", "presence_penalty", "frequency_penalty", "repetition_penalty",
     "ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "add_special_tokens",
-    "tokens", "return_token_strs", "add_generation_prompt",
+    "tokens", "return_token_strs", "add_generation_prompt", "slo_class",
 }  # fmt: skip
 bodies = st.fixed_dictionaries(
     {"messages": messages | json_values, "prompt": st.text(max_size=8) | json_values},

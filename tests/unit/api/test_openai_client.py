@@ -73,6 +73,33 @@ def test_the_packages_own_accumulator_of_streams():
     assert (choice.message.content, choice.finish_reason) == ("Hello there.", "stop")
 
 
+@pytest.mark.parametrize(
+    ("named", "expected"), [({}, "default"), ({"slo_class": "batch"}, "batch")]
+)
+def test_a_request_s_class_is_an_extra_field(named: dict[str, str], expected: str):
+    engine = make_engine()
+
+    async def work(client: openai.AsyncOpenAI) -> None:
+        await client.chat.completions.create(model="tiny", messages=MESSAGES, extra_body=named)
+        await client.completions.create(model="tiny", prompt="a", extra_body=named)
+
+    call(work, engine, slo_classes=("default", "batch"))
+    assert [each.slo_class for each in engine.requests] == [expected, expected]
+
+
+def test_a_class_that_is_none_is_refused_with_those_that_are():
+    async def work(client: openai.AsyncOpenAI) -> openai.BadRequestError:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.completions.create(
+                model="tiny", prompt="a", extra_body={"slo_class": "bulk"}
+            )
+        return caught.value
+
+    error = call(work, slo_classes=("default", "batch"))
+    assert error.param == "slo_class"
+    assert "slo_class must be one of 'batch', 'default', got 'bulk'" in error.message
+
+
 def test_a_completion_with_extra_fields():
     answer = call(
         lambda client: client.completions.create(

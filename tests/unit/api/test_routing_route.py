@@ -16,7 +16,16 @@ STANDING = FleetStanding(
     (WorkerStanding(A, Role.MIXED, "n", True, 0.1, 0.2, 1, 2, 100, 90, 5, 7),),
     (
         DecisionRecord(
-            "r", 0.5, "routed", "its turn", "a", "a", 0.3, 16, (Candidate(A, 0, 0.2, 0.1, 0, 16),)
+            "r",
+            0.5,
+            "default",
+            "routed",
+            "its turn",
+            "a",
+            "a",
+            0.3,
+            16,
+            (Candidate(A, 0, 0.2, 0.1, 0, 16),),
         ),
     ),
 )

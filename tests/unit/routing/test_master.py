@@ -8,7 +8,7 @@ from rtp_serve.config.routing import RoutingConfig
 from rtp_serve.routing.block_stream import BlockDelta, StreamOutcome, Tier
 from rtp_serve.routing.ledger import RequestState
 from rtp_serve.routing.master import Master
-from rtp_serve.routing.types import Outcome, Prefilled, PrefillPoint, Role, WorkerId
+from rtp_serve.routing.types import Decision, Outcome, Prefilled, PrefillPoint, Role, WorkerId
 from tests.unit.routing.requests import keys, make_request, make_status
 
 BENCHMARK = (PrefillPoint(100, 0, 0.1), PrefillPoint(1000, 0, 1.0), PrefillPoint(1000, 999, 1.0))
@@ -278,6 +278,23 @@ def test_a_request_that_would_be_late_is_refused_at_once():
     assert "are allowed" in decision.reason
     assert 0 < decision.retry_after_s < 2
     assert master.schedule(make_request("long", 900), 0.0).outcome is Outcome.ROUTED
+
+
+def test_each_class_has_its_own_targets():
+    classes = SLO | {"batch": {"ttft": [{"ttft_s": 60.0}]}, "none": {}}
+    master = make_master(slo_classes=classes, admission={"fair_slack": 1})
+    for number in range(8):
+        master.schedule(make_request(f"r{number}", 400), 0.0)
+
+    def decide(name: str) -> Decision:
+        return master.schedule(make_request(name, 400, slo_class=name), 0.0)
+
+    late = decide("default")
+    assert (late.outcome, late.slo_class) == (Outcome.REJECTED, "default")
+    assert "in class 'default'" in late.reason
+    for name in ("batch", "none"):
+        decision = decide(name)
+        assert (decision.outcome, decision.slo_class) == (Outcome.ROUTED, name)
 
 
 def test_who_comes_back_after_the_time_that_he_was_told_is_taken():
