@@ -7,7 +7,7 @@ import msgspec
 from deployments.channels.address import ChannelAddress, Secret
 from deployments.channels.framing import decoded
 
-VERSION = 1
+VERSION = 2
 
 Method = Literal["report", "schedule", "ended", "snapshot", "figures"]
 """Those of a MasterService that others may call."""

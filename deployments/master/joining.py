@@ -55,7 +55,8 @@ async def start_link(
     identity = WorkerIdentity(worker_id, epoch, role(), node_id)
     reporter = await asyncio.to_thread(engine.reporter, identity)  # it may measure first
     application = serve.get_replica_context().app_name
-    link = MasterLink(worker_id, reporter, options.connection(application), clock, role)
+    connection = options.connection(application)
+    link = MasterLink(worker_id, reporter, connection, clock, role, engine.prefetch)
     link.start()
     return link
 

@@ -8,7 +8,7 @@ Nothing that the Master does or fails to do is felt by the engine.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -17,6 +17,7 @@ from deployments.master.connection import MasterConnection
 from deployments.master.names import booked
 from deployments.master.wire import Ended, decode_heard, encode
 from rtp_serve.clock import Clock
+from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.routing.report import Reporter, WorkerReport
 from rtp_serve.routing.types import Role, WorkerId
 
@@ -43,13 +44,16 @@ class MasterLink:
         connection: MasterConnection,
         clock: Clock,
         role: Callable[[], Role],
+        prefetch: Callable[[Sequence[BlockHash]], None],
     ) -> None:
-        """`role` is that of the moment; the reporter's is passed over."""
+        """`role` is that of the moment; the reporter's is passed over. `prefetch` is called with
+        chains that are worth having here, and returns at once."""
         self._worker_id = worker_id
         self._reporter = reporter
         self._connection = connection
         self._clock = clock
         self._role = role
+        self._prefetch = prefetch
         self._told_role: Role | None = None
         self._instance = ""
         self._is_up: bool | None = None  # None: not known yet
@@ -92,6 +96,8 @@ class MasterLink:
         heard = decode_heard(await self._connection.ask("report", data, timeout_s=self._timeout_s))
         if heard.needs_snapshot or heard.instance != (self._instance or heard.instance):
             self._reporter.send_all()
+        for chain in heard.to_prefetch:
+            self._prefetch(chain)
         self._up(heard.instance)
 
     @property

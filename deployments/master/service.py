@@ -75,7 +75,16 @@ class MasterService:
         lost = () if is_new else master.on_status(status, now)
         if lost:
             logger.info("%s has lost %s", status.worker_id, ", ".join(lost))
-        return encode(Heard(self._instance, StreamOutcome.NEEDS_SNAPSHOT in outcomes))
+        advice = master.take_advice(status.worker_id)
+        for each in advice:
+            logger.info("%s is to have what %s has: %s", each.target, each.source, each.reason)
+        return encode(
+            Heard(
+                self._instance,
+                StreamOutcome.NEEDS_SNAPSHOT in outcomes,
+                tuple(each.hashes for each in advice),
+            )
+        )
 
     def schedule(self, data: bytes) -> bytes:
         """RequestFeatures in, a Ruling out."""

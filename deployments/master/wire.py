@@ -4,6 +4,7 @@
 import msgspec
 
 from deployments.channels.framing import decoded
+from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.routing.report import WorkerReport
 from rtp_serve.routing.snapshot import RoutingSnapshot
 from rtp_serve.routing.standing import FleetStanding
@@ -18,6 +19,9 @@ class Heard(msgspec.Struct, frozen=True, array_like=True):
 
     needs_snapshot: bool
     """Whether the next report must bring all blocks."""
+
+    to_prefetch: tuple[tuple[BlockHash, ...], ...] = ()
+    """Chains, from their beginnings, that are worth having there."""
 
 
 class Ruling(msgspec.Struct, frozen=True, array_like=True):

@@ -90,6 +90,11 @@ class DisaggregatedConfig(AppConfig):
             prefill = self._prefill_engine()
         except ValidationError as error:
             raise ValueError(f"prefill.engine: {explain(error)}") from error
+        if self.routing.replication.enable and not prefill.kv_store.host.enable:
+            raise ValueError(
+                "routing.replication.enable needs prefill.engine.kv_store.host.enable: copies of "
+                "hot prefixes come from the tiers"
+            )
         if self.switching:
             self._check_switching(prefill)
         return self

@@ -153,6 +153,15 @@ class AppConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _check_replication(self) -> "AppConfig":
+        if self.routing.replication.enable and not self.engine.kv_store.host.enable:
+            raise ValueError(
+                "routing.replication.enable needs engine.kv_store.host.enable: copies of hot "
+                "prefixes come from the tiers"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check(self) -> "AppConfig":
         replica, num_ranks = self.replica, self.engine.parallel.world_size
         if num_ranks > 1 and not (replica.num_cpus or replica.num_gpus or replica.resources):

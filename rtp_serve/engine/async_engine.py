@@ -42,6 +42,7 @@ from rtp_serve.errors import (
     ReloadFailed,
     ReloadRefused,
 )
+from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.routing.report import Reporter, WorkerIdentity
 from rtp_serve.routing.standing import FleetStanding
 
@@ -211,6 +212,10 @@ class AsyncEngine:
     def end_reception(self, request_id: str) -> None:
         """Nobody writes to its blocks any more: take them back, unless it was admitted."""
         self._act(lambda: self._core.end_reception(request_id))
+
+    def prefetch(self, chain: Sequence[BlockHash]) -> None:
+        """See `EngineCore.prefetch`."""
+        self._act(lambda: self._core.prefetch(chain))
 
     def end_publication(self, request_id: str) -> None:
         """Nobody reads the prompt's blocks any more, or nobody is to."""

@@ -28,6 +28,7 @@ from rtp_serve.engine.step_rate import StepRate
 from rtp_serve.engine.tiering import Tiering
 from rtp_serve.engine.version import ModelVersion
 from rtp_serve.errors import InvalidRequest, ModelChanged
+from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_cache.manager import KVCacheManager
 from rtp_serve.kv_store.lower_tiers import LowerTiers
 from rtp_serve.observability.metrics import MetricsSink
@@ -267,6 +268,14 @@ class EngineCore:
             chain = self.model.block_hashes(token_ids, cache_salt)
             self._tiering.store_cached(chain, self.model.namespace, cache_salt)
 
+    def prefetch(self, chain: Items[BlockHash]) -> None:
+        """Bring to the device what tiers have of a chain that requests are expected to begin with.
+        Without tiers nothing happens."""
+        if self._tiering is not None:
+            self._is_stalled = False  # it may be the job that is waited for
+            self._tiering.prefetch(chain)
+            self._recorder.prefetches(self._tiering.prefetches)
+
     def report(self, identity: WorkerIdentity) -> EngineReporter:
         """Note from now on what the Master is to know. If nothing runs, prefills are measured
         first, for a second at most. Between steps, once an engine."""
@@ -291,6 +300,7 @@ class EngineCore:
         self._scheduler.take_restored()
         if self._tiering is not None:
             self._recorder.tiers(self._tiering.tiers.counts)
+            self._recorder.prefetches(self._tiering.prefetches)
         if not self._scheduler.has_candidates:
             self._wait_for_tiers()
             return []

@@ -12,6 +12,7 @@ from dataclasses import replace
 from operator import attrgetter
 
 from rtp_serve.engine.output import ExpertLoad
+from rtp_serve.engine.prefetching import PrefetchCounts
 from rtp_serve.engine.scheduler import Scheduler, SchedulerCounters
 from rtp_serve.engine.sequence import Sequence
 from rtp_serve.kv_store.tier_counts import Tier, TierCounts
@@ -37,6 +38,7 @@ class EngineRecorder:
         self._counters = SchedulerCounters()
         self._gauges: tuple[float, ...] = ()
         self._tiers = {tier: TierCounts() for tier in Tier}
+        self._prefetches = PrefetchCounts()
 
     def scheduled(self, seq: Sequence, now_s: float) -> None:
         """A sequence is in a step for the first time."""
@@ -101,3 +103,12 @@ class EngineRecorder:
             for metric, count in _TIER_COUNTERS.items():
                 if amount := count(now) - count(before):
                     self._sink.add(metric, amount, {"tier": tier.value})
+
+    def prefetches(self, now: PrefetchCounts) -> None:
+        """Chains that were to be brought here."""
+        before = self._prefetches
+        if now != before:
+            self._sink.add(metrics.PREFETCHES_ASKED, now.asked - before.asked)
+            self._sink.add(metrics.PREFETCHES_MADE, now.made - before.made)
+            self._sink.add(metrics.PREFETCHED_BLOCKS, now.blocks - before.blocks)
+            self._prefetches = replace(now)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
 
+from rtp_serve.engine.prefetching import PrefetchCounts, Prefetching
 from rtp_serve.engine.sequence import Sequence, SequenceStatus
 from rtp_serve.engine.step_rate import StepRate
 from rtp_serve.kv_cache.block import BlockHash
@@ -85,6 +86,7 @@ class Tiering:
         self._restoring: dict[int, _Restoring] = {}
         self._storing: dict[int, Store] = {}
         self._restored: list[_Restored] = []
+        self._prefetching = Prefetching(cache.pool, tiers)
         self.rate = StepRate()
         """What steps cost; whoever runs them keeps it."""
 
@@ -97,7 +99,12 @@ class Tiering:
     @property
     def is_active(self) -> bool:
         """Whether a job is under way, or about to be."""
-        return bool(self._restoring or self._storing or self._restored)
+        is_moving = self._restoring or self._storing or self._restored
+        return bool(is_moving) or self._prefetching.is_active
+
+    @property
+    def prefetches(self) -> PrefetchCounts:
+        return self._prefetching.counts
 
     @property
     def num_restoring(self) -> int:
@@ -136,6 +143,10 @@ class Tiering:
         self._tiers.restore(job)
         return RestoreStart.BEGUN
 
+    def prefetch(self, chain: Items[BlockHash]) -> None:
+        """Ask the tiers for a chain that requests are expected to begin with. Between steps."""
+        self._prefetching.begin(chain, may_begin=not self._restoring)
+
     def abort(self, seq: Sequence) -> None:
         """The sequence goes, or does not wait for it any more; its restore ends by itself."""
         seq.num_head_tokens = 0
@@ -170,6 +181,8 @@ class Tiering:
         for job in self._tiers.take_finished():
             if isinstance(job, Store):
                 self._cache.pool.release(self._storing.pop(id(job)).block_ids)
+                continue
+            if self._prefetching.has_ended(job):
                 continue
             restoring = self._restoring[id(job)]
             if job.num_left and not restoring.is_begun:
@@ -227,7 +240,7 @@ class Tiering:
             held.update(store.block_ids)
         for restored in self._restored:
             held.update(restored.block_ids)
-        return held
+        return held + self._prefetching.holders()
 
     @property
     def _frees_blocks(self) -> bool:
@@ -238,8 +251,8 @@ class Tiering:
         return any(map(pool.num_held_once, [*storing, *restored]))
 
     def _is_under_way(self, key: BlockHash) -> bool:
-        """Whether another sequence's restore brings the block."""
-        return any(
+        """Whether another sequence's restore, or a prefetch, brings the block."""
+        return self._prefetching.is_bringing(key) or any(
             key in each.job.chain[each.job.num_cached :] for each in self._restoring.values()
         )
 

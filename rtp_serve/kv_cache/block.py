@@ -10,6 +10,7 @@ BlockHash = NewType("BlockHash", bytes)
 """32 bytes. Positional by construction: it covers the hash of the block before it."""
 
 _DIGEST_SIZE = 32
+_SOME_ROOT = BlockHash(bytes(_DIGEST_SIZE))
 
 
 class BlockContent(NamedTuple):
@@ -19,7 +20,8 @@ class BlockContent(NamedTuple):
     """Hash of the block before it; of a first block, the root."""
 
     token_ids: tuple[int, ...]
-    """From the block's beginning: `block_size` of them, or fewer of a partial block."""
+    """From the block's beginning: `block_size` of them, or fewer of a partial block; none of one
+    whose tokens nobody here knows."""
 
     is_first: bool
 
@@ -46,6 +48,11 @@ def chain_hashes(
         parent = hashes[-1] if hashes else root
         hashes.append(chain_hash(parent, token_ids[end - block_size : end]))
     return tuple(hashes)
+
+
+def unread_content(chain: Sequence[BlockHash], index: int) -> BlockContent:
+    """Of a block of which its chain's hashes alone are known: without tokens, it is no donor."""
+    return BlockContent(chain[index - 1] if index else _SOME_ROOT, (), is_first=index == 0)
 
 
 def _digest(*parts: bytes) -> bytes:

@@ -101,12 +101,18 @@ TIER_NOT_STORED = _counter(
 TIER_MISMATCHES = _counter(
     "kv_tier_mismatches", "KV blocks that were not what the tier had said.", "tier"
 )
+PREFETCHES_ASKED = _counter(
+    "kv_prefetches_asked", "Hot prefixes that the Master wanted copied here."
+)
+PREFETCHES_MADE = _counter("kv_prefetches_made", "Of those, prefixes that tiers had blocks of.")
+PREFETCHED_BLOCKS = _counter("kv_prefetched_blocks", "KV blocks that they brought.")
 
 ALL_METRICS = (
     TTFT, ITL, TPOT, E2E, QUEUE_TIME, NUM_RUNNING, NUM_WAITING, KV_USAGE, PREFIX_QUERIES,
     PREFIX_HITS, PARTIAL_HITS, PREEMPTIONS, PROMPT_TOKENS, GENERATION_TOKENS, REQUESTS_FINISHED,
     WEIGHT_LOAD_BYTES, WEIGHT_LOAD_SECONDS, EXPERT_MEAN_TOKENS, EXPERT_MAX_TOKENS, TIER_RESTORED,
-    TIER_RESTORE_SECONDS, TIER_STORED, TIER_NOT_STORED, TIER_MISMATCHES,
+    TIER_RESTORE_SECONDS, TIER_STORED, TIER_NOT_STORED, TIER_MISMATCHES, PREFETCHES_ASKED,
+    PREFETCHES_MADE, PREFETCHED_BLOCKS,
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ Pure: time is an argument, and so is the randomness of the policies that want so
 is soft; workers' reports build it again.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
@@ -35,6 +36,7 @@ from rtp_serve.routing.types import (
     Ints,
     Outcome,
     PrefillPoint,
+    Replication,
     RequestFeatures,
     Role,
     WorkerId,
@@ -47,6 +49,9 @@ _ITS_OWN = frozenset({Role.MIXED})
 
 _MEMORY = 0.02
 """Weight of the latest request in the mean prefill time."""
+
+_MAX_ADVICE = 4
+"""Of the latest, for a worker that has not heard of it."""
 
 
 class Master:
@@ -75,6 +80,7 @@ class Master:
         )
         self._admission = Admission(config.admission)
         self._hot = HotPrefixes(config.replication) if config.replication.enable else None
+        self._advice: dict[WorkerId, deque[Replication]] = {}
         self._mean_prefill_s = 0.0
 
     @property
@@ -135,6 +141,7 @@ class Master:
             return ()
         lost = self._lose(self._ledger.at(self._slot(worker_id)), now)
         self._index.forget(worker_id)
+        self._advice.pop(worker_id, None)
         self._benchmarks.learned(self._fleet.remove(worker_id))
         return lost
 
@@ -179,6 +186,10 @@ class Master:
                 return self._rejection(request, candidates, least_s, limit_s, now)
         choice = self._policy.choose(request, candidates, self._rng)
         return self._book(request, candidates, choice, slo, now)
+
+    def take_advice(self, worker_id: WorkerId) -> tuple[Replication, ...]:
+        """What would be worth bringing to this worker, of decisions since the last call."""
+        return tuple(self._advice.pop(worker_id, ()))
 
     def standings(self, now: float) -> tuple[WorkerStanding, ...]:
         """Every worker at this moment, by name."""
@@ -307,6 +318,8 @@ class Master:
         if self._hot is not None:
             size = self._config.block_size
             advice = self._hot.note(request.block_hashes, size, candidates, now)
+        if advice is not None:
+            self._advice.setdefault(advice.target, deque(maxlen=_MAX_ADVICE)).append(advice)
         missing = request.block_hashes[num_cached // self._config.block_size :]
         self._ledger.create(
             Entry(

@@ -200,7 +200,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Replication:
-    """Advice: bring these blocks to `target`, by a transfer or by computing them there."""
+    """Advice: bring these blocks, a chain from its beginning, to `target`."""
 
     target: WorkerId
     source: WorkerId
@@ -245,7 +245,7 @@ class Decision:
     """Of the request."""
 
     replication: Replication | None = None
-    """What else would be worth doing, if somebody does such things."""
+    """What else would be worth doing; `Master.take_advice` has it for its target."""
 
     def table(self) -> Iterator[Candidate]:
         """All candidates, the cheapest first."""

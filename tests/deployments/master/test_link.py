@@ -50,7 +50,12 @@ class Stage:
         self.reporter = PlayedReporter()
         self.role = Role.MIXED
         self.link = MasterLink(
-            WorkerId("a"), self.reporter, self.master, WallClock(), lambda: self.role
+            WorkerId("a"),
+            self.reporter,
+            self.master,
+            WallClock(),
+            lambda: self.role,
+            lambda chain: None,
         )
 
     @property

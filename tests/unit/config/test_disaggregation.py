@@ -20,6 +20,15 @@ def test_replicas_switch_between_equal_engines_alone(prefill: dict[str, Any], me
         DisaggregatedConfig(prefill={"engine": prefill}, switching=True)
 
 
+def test_copies_of_hot_prefixes_need_the_tiers_of_prefill_replicas():
+    tiers = {"kv_store": {"host": {"enable": True}}}
+    routing = {"replication": {"enable": True}}
+    assert DisaggregatedConfig(engine=tiers, routing=routing).routing.replication.enable
+    without = {"engine": {"kv_store": {"host": {"enable": False}}}}
+    with pytest.raises(ValidationError, match=r"needs prefill.engine.kv_store.host.enable"):
+        DisaggregatedConfig(engine=tiers, routing=routing, prefill=without)
+
+
 def test_what_steps_hold_may_differ():
     engine = {"scheduler": {"max_num_batched_tokens": 2048}}
     assert DisaggregatedConfig(prefill={"engine": engine}, switching=True).switching

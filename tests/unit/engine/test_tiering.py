@@ -361,6 +361,7 @@ def test_outputs_do_not_depend_on_tiers(num_slabs: int, budget: int, tmp_path: P
         for _ in range(rng.randrange(3)):
             core.step()
         core.abort("doomed")
+        core.prefetch(core.model.block_hashes(prompts[rng.randrange(8)], ""))
         core.check_invariants()
         outputs = run_to_end(core, requests)
         for request in requests:

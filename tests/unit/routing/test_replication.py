@@ -4,7 +4,7 @@ from rtp_serve.config.routing import ReplicationConfig, RoutingConfig
 from rtp_serve.routing.block_stream import BlockDelta
 from rtp_serve.routing.master import Master
 from rtp_serve.routing.replication import HotPrefixes
-from rtp_serve.routing.types import Decision, PrefillPoint
+from rtp_serve.routing.types import Decision, PrefillPoint, Replication, WorkerId
 from tests.unit.routing.requests import keys, make_request, make_status
 from tests.unit.routing.test_policies import make_candidates
 
@@ -51,7 +51,8 @@ def test_no_more_prefixes_are_watched_than_allowed():
     assert len(hot) == 10
 
 
-def test_a_decision_brings_the_advice():
+def advised() -> tuple[Master, tuple[Replication, ...]]:
+    """A Master, and what its decisions have advised: that w1 have what w0 has."""
     master = Master(RoutingConfig(replication=ReplicationConfig(enable=True)), Random(0))
     points = (PrefillPoint(100, 0, 0.1), PrefillPoint(1000, 0, 1.0))
     for name in ("w0", "w1"):
@@ -63,4 +64,18 @@ def test_a_decision_brings_the_advice():
         return master.schedule(make_request(f"r{number}", 560, block_hashes=hashes), 0.0)
 
     advice = [ask(number).replication for number in range(20)]
-    assert any(each is not None and each.target == "w1" for each in advice)
+    return master, tuple(each for each in advice if each is not None)
+
+
+def test_a_decision_brings_the_advice_and_its_target_is_told_once():
+    master, advice = advised()
+    assert {each.target for each in advice} == {"w1"}
+    assert master.take_advice(WorkerId("w0")) == ()
+    assert master.take_advice(WorkerId("w1")) == advice
+    assert master.take_advice(WorkerId("w1")) == ()
+
+
+def test_who_has_left_needs_no_advice():
+    master, _ = advised()
+    master.remove(WorkerId("w1"), 1.0)
+    assert master.take_advice(WorkerId("w1")) == ()
