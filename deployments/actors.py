@@ -16,7 +16,7 @@ in the arena and on the disk. It ends by itself, some time after the last replic
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +32,19 @@ from rtp_serve.errors import StoreUnavailable
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
 from rtp_serve.kv_store.arena_files import ArenaFiles
-from rtp_serve.kv_store.client import FetchedBlock, Found, StoreStats
+from rtp_serve.kv_store.client import (
+    FetchedBlock,
+    Found,
+    StoreStats,
+    TierNews,
+    TierPosition,
+)
 from rtp_serve.kv_store.disk.record import DiskLocation
 from rtp_serve.kv_store.lease import Location
 from rtp_serve.kv_store.members import Members
 from rtp_serve.kv_store.opening import join_arena, layout_digest, open_node_store
 from rtp_serve.kv_store.reservation import Refusal, Reservation, StoreRequest
+from rtp_serve.kv_store.tier_counts import Tier
 from rtp_serve.observability.logging import configure_logging
 from rtp_serve.worker.ranks.plan import RankPlan
 
@@ -195,6 +202,9 @@ class KVStoreActor:
 
     def note_decoding(self, owner: str, is_decoding: bool) -> None:
         self._store.note_decoding(owner, is_decoding)
+
+    def news(self, known: Mapping[Tier, TierPosition]) -> tuple[TierNews, ...]:
+        return self._store.news(known)
 
     def trim(self, num_bytes: int) -> int:
         return self._store.trim(num_bytes)

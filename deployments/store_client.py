@@ -3,7 +3,7 @@
 Whatever happens to the actor or to Ray, the engine sees a store in which nothing is found.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,13 +17,20 @@ from rtp_serve.clock import Clock
 from rtp_serve.config.kv_store import KVStoreConfig
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_cache.spec import KVCacheSpec, TileOrder
-from rtp_serve.kv_store.client import FetchedBlock, Found, StoreStats
+from rtp_serve.kv_store.client import (
+    FetchedBlock,
+    Found,
+    StoreStats,
+    TierNews,
+    TierPosition,
+)
 from rtp_serve.kv_store.disk.record import DiskLocation
 from rtp_serve.kv_store.index_stats import IndexStats
 from rtp_serve.kv_store.lease import Lease, Location
 from rtp_serve.kv_store.member import member_name
 from rtp_serve.kv_store.opening import OpenedStore, disk_directory, join_arena
 from rtp_serve.kv_store.reservation import Refusal, RefusalReason, Reservation, StoreRequest
+from rtp_serve.kv_store.tier_counts import Tier
 
 _START_TIMEOUT_S = 5.0
 _CALL_TIMEOUT_S = 1.0
@@ -105,6 +112,9 @@ class ActorStoreClient:
 
     def note_decoding(self, owner: str, is_decoding: bool) -> None:
         self._tell(lambda actor: actor.note_decoding.remote(owner, is_decoding))
+
+    def news(self, known: Mapping[Tier, TierPosition]) -> tuple[TierNews, ...]:
+        return self._ask(lambda actor: actor.news.remote(known), ())
 
     def trim(self, num_bytes: int) -> int:
         return self._ask(lambda actor: actor.trim.remote(num_bytes), 0)

@@ -14,6 +14,7 @@ from deployments.master.client import MasterClient
 from deployments.master.connection import MasterConnection
 from deployments.master.link import MasterLink
 from deployments.master.stand_in import StandIn
+from deployments.master.store_follower import StoreFollower
 from deployments.replica_model import ReplicaModel
 from rtp_serve.clock import WallClock
 from rtp_serve.config.routing import RoutingConfig
@@ -52,11 +53,12 @@ async def start_link(
     worker_id = WorkerId(replica)
     node_id = ray.get_runtime_context().get_node_id()
     epoch = int(clock.wall() * 1000)
-    identity = WorkerIdentity(worker_id, epoch, role(), node_id)
+    identity = WorkerIdentity(worker_id, epoch, role(), node_id, engine.store_name)
     reporter = await asyncio.to_thread(engine.reporter, identity)  # it may measure first
     application = serve.get_replica_context().app_name
     connection = options.connection(application)
-    link = MasterLink(worker_id, reporter, connection, clock, role, engine.prefetch)
+    store = StoreFollower(engine.store_name, engine.store_news) if engine.store_name else None
+    link = MasterLink(worker_id, reporter, connection, clock, role, engine.prefetch, store)
     link.start()
     return link
 

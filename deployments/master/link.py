@@ -15,6 +15,7 @@ from dataclasses import replace
 from deployments.master.channel import MasterSilent
 from deployments.master.connection import MasterConnection
 from deployments.master.names import booked
+from deployments.master.store_follower import StoreFollower
 from deployments.master.wire import Ended, decode_heard, encode
 from rtp_serve.clock import Clock
 from rtp_serve.kv_cache.block import BlockHash
@@ -45,15 +46,18 @@ class MasterLink:
         clock: Clock,
         role: Callable[[], Role],
         prefetch: Callable[[Sequence[BlockHash]], None],
+        store: StoreFollower | None = None,
     ) -> None:
         """`role` is that of the moment; the reporter's is passed over. `prefetch` is called with
-        chains that are worth having here, and returns at once."""
+        chains that are worth having here, and returns at once. `store` is that of the tiers below
+        the device."""
         self._worker_id = worker_id
         self._reporter = reporter
         self._connection = connection
         self._clock = clock
         self._role = role
         self._prefetch = prefetch
+        self._store = store
         self._told_role: Role | None = None
         self._instance = ""
         self._is_up: bool | None = None  # None: not known yet
@@ -61,11 +65,15 @@ class MasterLink:
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
+        if self._store is not None:
+            self._store.start()
 
     async def close(self) -> None:
         """Leave. A Master that does not hear it finds the replica silent."""
         if self._task is None:
             return
+        if self._store is not None:
+            await self._store.close()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         with suppress(MasterSilent):
@@ -92,12 +100,17 @@ class MasterLink:
     async def _report(self) -> None:
         """Raises MasterSilent."""
         role = self._told_role = self._role()
-        data = encode(_named(self._reporter.take(), role))
+        report = _named(self._reporter.take(), role)
+        if self._store is not None:
+            report = self._store.added_to(report)
+        data = encode(report)
         heard = decode_heard(await self._connection.ask("report", data, timeout_s=self._timeout_s))
         if heard.needs_snapshot or heard.instance != (self._instance or heard.instance):
             self._reporter.send_all()
         for chain in heard.to_prefetch:
             self._prefetch(chain)
+        if self._store is not None:
+            self._store.known = heard.tiers
         self._up(heard.instance)
 
     @property
@@ -112,6 +125,8 @@ class MasterLink:
 
     @property
     def _has_news(self) -> bool:
+        if self._store is not None and self._store.has_news:
+            return True
         return self._reporter.has_news or self._role() is not self._told_role
 
     # A change of state is one line in the log, however often it is found again.

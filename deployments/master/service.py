@@ -19,7 +19,7 @@ from deployments.master.wire import (
 )
 from rtp_serve.clock import Clock
 from rtp_serve.config.routing import RoutingConfig
-from rtp_serve.routing.block_stream import StreamOutcome
+from rtp_serve.routing.block_stream import StreamOutcome, Tier
 from rtp_serve.routing.master import Master
 from rtp_serve.routing.standing import DecisionRecord, FleetStanding
 from rtp_serve.routing.types import Decision, Outcome
@@ -68,9 +68,14 @@ class MasterService:
         is_new = not master.knows(status.worker_id)
         if is_new:  # its blocks need its slot
             master.on_status(status, now)
+        # Of a store the answer says what is known.
         outcomes = [
-            *map(master.on_delta, report.deltas),
-            *map(master.on_page, report.pages),
+            outcome
+            for outcome, each in (
+                *zip(map(master.on_delta, report.deltas), report.deltas, strict=True),
+                *zip(map(master.on_page, report.pages), report.pages, strict=True),
+            )
+            if each.tier is Tier.DEVICE
         ]
         lost = () if is_new else master.on_status(status, now)
         if lost:
@@ -83,6 +88,7 @@ class MasterService:
                 self._instance,
                 StreamOutcome.NEEDS_SNAPSHOT in outcomes,
                 tuple(each.hashes for each in advice),
+                master.tier_positions(status.store),
             )
         )
 

@@ -5,6 +5,8 @@ import msgspec
 
 from deployments.channels.framing import decoded
 from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.kv_store.client import TierPosition
+from rtp_serve.routing.block_stream import Tier
 from rtp_serve.routing.report import WorkerReport
 from rtp_serve.routing.snapshot import RoutingSnapshot
 from rtp_serve.routing.standing import FleetStanding
@@ -22,6 +24,9 @@ class Heard(msgspec.Struct, frozen=True, array_like=True):
 
     to_prefetch: tuple[tuple[BlockHash, ...], ...] = ()
     """Chains, from their beginnings, that are worth having there."""
+
+    tiers: dict[Tier, TierPosition] = {}
+    """What the Master knows of the worker's store."""
 
 
 class Ruling(msgspec.Struct, frozen=True, array_like=True):

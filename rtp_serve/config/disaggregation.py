@@ -90,10 +90,10 @@ class DisaggregatedConfig(AppConfig):
             prefill = self._prefill_engine()
         except ValidationError as error:
             raise ValueError(f"prefill.engine: {explain(error)}") from error
-        if self.routing.replication.enable and not prefill.kv_store.host.enable:
+        if self.routing.replication.enable and not prefill.kv_store.remote.enable:
             raise ValueError(
-                "routing.replication.enable needs prefill.engine.kv_store.host.enable: copies of "
-                "hot prefixes come from the tiers"
+                "routing.replication.enable needs prefill.engine.kv_store.remote.enable: copies of "
+                "hot prefixes come from other nodes' tiers"
             )
         if self.switching:
             self._check_switching(prefill)

@@ -61,8 +61,8 @@ class ReplicationConfig(Config):
     """Copies of prefixes that many requests begin with."""
 
     enable: bool = False
-    """Bring a hot prefix to a second worker before requests wait for the first. It comes from the
-    KV tiers, which must be there."""
+    """Bring a hot prefix to a worker of another node before requests wait for the first. It comes
+    from the KV tiers of its node, so `kv_store.remote` must be on."""
 
     half_life_s: float = Field(default=10.0, gt=0)
     """A request so long ago counts half for how hot a prefix is."""

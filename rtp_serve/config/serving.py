@@ -154,10 +154,10 @@ class AppConfig(Config):
 
     @model_validator(mode="after")
     def _check_replication(self) -> "AppConfig":
-        if self.routing.replication.enable and not self.engine.kv_store.host.enable:
+        if self.routing.replication.enable and not self.engine.kv_store.remote.enable:
             raise ValueError(
-                "routing.replication.enable needs engine.kv_store.host.enable: copies of hot "
-                "prefixes come from the tiers"
+                "routing.replication.enable needs engine.kv_store.remote.enable: copies of hot "
+                "prefixes come from other nodes' tiers, and replicas of one node share theirs"
             )
         return self
 

@@ -13,7 +13,7 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from rtp_serve.config.engine import ModelSource
@@ -43,6 +43,8 @@ from rtp_serve.errors import (
     ReloadRefused,
 )
 from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.kv_store.client import TierNews, TierPosition
+from rtp_serve.kv_store.tier_counts import Tier
 from rtp_serve.routing.report import Reporter, WorkerIdentity
 from rtp_serve.routing.standing import FleetStanding
 
@@ -124,6 +126,17 @@ class AsyncEngine:
     def block_size(self) -> int:
         """Tokens of a block."""
         return self._core.block_size
+
+    @property
+    def store_name(self) -> str:
+        """Of the tiers that it shares with others; empty without any."""
+        tiers = self._core.tiers
+        return tiers.store_name if tiers is not None else ""
+
+    def store_news(self, known: Mapping[Tier, TierPosition]) -> tuple[TierNews, ...]:
+        """What these tiers have that somebody does not know, see `StoreClient.news`. For any thread
+        that may wait."""
+        return self._caches.news(known)
 
     @property
     def model(self) -> ServedModel:

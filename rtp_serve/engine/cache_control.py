@@ -3,13 +3,15 @@
 Calls wait for the node's store, which may be another process; the engine goes on meanwhile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rtp_serve.engine.cache_answers import CacheStats, DeviceStats, Pinned, TiersStats, Trimmed
 from rtp_serve.engine.core import EngineCore
 from rtp_serve.errors import NoKVTiers
+from rtp_serve.kv_store.client import TierNews, TierPosition
 from rtp_serve.kv_store.exposition import render_store
 from rtp_serve.kv_store.lower_tiers import LowerTiers
+from rtp_serve.kv_store.tier_counts import Tier
 
 
 class CacheControl:
@@ -38,6 +40,11 @@ class CacheControl:
             block_size=self._core.block_size,
         )
         return CacheStats("engine", device, self._tiers_stats())
+
+    def news(self, known: Mapping[Tier, TierPosition]) -> tuple[TierNews, ...]:
+        """See `StoreClient.news`; nothing without tiers."""
+        tiers = self._core.tiers
+        return tiers.news(known) if tiers is not None else ()
 
     def trim(self, num_bytes: int) -> Trimmed:
         """Have the arena give up blocks of at least so many bytes. Raises NoKVTiers."""

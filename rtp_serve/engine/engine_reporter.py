@@ -87,6 +87,7 @@ class EngineReporter:
             identity.epoch,
             identity.role,
             identity.node_id,
+            identity.store,
             num_blocks=pool.num_usable,
             num_free_blocks=pool.num_free,
             num_decoding=requests.num_decoding,

@@ -4,7 +4,7 @@ The answers are metadata. Blocks themselves the engine writes into the arena and
 and disk on its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.kv_cache.block_changes import BlockNews
 from rtp_serve.kv_store.disk.record import DiskLocation
 from rtp_serve.kv_store.disk.stats import DiskStats
 from rtp_serve.kv_store.index_stats import IndexStats
 from rtp_serve.kv_store.lease import Lease, Location
 from rtp_serve.kv_store.reservation import Refusal, Reservation, StoreRequest
+from rtp_serve.kv_store.tier_counts import Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,32 @@ class FetchedBlock:
     payload: npt.NDArray[np.uint8]
     checksum: bytes
     """Of the bytes that the key means: the payload is to be compared with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierPosition:
+    """How far somebody has followed one tier of a store."""
+
+    epoch: int
+    """Another number in each life of the store's process, and a higher one."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class TierNews:
+    """What can be found in a tier, or what has changed of it."""
+
+    tier: Tier
+
+    since: int
+    """The version before; of no meaning where `blocks` are all."""
+
+    position: TierPosition
+    """After it."""
+
+    blocks: BlockNews
+    """The last word on each block, whichever of the changes are known already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +134,11 @@ class StoreClient(Protocol):
     def pin(self, chain: Sequence[BlockHash], owner: str, expires_s: float | None) -> int:
         """Keep what is there of a chain in the arena, until a time on the node's monotonic clock or
         for as long as the owner lives; how many blocks that are."""
+        ...
+
+    def news(self, known: Mapping[Tier, TierPosition]) -> tuple[TierNews, ...]:
+        """What somebody does not know who has followed the tiers so far; all of a tier that he has
+        not followed, or in another life of it."""
         ...
 
     def trim(self, num_bytes: int) -> int:

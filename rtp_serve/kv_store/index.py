@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.kv_cache.block_changes import BlockNews
 from rtp_serve.kv_store.arena import SlabRecord
 from rtp_serve.kv_store.block import Block, BlockState
 from rtp_serve.kv_store.block_events import BlockEvent, BlockEvents
@@ -245,6 +246,12 @@ class BlockIndex:
     def events_since(self, version: int) -> tuple[BlockEvent, ...] | None:
         """See `BlockEvents.since`; None asks for a snapshot."""
         return self._ledger.events.since(version)
+
+    def news(self, since: int | None) -> tuple[int, BlockNews | None]:
+        """The present version, and what `BlockEvents.news` says."""
+        events = self._ledger.events
+        ready = (block.key for block in self._tree if block.state is BlockState.READY)
+        return events.version, events.news(since, ready)
 
     def snapshot(self) -> IndexSnapshot:
         """All that can be found."""

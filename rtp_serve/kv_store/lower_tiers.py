@@ -10,7 +10,7 @@ device blocks are the job's: nobody else writes them. A job never fails; it move
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +20,7 @@ import numpy as np
 from rtp_serve.clock import Clock
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_store.arena import Arena
-from rtp_serve.kv_store.client import StoreClient, StoreStats
+from rtp_serve.kv_store.client import StoreClient, StoreStats, TierNews, TierPosition
 from rtp_serve.kv_store.device_blocks import DeviceBlocks
 from rtp_serve.kv_store.disk.reader import DiskReader, ReadOutcome
 from rtp_serve.kv_store.disk.record import DiskLocation
@@ -176,6 +176,10 @@ class LowerTiers:
     def store_stats(self) -> StoreStats:
         """Of the node's store. This one, `trim` and `pin` wait for it, in any thread."""
         return self._access.client.stats()
+
+    def news(self, known: Mapping[Tier, TierPosition]) -> tuple[TierNews, ...]:
+        """See `StoreClient.news`; waits for the store, too."""
+        return self._access.client.news(known)
 
     def trim(self, num_bytes: int) -> int:
         """See `StoreClient.trim`."""

@@ -19,7 +19,13 @@ import numpy as np
 from rtp_serve.clock import Clock
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.kv_store.arena import Arena
-from rtp_serve.kv_store.client import FetchedBlock, Found, StoreStats
+from rtp_serve.kv_store.client import (
+    FetchedBlock,
+    Found,
+    StoreStats,
+    TierNews,
+    TierPosition,
+)
 from rtp_serve.kv_store.disk.record import DiskLocation
 from rtp_serve.kv_store.disk.tier import DiskTier
 from rtp_serve.kv_store.disk.writer import BlockToStore
@@ -30,6 +36,7 @@ from rtp_serve.kv_store.member import is_dead, member_name
 from rtp_serve.kv_store.pace import Pace
 from rtp_serve.kv_store.pin_file import Pin, PinFile
 from rtp_serve.kv_store.reservation import Refusal, Reservation, StoreRequest
+from rtp_serve.kv_store.tier_counts import Tier
 
 _SPILL_BLOCKS = 8
 """Written with one sync."""
@@ -57,6 +64,8 @@ class NodeStore:
         this process."""
         self._arena = arena
         self._clock = clock
+        # The arena's epochs begin anew with its file.
+        self._life = int(clock.wall() * 1000)
         self._disk = disk
         self._index = BlockIndex(
             arena.scan(),
@@ -156,6 +165,27 @@ class NodeStore:
     def trim(self, num_bytes: int) -> int:
         with self._changed:
             return self._index.trim(num_bytes)
+
+    def news(self, known: Mapping[Tier, TierPosition]) -> tuple[TierNews, ...]:
+        with self._changed:
+            tiers = [(Tier.HOST, self._index.news(self._since(Tier.HOST, known)))]
+        if self._disk is not None:
+            tiers.append((Tier.DISK, self._disk.news(self._since(Tier.DISK, known))))
+        return tuple(
+            TierNews(
+                tier,
+                self._since(tier, known) or 0,
+                TierPosition(self._life, version),
+                blocks,
+            )
+            for tier, (version, blocks) in tiers
+            if blocks is not None
+        )
+
+    def _since(self, tier: Tier, known: Mapping[Tier, TierPosition]) -> int | None:
+        position = known.get(tier)
+        is_ours = position is not None and position.epoch == self._life
+        return position.version if position is not None and is_ours else None
 
     def stats(self) -> StoreStats:
         with self._changed:

@@ -1,4 +1,4 @@
-"""How a holder of blocks (a worker's device, a node's tier) tells the Master what it has.
+"""How a holder of blocks (a worker's device, a store's tier) tells the Master what it has.
 
 A holder counts its changes. A delta says from which count to which it leads; one that does not
 begin where the last ended leaves a gap, and nothing but a snapshot closes it. A snapshot comes in
@@ -12,7 +12,7 @@ from rtp_serve.kv_cache.block import BlockHash
 
 
 class Tier(Enum):
-    """Where blocks are. A device's holder is a worker, another tier's is a node."""
+    """Where blocks are. A device's holder is a worker, another tier's is a store."""
 
     DEVICE = "device"
     HOST = "host"

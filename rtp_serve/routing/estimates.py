@@ -82,13 +82,13 @@ class Estimates:
     def _restored(
         self, request: RequestFeatures, slots: Ints, cached: Ints, prefill_s: Floats
     ) -> tuple[Ints, Floats, Floats]:
-        """With what nodes' tiers would give, where that is faster than to compute it."""
+        """With what tiers would give, where that is faster than to compute it."""
         found, seconds = self._lower.match(request.block_hashes)
-        nodes = self._fleet.node_slots[slots]
+        stores = self._fleet.store_slots[slots]
         size, last = self._block_size, request.num_tokens - 1
-        reach = np.where(nodes >= 0, np.minimum(found[nodes] * size, last), 0)
+        reach = np.where(stores >= 0, np.minimum(found[stores] * size, last), 0)
         reach = np.maximum(reach, cached)
-        load_s = np.where(nodes >= 0, seconds[nodes], 0.0) * (reach - cached)
+        load_s = np.where(stores >= 0, seconds[stores], 0.0) * (reach - cached)
         after_s = self._predictor.predict(slots, request.num_tokens - reach, reach)
         is_faster = (reach > cached) & (load_s + after_s < prefill_s)
         return (

@@ -17,13 +17,13 @@ class Fleet:
 
     def __init__(self, max_workers: int) -> None:
         self.slots = Slots(max_workers)
-        self.nodes = Slots(max_workers)
+        self.stores = Slots(max_workers)
         self.num_blocks: Ints = np.zeros(max_workers, np.int64)
         self.num_free_blocks: Ints = np.zeros(max_workers, np.int64)
         self.num_decoding: Ints = np.zeros(max_workers, np.int64)
         self.itl_s: Floats = np.zeros(max_workers)
-        self.node_slots: Ints = np.full(max_workers, -1, np.int64)
-        """−1 of a worker without a node's tiers."""
+        self.store_slots: Ints = np.full(max_workers, -1, np.int64)
+        """−1 of a worker without tiers below its device."""
         self._seen_s: Floats = np.full(max_workers, -np.inf)
         self._roles: Ints = np.full(max_workers, -1, np.int64)
         self._epochs = [0] * max_workers
@@ -75,7 +75,7 @@ class Fleet:
         self.num_free_blocks[slot] = status.num_free_blocks
         self.num_decoding[slot] = status.num_decoding
         self.itl_s[slot] = status.itl_s
-        self.node_slots[slot] = self.nodes.add(status.node_id) if status.node_id else -1
+        self.store_slots[slot] = self.stores.add(status.store) if status.store else -1
         self._seen_s[slot] = now
         self._statuses[status.worker_id] = status
         self._epochs[slot] = status.epoch
@@ -92,6 +92,11 @@ class Fleet:
         self._roles[slot], self._is_usable[slot] = -1, False
         self._by_role.clear()
         return slot
+
+    def unused_stores(self) -> tuple[str, ...]:
+        """Stores that no worker shares any more."""
+        used = {status.store for status in self._statuses.values()}
+        return tuple(name for name in self.stores if name not in used)
 
     def silence(self, now: float, limit_s: float) -> tuple[WorkerId, ...]:
         """Pass over workers that have said nothing for longer, until they do; name the new ones."""

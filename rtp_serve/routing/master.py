@@ -14,6 +14,7 @@ import numpy as np
 
 from rtp_serve.config.routing import DEFAULT_CLASS, RoutingConfig, SloClass
 from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.kv_store.client import TierPosition
 from rtp_serve.routing.admission import Admission
 from rtp_serve.routing.assumed_blocks import AssumedBlocks
 from rtp_serve.routing.block_stream import BlockDelta, SnapshotPage, StreamOutcome, Tier
@@ -63,7 +64,7 @@ class Master:
         self._policy = make_policy(config.policy, config.knobs)
         self._fleet = Fleet(config.max_workers)
         self._index = PrefixIndex(self._fleet.slots)
-        self._lower = LowerTiers(self._fleet.nodes, config.tiers)
+        self._lower = LowerTiers(self._fleet.stores, config.tiers)
         self._assumed = AssumedBlocks()
         self._ledger = Ledger(config.max_workers)
         self._predictor = PrefillPredictor(
@@ -143,6 +144,9 @@ class Master:
         self._index.forget(worker_id)
         self._advice.pop(worker_id, None)
         self._benchmarks.learned(self._fleet.remove(worker_id))
+        for store in self._fleet.unused_stores():
+            self._lower.forget(store)
+            self._fleet.stores.remove(store)
         return lost
 
     def expire(self, now: float) -> dict[str, RequestState]:
@@ -187,6 +191,10 @@ class Master:
         choice = self._policy.choose(request, candidates, self._rng)
         return self._book(request, candidates, choice, slo, now)
 
+    def tier_positions(self, store: str) -> dict[Tier, TierPosition]:
+        """How far it has followed the tiers of a store."""
+        return self._lower.positions(store)
+
     def take_advice(self, worker_id: WorkerId) -> tuple[Replication, ...]:
         """What would be worth bringing to this worker, of decisions since the last call."""
         return tuple(self._advice.pop(worker_id, ()))
@@ -209,6 +217,7 @@ class Master:
                 status.num_free_blocks,
                 int(ledger.reserved_blocks[slot]),
                 self._index.num_blocks(status.worker_id),
+                self._lower.num_blocks(status.store),
             )
             for slot, status, seen_s in fleet.statuses()
         )

@@ -57,6 +57,11 @@ class PrefixIndex:
         """Every holder with its epoch and version."""
         return ((name, each.epoch, each.version) for name, each in self._streams.items())
 
+    def position(self, holder: str) -> tuple[int, int] | None:
+        """Its epoch and version; None of one that has said nothing."""
+        stream = self._streams.get(holder)
+        return (stream.epoch, stream.version) if stream else None
+
     def blocks(self, holder: str) -> frozenset[BlockHash]:
         """What it has, a copy."""
         stream = self._streams.get(holder)

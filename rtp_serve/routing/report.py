@@ -14,12 +14,12 @@ from rtp_serve.routing.types import Role, WorkerId, WorkerStatus
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """What a worker sends at one time: blocks first, then status."""
+    """What a worker sends at one time: blocks first, its own and its store's, then status."""
 
     deltas: tuple[BlockDelta, ...]
 
     pages: tuple[SnapshotPage, ...]
-    """Of one snapshot, all of them and in order; there are no deltas beside them."""
+    """Of one snapshot a holder, all of them and in order; there are no deltas of it beside them."""
 
     status: WorkerStatus
 
@@ -36,7 +36,9 @@ class WorkerIdentity:
     role: Role
 
     node_id: str
-    """Whose host and disk tiers it shares; empty if it has none."""
+
+    store: str = ""
+    """Name of the tiers below the device that it shares with others; empty if it has none."""
 
 
 class Reporter(Protocol):

@@ -35,6 +35,9 @@ class WorkerStanding:
     num_cached_blocks: int
     """That the Master knows of."""
 
+    num_tier_blocks: int
+    """That it knows of in the tiers below the worker's device, counted in each."""
+
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:

@@ -66,7 +66,9 @@ class WorkerStatus:
     role: Role = Role.MIXED
 
     node_id: str = ""
-    """Whose host and disk tiers it shares; empty if it has none."""
+
+    store: str = ""
+    """Name of the tiers below the device that it shares with others; empty if it has none."""
 
     num_blocks: int = 0
     """Of its KV cache."""

@@ -98,6 +98,15 @@ def num_ready(app: RunningApp) -> int:
     return int(store["host"]["slabs_by_state"].get("ready", 0))
 
 
+def is_known_to_the_master(app: RunningApp) -> bool:
+    """As much of both workers' store as the store has."""
+    (store,) = ask(app, "GET", "stats")["stores"]
+    num_blocks = store["host"]["slabs_by_state"]["ready"] + store["disk"]["num_blocks"]
+    answer = httpx.get(f"{app.url}/routing", headers={"authorization": "Bearer root"}, timeout=10)
+    assert answer.status_code == 200, answer.text
+    return [each["num_tier_blocks"] for each in answer.json()["workers"]] == [num_blocks] * 2
+
+
 def pins(app: RunningApp) -> int:
     """In the one store; 0 while it does not answer."""
     (store,) = ask(app, "GET", "stats")["stores"]
@@ -155,6 +164,7 @@ def test_replicas_share_outlive_the_store_and_find_the_disk_again(
 
         until(is_shared)
         assert num_full > 200
+        until(lambda: is_known_to_the_master(app))
         check_that_caches_can_be_told_trimmed_and_pinned(app, prompt)
         num_pins = pins(app)
         assert num_pins > 10

@@ -13,9 +13,14 @@ import threading
 from collections.abc import Sequence
 
 from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.kv_cache.block_changes import BlockNews
+from rtp_serve.kv_store.block_events import BlockEvents
 from rtp_serve.kv_store.disk.record import DiskLocation, Record
 from rtp_serve.kv_store.disk.segment import Segment
 from rtp_serve.kv_store.eviction.lru import LRU
+
+_NUM_EVENTS = 4096
+"""How many events are remembered."""
 
 
 class DiskIndex:
@@ -28,6 +33,7 @@ class DiskIndex:
         self._by_key: dict[BlockHash, Record] = {}
         self._kept: set[BlockHash] = set()
         self._order = LRU(1)  # of those kept; the capacity is of no use to it
+        self._events = BlockEvents(_NUM_EVENTS, 0)
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -91,6 +97,8 @@ class DiskIndex:
             before = self._by_key.get(record.key)
             if before is not None:
                 self._take_out(before)
+            else:
+                self._events.append(record.key, is_added=True)
             self._by_key[record.key] = record
             self._segment_of(record).records[record.location.offset] = record
             self.live_bytes += record.location.record_bytes
@@ -114,6 +122,11 @@ class DiskIndex:
             del self.segments[number]
         return len(records)
 
+    def news(self, since: int | None) -> tuple[int, BlockNews | None]:
+        """The present version, and what `BlockEvents.news` says."""
+        with self._lock:
+            return self._events.version, self._events.news(since, self._by_key)
+
     def _segment_of(self, record: Record) -> Segment:
         return self.segments[record.location.segment]
 
@@ -131,6 +144,7 @@ class DiskIndex:
     def _forget(self, record: Record) -> None:
         self._take_out(record)
         del self._by_key[record.key]
+        self._events.append(record.key, is_added=False)
         if record.key in self._kept:
             self._kept.remove(record.key)
             self._order.remove(record.key)

@@ -27,6 +27,7 @@ from typing import Self
 from rtp_serve.clock import Clock
 from rtp_serve.errors import DiskUnavailable
 from rtp_serve.kv_cache.block import BlockHash
+from rtp_serve.kv_cache.block_changes import BlockNews
 from rtp_serve.kv_store.disk.directory import DiskDirectory
 from rtp_serve.kv_store.disk.file_io import FileIO
 from rtp_serve.kv_store.disk.health import Health, TierState
@@ -168,6 +169,10 @@ class DiskTier:
             self._health.num_errors,
             replace(self._counts),
         )
+
+    def news(self, since: int | None) -> tuple[int, BlockNews | None]:
+        """Of what can be found, see `DiskIndex.news`."""
+        return self._index.news(since)
 
     # Starting
 

@@ -1,14 +1,17 @@
-"""A hot prefix: from the Master's advice to the blocks in another engine's cache."""
+"""A hot prefix: from the Master's advice to the blocks in an engine's cache on another node."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from deployments.master.link import MasterLink
+from deployments.master.store_follower import StoreFollower
 from deployments.master.wire import decode_ruling, decode_standing, encode
 from rtp_serve.clock import WallClock
 from rtp_serve.config.routing import RoutingConfig
 from rtp_serve.engine.async_engine import AsyncEngine
+from rtp_serve.kv_store.lower_tiers import StoreAccess
 from rtp_serve.routing.report import WorkerIdentity
 from rtp_serve.routing.types import RequestFeatures, Role, WorkerId
 from tests.deployments.master.played_master import PlayedMaster
@@ -25,14 +28,20 @@ CONFIG = RoutingConfig.model_validate(
 class LinkedEngine:
     """An engine over a node's tiers, and its link to the Master."""
 
-    def __init__(self, name: str, node: Node, master: PlayedMaster) -> None:
+    def __init__(self, name: str, access: StoreAccess, master: PlayedMaster) -> None:
         clock = WallClock()
-        core = make_core(worker=MemoryWorker(64), access=node.access, clock=clock)
+        core = make_core(worker=MemoryWorker(64), access=access, clock=clock)
         self.engine = AsyncEngine(core, 64, lambda: "")
         self.worker_id = WorkerId(name)
-        reporter = self.engine.reporter(WorkerIdentity(self.worker_id, 1, Role.MIXED, "node"))
+        identity = WorkerIdentity(self.worker_id, 1, Role.MIXED, name, self.engine.store_name)
         self._link = MasterLink(
-            self.worker_id, reporter, master, clock, lambda: Role.MIXED, self.engine.prefetch
+            self.worker_id,
+            self.engine.reporter(identity),
+            master,
+            clock,
+            lambda: Role.MIXED,
+            self.engine.prefetch,
+            StoreFollower(self.engine.store_name, self.engine.store_news),
         )
         self._link.start()
 
@@ -49,39 +58,54 @@ class LinkedEngine:
 
 
 @asynccontextmanager
-async def linked(name: str, node: Node, master: PlayedMaster) -> AsyncIterator[LinkedEngine]:
-    engine = LinkedEngine(name, node, master)
+async def linked(
+    name: str, access: StoreAccess, master: PlayedMaster
+) -> AsyncIterator[LinkedEngine]:
+    engine = LinkedEngine(name, access, master)
     try:
         yield engine
     finally:
         await engine.close()
 
 
-def known_blocks(master: PlayedMaster) -> dict[str, int]:
-    """By worker."""
+def access_of(node: Node, name: str, other: Node | None = None) -> StoreAccess:
+    """`other` is asked for what the node has not."""
+    access = node.access
+    access.client.other = other.store if other is not None else None
+    return replace(access, name=name)
+
+
+def known_blocks(master: PlayedMaster) -> dict[str, tuple[int, int]]:
+    """By worker: on the device, and in the tiers below it."""
     workers = decode_standing(master.service.figures()).workers
-    return {each.worker_id: each.num_cached_blocks for each in workers}
+    return {each.worker_id: (each.num_cached_blocks, each.num_tier_blocks) for each in workers}
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    while not is_so():
+        await asyncio.sleep(0.01)
 
 
 def test_a_hot_prefix_comes_to_the_second_engine_before_a_request_does():
     async def scenario() -> None:
-        node, master = Node(), PlayedMaster(config=CONFIG)
-        async with asyncio.timeout(30), linked("a", node, master) as first:
+        here, there, master = Node(), Node(), PlayedMaster(config=CONFIG)
+        async with (
+            asyncio.timeout(60),
+            linked("a", access_of(here, "store a"), master) as first,
+            linked("b", access_of(there, "store b", here), master) as second,
+        ):
             assert await first.complete("r", HOT) == 0
-            async with linked("b", node, master) as second:
-                while known_blocks(master) != {"a": NUM_BLOCKS, "b": 0}:
-                    await asyncio.sleep(0.01)
-                while node.store.stats().host.counts.stored < NUM_BLOCKS:
-                    await asyncio.sleep(0.01)
-                hashes = first.engine.model.block_hashes(HOT, "")
-                for number in range(20):
-                    asked = RequestFeatures(f"hot {number}", len(HOT) + 1, hashes, 0.0)
-                    ruling = decode_ruling(master.service.schedule(encode(asked)))
-                    assert ruling.worker_id == "a", "no request brings it to b"
-                while known_blocks(master)["b"] < NUM_BLOCKS:
-                    await asyncio.sleep(0.01)
-                assert await second.complete("s", (*HOT, 5)) == len(HOT)
-        node.check()
-        node.store.close()
+            has_all, has_none = (NUM_BLOCKS, NUM_BLOCKS), (0, 0)
+            await until(lambda: known_blocks(master) == {"a": has_all, "b": has_none})
+            hashes = first.engine.model.block_hashes(HOT, "")
+            for number in range(20):
+                asked = RequestFeatures(f"hot {number}", len(HOT) + 1, hashes, 0.0)
+                ruling = decode_ruling(master.service.schedule(encode(asked)))
+                assert ruling.worker_id == "a", "no request brings it to b"
+            await until(lambda: known_blocks(master)["b"][0] == NUM_BLOCKS)
+            assert await second.complete("s", (*HOT, 5)) == len(HOT)
+        for node in (here, there):
+            node.check()
+            node.store.close()
 
     asyncio.run(scenario())

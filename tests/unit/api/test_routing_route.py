@@ -13,7 +13,7 @@ STANDING = FleetStanding(
     "first",
     12.5,
     1,
-    (WorkerStanding(A, Role.MIXED, "n", True, 0.1, 0.2, 1, 2, 100, 90, 5, 7),),
+    (WorkerStanding(A, Role.MIXED, "n", True, 0.1, 0.2, 1, 2, 100, 90, 5, 7, 9),),
     (
         DecisionRecord(
             "r",

@@ -21,11 +21,11 @@ def test_replicas_switch_between_equal_engines_alone(prefill: dict[str, Any], me
 
 
 def test_copies_of_hot_prefixes_need_the_tiers_of_prefill_replicas():
-    tiers = {"kv_store": {"host": {"enable": True}}}
+    tiers = {"kv_store": {"host": {"enable": True}, "remote": {"enable": True}}}
     routing = {"replication": {"enable": True}}
     assert DisaggregatedConfig(engine=tiers, routing=routing).routing.replication.enable
-    without = {"engine": {"kv_store": {"host": {"enable": False}}}}
-    with pytest.raises(ValidationError, match=r"needs prefill.engine.kv_store.host.enable"):
+    without = {"engine": {"kv_store": {"remote": {"enable": False}}}}
+    with pytest.raises(ValidationError, match=r"needs prefill.engine.kv_store.remote.enable"):
         DisaggregatedConfig(engine=tiers, routing=routing, prefill=without)
 
 

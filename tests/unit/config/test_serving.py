@@ -19,7 +19,7 @@ KEYS = {"auth": {"api_keys": [{"name": "alice", "sha256": "0" * 64}]}}
         ({"replica": {"num_replicas": 2, "autoscaling": {}}}, "num_replicas and autoscaling"),
         ({"channel": {"tcp_ports": [9, 3]}}, "the lower port comes first"),
         ({"channel": {"tcp_ports": [0, 3]}}, "channel.tcp_ports.0"),
-        ({"routing": {"replication": {"enable": True}}}, "needs engine.kv_store.host.enable"),
+        ({"routing": {"replication": {"enable": True}}}, "needs engine.kv_store.remote.enable"),
     ],
 )
 def test_a_wrong_setting_is_named(values: dict[str, Any], message: str):

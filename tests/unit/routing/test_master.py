@@ -326,12 +326,12 @@ def test_a_tenant_above_its_share_is_refused_before_the_others():
     assert (greedy.outcome, modest.outcome) == (Outcome.REJECTED, Outcome.ROUTED)
 
 
-def host_delta(node: str, *names: object) -> BlockDelta:
-    return BlockDelta(node, 1, 0, 1, keys(*names), tier=Tier.HOST)
+def host_delta(store: str, *names: object) -> BlockDelta:
+    return BlockDelta(store, 1, 0, 1, keys(*names), tier=Tier.HOST)
 
 
 def test_a_nodes_memory_is_reached_in_the_time_that_it_takes():
-    workers = [make_status(f"w{i}", node_id=f"n{i}", self_benchmark=BENCHMARK) for i in range(2)]
+    workers = [make_status(f"w{i}", store=f"n{i}", self_benchmark=BENCHMARK) for i in range(2)]
     master = make_master(*workers, tiers={"host_tokens_per_s": 10_000})
     master.on_delta(host_delta("n1", *range(62)))
     request = make_request(num_tokens=1000, block_hashes=keys(*range(62)))
@@ -342,11 +342,27 @@ def test_a_nodes_memory_is_reached_in_the_time_that_it_takes():
 
 
 def test_what_is_computed_sooner_than_restored_is_computed():
-    worker = make_status("w0", node_id="n0", self_benchmark=BENCHMARK)
+    worker = make_status("w0", store="n0", self_benchmark=BENCHMARK)
     master = make_master(worker, tiers={"host_tokens_per_s": 500})
     master.on_delta(host_delta("n0", *range(62)))
     request = make_request(num_tokens=1000, block_hashes=keys(*range(62)))
     assert master.schedule(request, 0.0).num_cached_tokens == 0
+
+
+def test_a_store_goes_with_the_last_worker_that_shares_it():
+    workers = [make_status(f"w{i}", store="n0", self_benchmark=BENCHMARK) for i in range(2)]
+    master = make_master(*workers, max_workers=2)
+    master.on_delta(host_delta("n0", *range(62)))
+    master.remove(WorkerId("w0"), 0.0)
+    request = make_request(num_tokens=1000, block_hashes=keys(*range(62)))
+    assert master.schedule(request, 0.0).num_cached_tokens == 992
+    master.remove(WorkerId("w1"), 0.0)
+    assert master.tier_positions("n0") == {}
+    for number in range(5):
+        status = make_status("w2", number + 1, store=f"n{number + 1}")
+        master.on_status(status, 0.0)
+        master.remove(WorkerId("w2"), 0.0)
+    master.check_invariants()
 
 
 def test_a_successor_decides_as_the_master_would_have():
