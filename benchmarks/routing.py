@@ -3,9 +3,15 @@
     python -m benchmarks.routing --traces DIR [--part NAME] [--json]
 
 Replays on a virtual clock, through the very code that routes, with modelled engines: figures but
-`decision_*`, `master_*` and `fleet_*` are the same on every machine. `master_rtt_p95_ms` is what an
-ingress waits for a Master in another process that decides 200 requests a second; `fleet_*` are
-times of a real fleet of three small replicas, the Master's over those of Serve's router.
+`decision_*`, `master_*` and those of real fleets are the same on every machine.
+`master_rtt_p95_ms` is what an ingress waits for a Master in another process that decides 200
+requests a second; `fleet_*` compare a real fleet of three small replicas with the same under
+Serve's router.
+
+`gap_*` are what the requests of such a fleet with two ingresses feel of a Master that is killed
+again and again: the p95 of TTFTs until the next one decides ÷ that of all while nobody is killed,
+how many fail, how long it takes, and the share of cached tokens that is not found;
+`router_restart_hits_lost` is that share of the requests that come after an ingress was killed.
 
 Knobs are tuned on the first half of Mooncake's trace; tests are on its other half and on RTP-LLM's,
 6 to 10 workers, three loads each. Ratios are ours ÷ other; the other of `…_vs_best_other_…` is the
@@ -27,6 +33,7 @@ from benchmarks.command import run
 from benchmarks.report import Report, say
 from benchmarks.routing_cells import OURS, RIVALS, Results, ratios, tested, tuned
 from benchmarks.routing_decisions import Size, decision_s
+from benchmarks.routing_faults import measure_faults
 from benchmarks.routing_fleet import measure_fleet
 from benchmarks.routing_master import round_trips_s
 from benchmarks.routing_scale import replayed
@@ -81,7 +88,7 @@ def main(
     parts: list[str] | None = typer.Option(
         None,
         "--part",
-        help="Default: decisions, generated, machines and cells; also: scale, master, fleet.",
+        help="Default: decisions, generated, machines, cells; also: scale, master, fleet, faults.",
     ),
     scale_requests: int = typer.Option(1_000_000, help="Of `scale`, over 1,000 workers."),
     repetitions: int = typer.Option(3, help="Of what runs in real time."),
@@ -99,6 +106,7 @@ def main(
         "scale": lambda report: _scale(report, scale_requests),
         "master": lambda report: _round_trips(report, repetitions),
         "fleet": lambda report: _fleet(report, repetitions),
+        "faults": lambda report: _faults(report, repetitions),
     }
     wanted = parts or _DEFAULT_PARTS
     unknown = sorted(set(wanted) - set(measures))
@@ -137,6 +145,11 @@ def _round_trips(report: Report, repetitions: int) -> None:
 def _fleet(report: Report, repetitions: int) -> None:
     with tempfile.TemporaryDirectory(prefix="rtp-bench-") as work:
         measure_fleet(report, Path(work), repetitions, _SEED)
+
+
+def _faults(report: Report, repetitions: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="rtp-bench-") as work:
+        measure_faults(report, Path(work), repetitions, _SEED)
 
 
 def _generated(report: Report) -> None:

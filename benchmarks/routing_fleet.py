@@ -3,53 +3,43 @@
 Two applications with equal replicas, of which one is halted while the other runs. In each
 repetition both get the same prompts, in the same order and at the same times: turns of assistants
 whose instructions many prompts share, and which fit into no single replica's cache all together.
+The assistants stay the same, so that caches are warm from the second repetition on; the first one
+is left out.
 """
 
 import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from time import perf_counter
-
-import httpx
+from statistics import fmean
+from typing import Any
 
 from benchmarks.plans import PATIENT_S, application, shipped_config
 from benchmarks.report import Report, say
 from benchmarks.samples import percentile
 from benchmarks.servers import SERVED_NAME, Server, ServerPlan
+from benchmarks.shared_prefixes import (
+    Answer,
+    Arrival,
+    SharedPrefixes,
+    num_cached_tokens,
+    play,
+    ttfts_s,
+)
 
 _NUM_BLOCKS = 160
 """Of each replica: 2,560 tokens."""
 
-_VOCABULARY = range(1000, 40_000)
+_SETTLE_S = 2.0
+"""A server that was halted has reports and snapshots to make good."""
 
 
-@dataclass(frozen=True, slots=True)
-class FleetLoad:
-    """Prompts with shared beginnings, at random times."""
-
-    num_requests: int = 90
-    requests_per_s: float = 4.0
-    num_assistants: int = 9
-    shared_tokens: int = 512
-    own_tokens: int = 32
-    output_tokens: int = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    after_s: float
-    prompt: tuple[int, ...]
-
-
-def measure_fleet(
-    report: Report, work: Path, repetitions: int, seed: int, load: FleetLoad | None = None
-) -> None:
-    """p95 and mean of the time to first token, ours over Serve's."""
-    load = load or FleetLoad()
-    found: dict[str, list[list[float]]] = {"auto": [], "never": []}
+def measure_fleet(report: Report, work: Path, repetitions: int, seed: int) -> None:
+    """Time to first token and tokens found cached, ours over Serve's."""
+    ids = Random(seed)
+    load = SharedPrefixes.drawn(ids)
+    found: dict[str, list[list[Answer]]] = {"auto": [], "never": []}
     with ExitStack() as stack:
         servers = {}
         for master in found:
@@ -59,81 +49,63 @@ def measure_fleet(
             server.halt()
             servers[master] = server
         for number in range(-1, repetitions):
-            arrivals = _arrivals(load, Random(seed + number))
+            arrivals = load.arrivals(Random(seed + number), ids)
             order = list(found) if number % 2 else list(found)[::-1]
             for master in order:
-                ttfts = _run(servers[master], arrivals, load.output_tokens)
-                if number >= 0:  # the first is to warm up
-                    found[master].append(ttfts)
-                say(
-                    f"{servers[master].plan.name} {number}: TTFT mean "
-                    f"{1e3 * sum(ttfts) / len(ttfts):.1f} ms, p95 {1e3 * percentile(ttfts, 95):.1f}"
-                )
-    ours, others = found["auto"], found["never"]
-    pairs = list(zip(ours, others, strict=True))
+                answers = _run(servers[master], arrivals)
+                if number >= 0:
+                    found[master].append(answers)
+                say(f"{servers[master].plan.name} {number}: {summary(arrivals, answers)}")
+    pairs = list(zip(found["auto"], found["never"], strict=True))
+    ttfts = [(ttfts_s(ours), ttfts_s(others)) for ours, others in pairs]
     report.add(
         "fleet_p95_ttft_vs_serve_default",
-        [percentile(a, 95) / percentile(b, 95) for a, b in pairs],
+        [percentile(ours, 95) / percentile(others, 95) for ours, others in ttfts],
     )
-    report.add("fleet_mean_ttft_vs_serve_default", [sum(a) / sum(b) for a, b in pairs])
+    report.add(
+        "fleet_mean_ttft_vs_serve_default", [sum(ours) / sum(others) for ours, others in ttfts]
+    )
+    report.add(
+        "fleet_reuse_vs_serve_default",
+        [num_cached_tokens(ours) / num_cached_tokens(others) for ours, others in pairs],
+    )
 
 
-def _plan(master: str, work: Path) -> ServerPlan:
+def fleet_config() -> dict[str, Any]:
+    """Of three replicas that may be halted: the content of the file, but its port."""
     config = shipped_config("routed.yaml")
     arguments = config["applications"][0]["args"]
     arguments["engine"]["served_model_name"] = SERVED_NAME
     arguments["engine"]["cache"] = {"num_blocks": _NUM_BLOCKS}
     arguments["replica"]["health_check_timeout_s"] = PATIENT_S
-    arguments["routing"] = {"master": master}
+    return config
+
+
+def summary(arrivals: Sequence[Arrival], answers: Sequence[Answer]) -> str:
+    """One line. Of a run in which not all requests failed."""
+    ttfts = [each.ttft_s for each in answers if not each.failure]
+    reuse = num_cached_tokens(answers) / sum(len(each.prompt) for each in arrivals)
+    failures = [each.failure for each in answers if each.failure]
+    return (
+        f"TTFT mean {1e3 * fmean(ttfts):.1f} ms, p95 {1e3 * percentile(ttfts, 95):.1f}, "
+        f"tokens cached {reuse:.1%}" + "".join(f"\n  failed: {each}" for each in failures)
+    )
+
+
+def _plan(master: str, work: Path) -> ServerPlan:
+    config = fleet_config()
+    config["applications"][0]["args"]["routing"] = {"master": master}
     return application(f"fleet-{master}", config, work, kv_bytes=0)
 
 
-def _arrivals(load: FleetLoad, rng: Random) -> Sequence[_Arrival]:
-    assistants = [_draw(rng, load.shared_tokens) for _ in range(load.num_assistants)]
-    after_s, arrivals = 0.0, []
-    for _ in range(load.num_requests):
-        after_s += rng.expovariate(load.requests_per_s)
-        prompt = rng.choice(assistants) + _draw(rng, load.own_tokens)
-        arrivals.append(_Arrival(after_s, prompt))
-    return arrivals
-
-
-def _draw(rng: Random, count: int) -> tuple[int, ...]:
-    return tuple(rng.choices(_VOCABULARY, k=count))
-
-
-def _run(server: Server, arrivals: Sequence[_Arrival], output_tokens: int) -> list[float]:
-    """Seconds to first token, in order. Raises httpx.HTTPError if a request fails."""
+def _run(server: Server, arrivals: Sequence[Arrival]) -> list[Answer]:
     server.resume()
     try:
-        return asyncio.run(_play(server.target.base_url, arrivals, output_tokens))
+        return asyncio.run(_settled(server.target.base_url, arrivals))
     finally:
         server.halt()
 
 
-async def _play(url: str, arrivals: Sequence[_Arrival], output_tokens: int) -> list[float]:
-    async with httpx.AsyncClient(base_url=url, timeout=300) as http:
-        # A server that was halted has reports and snapshots to make good.
-        await asyncio.sleep(2.0)
-        started_s = perf_counter()
-
-        async def one(arrival: _Arrival) -> float:
-            await asyncio.sleep(max(0.0, started_s + arrival.after_s - perf_counter()))
-            return await _ttft_s(http, arrival.prompt, output_tokens)
-
-        return await asyncio.gather(*map(one, arrivals))
-
-
-async def _ttft_s(http: httpx.AsyncClient, prompt: Sequence[int], output_tokens: int) -> float:
-    body = {
-        "model": SERVED_NAME, "prompt": list(prompt), "max_tokens": output_tokens,
-        "temperature": 0, "ignore_eos": True, "stream": True,
-    }  # fmt: skip
-    sent_s = perf_counter()
-    first_s = 0.0
-    async with http.stream("POST", "/v1/completions", json=body) as answer:
-        answer.raise_for_status()
-        async for line in answer.aiter_lines():
-            if line.startswith("data: {") and not first_s:
-                first_s = perf_counter() - sent_s
-    return first_s
+async def _settled(base_url: str, arrivals: Sequence[Arrival]) -> list[Answer]:
+    await asyncio.sleep(_SETTLE_S)
+    return await play(base_url, arrivals)
