@@ -7,6 +7,7 @@ millisecond of CPU a token, on cores that the engine computes with.
 import asyncio
 import logging
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
 
 import uvicorn
@@ -16,6 +17,12 @@ from starlette.types import ASGIApp
 from rtp_serve.errors import ConfigError
 
 _TICK_S = 1.0
+
+_IDLE_S = 2.0
+"""Once a server is to close, a connection may be idle for so long. One that is closed at once may
+have a request on its way."""
+
+_POLL_S = 0.05
 
 
 class HttpServer:
@@ -43,7 +50,8 @@ class HttpServer:
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
 
     async def close(self) -> None:
-        """Take no more connections, and return when the open requests are answered."""
+        """Take no more connections, and return when the open requests are answered. What clients
+        ask meanwhile on connections that they have is answered, too, and is the last there."""
         self._server.stop()
         await self._serving
 
@@ -63,6 +71,39 @@ class _Server(uvicorn.Server):
         while not await self.on_tick(0):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), _TICK_S)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        last = (b"connection", b"close")
+        self.server_state.default_headers = [*self.server_state.default_headers, last]
+        # With the listener the kernel would break those off that nobody has accepted.
+        waiting = [each for listener in sockets or () for each in _accepted(listener)]
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(
+            *(
+                loop.connect_accepted_socket(self._protocol, each, ssl=self.config.ssl)
+                for each in waiting
+            ),
+            return_exceptions=True,  # of clients that have left
+        )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_IDLE_S):
+                while self.server_state.connections:
+                    await asyncio.sleep(_POLL_S)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make = self.config.http_protocol_class
+        return make(self.config, self.server_state, self.lifespan.state)  # type: ignore[call-arg]
+
+
+def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
+    """All connections that wait."""
+    with suppress(BlockingIOError):
+        while True:
+            connection, _ = listener.accept()
+            yield connection
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -32,6 +32,8 @@ class Halting:
 async def serving(app: ASGIApp, port: int) -> AsyncIterator[HttpServer]:
     server = HttpServer(app, HTTPOptions(host="127.0.0.1", port=port))
     try:
+        while not server._server.started:
+            await asyncio.sleep(0)
         yield server
     finally:
         await server.close()
@@ -52,6 +54,65 @@ def test_parts_come_as_they_are_made_and_closing_waits_for_the_rest():
             await asyncio.wait_for(closing, 5)
             with pytest.raises(httpx.ConnectError):
                 await client.get(f"http://127.0.0.1:{port}/")
+
+    asyncio.run(scenario())
+
+
+REQUEST = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n"
+
+
+def test_a_connection_that_is_kept_can_be_used_until_it_is_told_that_it_ends():
+    async def scenario() -> None:
+        app, port = Halting(), free_port()
+        app.may_end.set()
+        async with serving(app, port) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(REQUEST)
+            first = await reader.readuntil(b"0\r\n\r\n")
+            closing = asyncio.create_task(server.close())
+            await asyncio.sleep(0.5)
+            writer.write(REQUEST)
+            last = await reader.read()  # to its end
+            await asyncio.wait_for(closing, 1)
+            writer.close()
+        assert b"connection: close" not in first
+        assert b"connection: close" in last
+        assert last.endswith(b"3\r\ntwo\r\n0\r\n\r\n")
+
+    asyncio.run(scenario())
+
+
+def test_one_that_nobody_uses_is_closed():
+    async def scenario() -> None:
+        async with serving(Halting(), port := free_port()) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            await asyncio.wait_for(server.close(), 5)
+            assert await reader.read() == b""
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_connections_that_nobody_has_accepted_are_answered(monkeypatch: pytest.MonkeyPatch):
+    async def scenario() -> None:
+        app, port = Halting(), free_port()
+        app.may_end.set()
+        async with serving(app, port) as server:
+            clients: list[socket.socket] = []
+
+            async def ask_at_the_last_moment(counter: int) -> bool:
+                if server._server.should_exit:
+                    for _ in range(3):
+                        clients.append(socket.create_connection(("127.0.0.1", port)))
+                        clients[-1].sendall(REQUEST)
+                return server._server.should_exit
+
+            monkeypatch.setattr(server._server, "on_tick", ask_at_the_last_moment)
+            await server.close()
+            assert len(clients) == 3
+            for client in clients:
+                with client:
+                    assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
 
     asyncio.run(scenario())
 
