@@ -9,7 +9,7 @@ from deployments.args import ingress_options, replica_options, targets_of
 from deployments.ingress import IngressDeployment
 from deployments.master.joining import routing_options
 from deployments.replicas import BuildEngine, EngineReplica, build_real_engine
-from rtp_serve.config.serving import AppConfig
+from rtp_serve.config.serving import INGRESS, AppConfig
 
 
 def app(config: AppConfig) -> serve.Application:
@@ -22,4 +22,6 @@ def assemble(config: AppConfig, build: BuildEngine) -> serve.Application:
     replicas = serve.deployment(EngineReplica, **replica_options(config)).bind(
         config.engine, build, None, routing_options(config), targets_of(config)
     )
-    return serve.deployment(IngressDeployment, **ingress_options(config)).bind(replicas, config)
+    return serve.deployment(IngressDeployment, name=INGRESS, **ingress_options(config)).bind(
+        replicas, config
+    )

@@ -72,8 +72,7 @@ def _placement(replica: ReplicaConfig, num_ranks: int) -> dict[str, Any]:
 def ingress_options(config: AppConfig) -> dict[str, Any]:
     """Options of the Ingress deployment. It drains no faster than its slowest request."""
     ingress = config.ingress
-    return {
-        "num_replicas": ingress.num_replicas,
+    options: dict[str, Any] = {
         "ray_actor_options": {
             "num_cpus": ingress.num_cpus,
             "resources": dict(ingress.resources),
@@ -85,6 +84,11 @@ def ingress_options(config: AppConfig) -> dict[str, Any]:
         "graceful_shutdown_wait_loop_s": _DRAIN_POLL_S,
         "max_constructor_retry_count": _CONSTRUCTOR_TRIES,
     }
+    if ingress.autoscaling is None:
+        options["num_replicas"] = ingress.num_replicas
+    else:
+        options["autoscaling_config"] = autoscaling_options(ingress.autoscaling)
+    return options
 
 
 def targets_of(config: AppConfig) -> SloClass:

@@ -1,11 +1,11 @@
 """The planner of `rtp_serve.autoscaling` as Serve's autoscaling policy, in Serve's controller.
 
-    EngineReplica.record_autoscaling_stats ──push──► controller ──► policy ──► number of replicas
-                                                                      │ changes, present numbers
-                                                                      ▼
-                                                        autoscaling_record ◄── GET /autoscaling
+    a replica's record_autoscaling_stats ──push──► controller ──► policy ──► number of replicas
+                                                                   │ changes, present numbers
+                                                                   ▼
+                                                     autoscaling_record ◄── GET /autoscaling
 
-`DeploymentPolicy` comes with each deployment that has `replica.autoscaling`, and plans it alone.
+`DeploymentPolicy` comes with each deployment that has `autoscaling`, and plans it alone.
 `ApplicationPolicy` takes its place where the YAML names it for the application, and sees all roles:
 
     autoscaling_policy: {policy_function: "deployments.autoscaling:ApplicationPolicy"}
@@ -17,17 +17,19 @@ they follow it (`deployments/replica_role.py`).
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from deployments.autoscaling_record import AutoscalingRecord, read_num_switched
-from deployments.observations import observation, role_of, switched_replicas
+from deployments.autoscaling_record import AutoscalingRecord, read_num_switched, record_of
+from deployments.observations import observation, role_of, switched_replicas, utilizations
 from deployments.warm_processes import WarmProcesses
 from rtp_serve.autoscaling.fleet import FleetPlanner
+from rtp_serve.autoscaling.ingress import IngressPlanner
 from rtp_serve.autoscaling.lending import Deployed, deployed_for, observed_by_role, still_lent
 from rtp_serve.autoscaling.types import FleetPlan
-from rtp_serve.config.autoscaling import AutoscalingConfig
+from rtp_serve.config.autoscaling import AutoscalingConfig, IngressAutoscalingConfig, ScalingConfig
 from rtp_serve.routing.types import Role
 
 logger = logging.getLogger("ray.serve")  # the controller's log file is Serve's
@@ -47,12 +49,14 @@ class _Planned:
     """Deployments of one application that are planned together."""
 
     def __init__(self) -> None:
+        self._roles: frozenset[Role] = frozenset()
         self._planner = FleetPlanner({})
         self._configs: dict[Role, AutoscalingConfig] = {}
+        self._ingress: IngressPlanner | None = None
         self._can_switch = False
         self._lent = 0
         self._record: AutoscalingRecord | None = None
-        self._warm: dict[Any, WarmProcesses] = {}
+        self._warm: dict[str, WarmProcesses] = {}
         self._planned_s = float("-inf")
 
     def targets(self, contexts: Contexts) -> dict[Any, int]:
@@ -63,36 +67,46 @@ class _Planned:
             return {key: context.target_num_replicas for key, context in contexts.items()}
         self._planned_s = now
         by_role = {role_of(context.deployment_name): context for context in contexts.values()}
-        if by_role.keys() != self._configs.keys():  # deployments come one after the other
+        if by_role.keys() != self._roles:  # deployments come one after the other
             self._begin(by_role, now)
         plan, nums = self._plan(by_role, now)
         self._tell(by_role, plan, now)
-        targets = {key: nums[role_of(context.deployment_name)] for key, context in contexts.items()}
-        for key, context in contexts.items():
-            if context.current_num_replicas:  # one has told what its process was started with
-                self._keep_warm(key, context, targets[key], now)
-        return targets
+        for role, config in self._configs.items():
+            if by_role[role].current_num_replicas:  # one has told what its process was started with
+                self._keep_warm(by_role[role], config, nums[role], now)
+        return {key: nums[role_of(context.deployment_name)] for key, context in contexts.items()}
 
-    def _keep_warm(self, key: Any, context: AutoscalingContext, target: int, now: float) -> None:
-        config = _config(context)
-        if key not in self._warm:
-            calm_s = config.forecast.startup_s
-            self._warm[key] = WarmProcesses(context.app_name, context.deployment_name, calm_s)
+    def _keep_warm(
+        self, context: AutoscalingContext, config: AutoscalingConfig, target: int, now: float
+    ) -> None:
+        name = context.deployment_name
+        if name not in self._warm:
+            self._warm[name] = WarmProcesses(context.app_name, name, config.forecast.startup_s)
         num = min(config.warm_processes, config.max_replicas - target)
-        self._warm[key].keep(num, target, now)
+        self._warm[name].keep(num, target, now)
 
     def _begin(self, by_role: Mapping[Role, AutoscalingContext], now: float) -> None:
         first = next(iter(by_role.values()))
-        self._configs = {role: _config(context) for role, context in by_role.items()}
-        self._can_switch = len(by_role) > 1 and all(
-            _kwargs(context).get(_SWITCHING, False) for context in by_role.values()
+        self._roles = frozenset(by_role)
+        ingress = by_role.get(Role.INGRESS)
+        self._ingress = None
+        if ingress is not None:
+            settings = IngressAutoscalingConfig.model_validate(_kwargs(ingress)[_SETTINGS])
+            self._ingress = IngressPlanner(settings)
+        engines = _engines(by_role)
+        self._configs = {
+            role: AutoscalingConfig.model_validate(_kwargs(context)[_SETTINGS])
+            for role, context in engines.items()
+        }
+        self._can_switch = len(engines) > 1 and all(
+            _kwargs(context).get(_SWITCHING, False) for context in engines.values()
         )
         self._planner = FleetPlanner(self._configs, switches=self._can_switch)
-        self._record = self._record or AutoscalingRecord(first.app_name)
+        self._record = record_of(first.app_name)
         if self._can_switch:  # the controller may have started again
             told = {
                 role: read_num_switched(each.app_name, each.deployment_name, now) or 0
-                for role, each in by_role.items()
+                for role, each in engines.items()
             }
             self._lent = told[Role.PREFILL] - told[Role.DECODE]
 
@@ -100,6 +114,19 @@ class _Planned:
         self, by_role: Mapping[Role, AutoscalingContext], now: float
     ) -> tuple[FleetPlan, Mapping[Role, int]]:
         """With it, replicas by deployments' roles."""
+        plan, nums = self._plan_engines(_engines(by_role), now)
+        ingress = by_role.get(Role.INGRESS)
+        if self._ingress is None or ingress is None:
+            return plan, nums
+        decision = self._ingress.plan(
+            utilizations(ingress), ingress.current_num_replicas, ingress.target_num_replicas, now
+        )
+        plan = replace(plan, decisions=(*plan.decisions, decision))
+        return plan, {**nums, Role.INGRESS: decision.num_replicas}
+
+    def _plan_engines(
+        self, by_role: Mapping[Role, AutoscalingContext], now: float
+    ) -> tuple[FleetPlan, Mapping[Role, int]]:
         seen = {role: observation(context, role) for role, context in by_role.items()}
         if not self._can_switch:
             plan = self._planner.plan([*seen.values()], now)
@@ -140,7 +167,7 @@ class _Planned:
                     switch.reason,
                 )
             nums = Deployed({}, self._lent).num_switched
-            switched = {each.deployment_name: nums[role] for role, each in by_role.items()}
+            switched = {by_role[role].deployment_name: num for role, num in nums.items()}
         assert self._record is not None
         self._record.add(plan, now, switched)
 
@@ -156,7 +183,7 @@ class DeploymentPolicy:
 
 
 class ApplicationPolicy:
-    """All deployments of an application that have `replica.autoscaling`, and no others."""
+    """All deployments of an application that have our `autoscaling`, and no others."""
 
     def __init__(self) -> None:
         self._planned = _Planned()
@@ -168,7 +195,7 @@ class ApplicationPolicy:
         return (self._planned.targets(ours) if ours else {}), {}
 
 
-def autoscaling_options(config: AutoscalingConfig, switching: bool = False) -> dict[str, Any]:
+def autoscaling_options(config: ScalingConfig, switching: bool = False) -> dict[str, Any]:
     """Serve's `autoscaling_config` of a deployment, whose replicas can change their roles with
     `switching`."""
     options: dict[str, Any] = {
@@ -179,7 +206,7 @@ def autoscaling_options(config: AutoscalingConfig, switching: bool = False) -> d
         # Serve calls it deprecated in favour of the environment, but reads nothing else.
         "metrics_interval_s": config.metrics_interval_s,
     }
-    if config.policy == "ongoing-requests":
+    if isinstance(config, AutoscalingConfig) and config.policy == "ongoing-requests":
         return options | {
             "target_ongoing_requests": config.target_ongoing_requests,
             "upscale_delay_s": config.upscale_delay_s,
@@ -199,8 +226,8 @@ def autoscaling_options(config: AutoscalingConfig, switching: bool = False) -> d
     }
 
 
-def _config(context: AutoscalingContext) -> AutoscalingConfig:
-    return AutoscalingConfig.model_validate(_kwargs(context)[_SETTINGS])
+def _engines(by_role: Mapping[Role, AutoscalingContext]) -> dict[Role, AutoscalingContext]:
+    return {role: context for role, context in by_role.items() if role is not Role.INGRESS}
 
 
 def _kwargs(context: AutoscalingContext) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
@@ -28,10 +29,11 @@ SWITCHED = "is_switched"
 
 
 class AutoscalingRecord:
-    """The writer's side, of one application."""
+    """The writer's side, of one application, whose deployments may be planned one by one."""
 
     def __init__(self, application: str) -> None:
         self._key = _key(application)
+        self._present: dict[str, dict[str, Any]] = {}  # by role
         self._changes: deque[dict[str, Any]] = deque(maxlen=_MAX_CHANGES)
         self._written_s = float("-inf")
 
@@ -43,17 +45,26 @@ class AutoscalingRecord:
         if switched is not None:
             changes.extend(switches)
         self._changes.extend(changes)
+        self._present |= {each.role.value: _row(each, now) for each in plan.decisions}
         if not changes and now - self._written_s < _PERIOD_S:
             return
         self._written_s = now
         record = {
             "time_s": now,
-            "present": [_row(each, now) for each in plan.decisions],
+            "present": [each for each in self._present.values() if now - each["time_s"] < _FRESH_S],
             "switched": dict(switched or {}),
             "proposed_switches": switches if switched is None else [],
             "changes": [*self._changes],
         }
         _internal_kv_put(self._key, json.dumps(record), namespace=_NAMESPACE)
+
+
+_records: WeakValueDictionary[str, AutoscalingRecord] = WeakValueDictionary()
+
+
+def record_of(application: str) -> AutoscalingRecord:
+    """The one that this process's policies for the application share."""
+    return _records.setdefault(application, AutoscalingRecord(application))
 
 
 def read_record(application: str) -> dict[str, Any]:

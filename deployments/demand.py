@@ -27,7 +27,8 @@ def check_demand(configs: Iterable[AppConfig], resources: Mapping[str, float]) -
 
 def _add_demand(config: AppConfig, needed: dict[str, float]) -> None:
     ingress = config.ingress
-    _add({"CPU": ingress.num_cpus, **ingress.resources}, ingress.num_replicas, needed)
+    fewest = ingress.autoscaling.min_replicas if ingress.autoscaling else ingress.num_replicas
+    _add({"CPU": ingress.num_cpus, **ingress.resources}, fewest, needed)
     for _, pool in config.pools:
         replica = pool.replica
         autoscaling = replica.autoscaling

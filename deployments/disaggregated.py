@@ -12,7 +12,7 @@ from deployments.master.joining import routing_options
 from deployments.replica_role import RoleOptions
 from deployments.replicas import BuildEngine, EngineReplica, build_real_engine
 from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA, DisaggregatedConfig
-from rtp_serve.config.serving import AppConfig
+from rtp_serve.config.serving import INGRESS, AppConfig
 from rtp_serve.routing.types import Role
 
 
@@ -40,7 +40,7 @@ def assemble(config: DisaggregatedConfig, build: BuildEngine) -> serve.Applicati
             RoleOptions(role, switching, own.replica.keeps_targets),
         )
 
-    return serve.deployment(IngressDeployment, **ingress_options(config)).bind(
+    return serve.deployment(IngressDeployment, name=INGRESS, **ingress_options(config)).bind(
         replicas(Role.DECODE, DECODE_REPLICA, decode),
         config,
         [replicas(Role.PREFILL, PREFILL_REPLICA, prefill)],

@@ -4,6 +4,7 @@ Torch is never imported here: it would cost seconds and 200 MiB for every ingres
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -30,6 +31,7 @@ from rtp_serve.api.completion import CompletionService
 from rtp_serve.api.context import ServingContext
 from rtp_serve.api.openai_app import build_app
 from rtp_serve.api.service import answer, answer_stream
+from rtp_serve.autoscaling.ingress import CPU_S
 from rtp_serve.clock import WallClock
 from rtp_serve.config.serving import AppConfig
 from rtp_serve.loader.hub import resolve
@@ -128,6 +130,10 @@ class Ingress:
         async with aclosing(answer_stream(self._completion, body, tenant)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For the policy in Serve's controller."""
+        return {CPU_S: time.process_time()}
 
     async def __del__(self) -> None:
         """Serve awaits it when the ingress has drained."""

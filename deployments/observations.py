@@ -3,12 +3,14 @@
 from ray.serve.config import AutoscalingContext
 
 from deployments.autoscaling_record import SWITCHED
+from rtp_serve.autoscaling.ingress import CPU_S
 from rtp_serve.autoscaling.load import ReplicaLoad
 from rtp_serve.autoscaling.types import Observation
 from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA
+from rtp_serve.config.serving import INGRESS
 from rtp_serve.routing.types import Role
 
-_ROLES = {PREFILL_REPLICA: Role.PREFILL, DECODE_REPLICA: Role.DECODE}
+_ROLES = {PREFILL_REPLICA: Role.PREFILL, DECODE_REPLICA: Role.DECODE, INGRESS: Role.INGRESS}
 
 
 def role_of(deployment: str) -> Role:
@@ -27,6 +29,19 @@ def observation(context: AutoscalingContext, role: Role) -> Observation:
     return Observation(
         role, loads, context.current_num_replicas, context.target_num_replicas, unrouted
     )
+
+
+def utilizations(context: AutoscalingContext) -> dict[str, float]:
+    """CPU seconds a second over the look-back, of each ingress that has told for half of it: a
+    shorter time says little."""
+    assert context.config is not None
+    least_s = context.config.look_back_period_s / 2
+    found = {}
+    for replica, series in (context.raw_metrics or {}).get(CPU_S, {}).items():
+        span_s = series[-1].timestamp - series[0].timestamp if series else 0.0
+        if span_s >= least_s:
+            found[replica.unique_id] = (series[-1].value - series[0].value) / span_s
+    return found
 
 
 def switched_replicas(context: AutoscalingContext) -> frozenset[str]:

@@ -6,7 +6,7 @@ from rtp_serve.autoscaling.bursts import BurstMemory
 from rtp_serve.autoscaling.decode import DecodeNeed
 from rtp_serve.autoscaling.history import RoleHistory
 from rtp_serve.autoscaling.prefill import PrefillNeed
-from rtp_serve.autoscaling.steps import Steps
+from rtp_serve.autoscaling.steps import Steps, step_reason
 from rtp_serve.autoscaling.types import Observation, ScalingDecision
 from rtp_serve.config.autoscaling import AutoscalingConfig
 from rtp_serve.routing.types import Role
@@ -24,7 +24,7 @@ class RolePlanner:
         self._prefill = PrefillNeed(config)
         self._decode = DecodeNeed(config)
         self._bursts = BurstMemory(config.forecast.memory_s, config.forecast.burst_quantile)
-        self._steps = Steps(config)
+        self._steps = Steps(config, config.hold_s)
 
     def plan(self, seen: Observation, now: float) -> ScalingDecision:
         """The number of replicas from now on."""
@@ -40,7 +40,7 @@ class RolePlanner:
             reason = f"nobody has asked for {idle_s:.0f} s"
             return ScalingDecision(seen.role, 0, 1, reason, 0, numbers)
         target = self._steps.next(need, held, seen.num_target, now)
-        reason = _reason(target, seen.num_target, cause, need, held)
+        reason = step_reason(target, seen.num_target, cause, need, held)
         return ScalingDecision(seen.role, target, seen.num_target, reason, held, numbers)
 
     def _needs(self, seen: Observation, now: float) -> tuple[dict[str, int], Mapping[str, float]]:
@@ -76,11 +76,3 @@ class RolePlanner:
             return ScalingDecision(seen.role, need, 0, reason, need, numbers)
         least = self._config.min_replicas
         return ScalingDecision(seen.role, least, 0, "nobody asks", least, numbers)
-
-
-def _reason(target: int, before: int, cause: str, need: int, held: int) -> str:
-    if target > before:
-        return f"{cause}: {need} needed"
-    if target < before:
-        return f"{held} were enough of late"
-    return f"{cause}: {need} needed, {held} of late"

@@ -2,14 +2,16 @@
 
 from collections import deque
 
-from rtp_serve.config.autoscaling import AutoscalingConfig
+from rtp_serve.config.autoscaling import ScalingConfig
 
 
 class Steps:
     """Of one role."""
 
-    def __init__(self, config: AutoscalingConfig) -> None:
+    def __init__(self, config: ScalingConfig, hold_s: float) -> None:
+        """`hold_s`: fewer are enough for so long before one goes."""
         self._config = config
+        self._hold_s = hold_s
         self._needs: deque[tuple[float, int]] = deque()  # falling: those that still count
         self._too_few_since_s: float | None = None
         self._stepped_s = float("-inf")
@@ -20,7 +22,7 @@ class Steps:
         while needs and needs[-1][1] <= need:
             needs.pop()
         needs.append((now, need))
-        while needs[0][0] <= now - self._config.hold_s and len(needs) > 1:
+        while needs[0][0] <= now - self._hold_s and len(needs) > 1:
             needs.popleft()
         return needs[0][1]
 
@@ -39,3 +41,12 @@ class Steps:
             self._stepped_s = now
             return target - 1
         return target
+
+
+def step_reason(target: int, before: int, cause: str, need: int, held: int) -> str:
+    """What `target` replicas are ordered for, of which there were `before`."""
+    if target > before:
+        return f"{cause}: {need} needed"
+    if target < before:
+        return f"{held} were enough of late"
+    return f"{cause}: {need} needed, {held} of late"

@@ -5,13 +5,16 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from rtp_serve.config.api import ApiConfig
-from rtp_serve.config.autoscaling import AutoscalingConfig
+from rtp_serve.config.autoscaling import AutoscalingConfig, IngressAutoscalingConfig
 from rtp_serve.config.base import Config
 from rtp_serve.config.engine import EngineConfig
 from rtp_serve.config.routing import AppRoutingConfig, RoutingConfig
 
 ENGINE_REPLICA = "EngineReplica"
 """Name of the deployment of engine replicas."""
+
+INGRESS = "Ingress"
+"""Name of the deployment of HTTP front ends."""
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -75,7 +78,10 @@ class IngressConfig(Config):
     """The HTTP front ends."""
 
     num_replicas: int = Field(default=1, ge=1)
-    """How many ingress processes."""
+    """How many ingress processes; a fixed number."""
+
+    autoscaling: IngressAutoscalingConfig | None = None
+    """As many as their CPU time asks for instead of a fixed number; see docs/autoscaling.md."""
 
     num_cpus: float = Field(default=0.1, ge=0)
     """CPUs Ray reserves for an ingress."""
@@ -99,6 +105,12 @@ class IngressConfig(Config):
 
     allow_public_without_keys: bool = False
     """Serve without API keys even where HTTP listens beyond the loopback interface."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "IngressConfig":
+        if self.autoscaling is not None and "num_replicas" in self.model_fields_set:
+            raise ValueError("num_replicas and autoscaling exclude each other; set one of them")
+        return self
 
 
 class ChannelConfig(Config):

@@ -29,6 +29,8 @@ class Role(Enum):
     PREFILL = "prefill"
     DECODE = "decode"
     ENCODER = "encoder"
+    INGRESS = "ingress"
+    """Of no worker: takes requests from clients. Autoscaling plans it with the others."""
 
 
 @dataclass(frozen=True, slots=True)

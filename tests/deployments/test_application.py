@@ -35,7 +35,7 @@ def served(session: RaySession, tiny_model: Path) -> Iterator[RunningApp]:
     """The ingress on one node, its engine on the other."""
     config = AppConfig(
         engine=tiny_engine(tiny_model, max_num_seqs=32),
-        ingress={"resources": {FRONT: 1}},
+        ingress={"resources": {FRONT: 1}, "autoscaling": {"max_replicas": 1}},
         replica={"resources": {BACK: 1}, "health_check_period_s": 0.5},
     )
     with running(session, "rtp-serve", build_application(config)) as app:
@@ -145,6 +145,20 @@ def test_figures_name_the_replica(served: RunningApp):
     text = httpx.get(f"{served.url}/metrics", timeout=10).text
     assert 'rtp_serve:num_requests_running{replica="' in text
     assert text.count("# TYPE rtp_serve:num_requests_running gauge") == 1
+
+
+def test_an_ingress_tells_how_busy_it_is(served: RunningApp):
+    async def scenario() -> None:
+        async with asyncio.timeout(10), httpx.AsyncClient() as http:
+            while True:
+                (ingress,) = (await http.get(f"{served.url}/autoscaling")).json()["present"] or [{}]
+                if ingress and not ingress["numbers"]["num_silent"]:
+                    break
+                await asyncio.sleep(0.2)
+        assert (ingress["role"], ingress["num_replicas"]) == ("ingress", 1)
+        assert 0 < ingress["numbers"]["cores"] < 2
+
+    asyncio.run(scenario())
 
 
 def test_the_ingress_has_no_torch(served: RunningApp):

@@ -51,8 +51,9 @@ def test_serve_s_own_rule_is_still_there():
 
 
 def test_deployments_have_roles():
-    names = ("EngineReplica", "PrefillReplica", "DecodeReplica")
-    assert [role_of(each) for each in names] == [Role.MIXED, Role.PREFILL, Role.DECODE]
+    names = ("EngineReplica", "PrefillReplica", "DecodeReplica", "Ingress")
+    roles = [Role.MIXED, Role.PREFILL, Role.DECODE, Role.INGRESS]
+    assert [role_of(each) for each in names] == roles
 
 
 @pytest.fixture

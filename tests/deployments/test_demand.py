@@ -30,3 +30,6 @@ def test_an_autoscaled_application_begins_with_its_fewest():
         [config(replica={"num_cpus": 1, "autoscaling": {"min_replicas": 1, "max_replicas": 9}})],
         {"CPU": 1.1},
     )
+    check_demand(
+        [config(ingress={"num_cpus": 1, "autoscaling": {"max_replicas": 9}})], {"CPU": 1.5}
+    )

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from deployments import autoscaling_record
-from deployments.autoscaling import ApplicationPolicy, autoscaling_options
+from deployments.autoscaling import ApplicationPolicy, DeploymentPolicy, autoscaling_options
 from deployments.autoscaling_record import SWITCHED, read_num_switched, read_record
 from deployments.replica_role import ReplicaRole, RoleOptions
+from rtp_serve.autoscaling.ingress import CPU_S
 from rtp_serve.autoscaling.load import ReplicaLoad
-from rtp_serve.config.autoscaling import AutoscalingConfig
+from rtp_serve.config.autoscaling import AutoscalingConfig, IngressAutoscalingConfig
 from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA
+from rtp_serve.config.serving import INGRESS
 from rtp_serve.routing.types import Role
 from tests.unit.autoscaling.played_roles import served
 
@@ -160,6 +162,66 @@ def test_an_old_word_is_none(kept: dict[str, str]):
     }
     assert read_num_switched(APP, PREFILL_REPLICA, START_S + 61) is None
     assert read_num_switched("another", PREFILL_REPLICA, START_S) is None
+
+
+# -- with ingresses --
+
+INGRESSES = IngressAutoscalingConfig(max_replicas=3, target_utilization=0.5)
+
+
+def ingresses(now: float, *utilizations: float, span_s: float = 5.0) -> Any:
+    """As much of Serve's as the policy reads, of ingresses that have used so much of a core for
+    `span_s`."""
+    series = {
+        _ReplicaId(f"i{number}"): [
+            SimpleNamespace(timestamp=now - span_s, value=70.0),
+            SimpleNamespace(timestamp=now, value=70.0 + span_s * utilization),
+        ]
+        for number, utilization in enumerate(utilizations)
+    }
+    policy = autoscaling_options(INGRESSES)["policy"]
+    return SimpleNamespace(
+        deployment_name=INGRESS,
+        app_name=APP,
+        current_time=now,
+        current_num_replicas=len(series),
+        target_num_replicas=len(series),
+        raw_metrics={CPU_S: series},
+        config=SimpleNamespace(
+            look_back_period_s=INGRESSES.look_back_period_s,
+            policy=SimpleNamespace(policy_kwargs=policy["policy_kwargs"]),
+        ),
+    )
+
+
+def test_ingresses_are_planned_beside_roles_that_switch():
+    targets, _ = ApplicationPolicy()(fleet(START_S) | {"I": ingresses(START_S, 0.4, 0.9)})
+    assert targets == {"P": 2, "D": 1, "I": 3}
+    assert read_num_switched(APP, PREFILL_REPLICA, START_S + 1) == 1
+    change, *_ = read_record(APP)["changes"]
+    assert (change["role"], change["num_before"], change["num_replicas"]) == ("ingress", 2, 3)
+    assert change["reason"] == "utilization: 3 needed"
+    assert change["numbers"]["cores"] == pytest.approx(1.3)
+
+
+def test_what_an_ingress_did_for_a_moment_says_nothing():
+    targets, _ = ApplicationPolicy()({"I": ingresses(START_S, 1.0, span_s=1.0)})
+    assert targets == {"I": 1}
+    assert read_record(APP)["present"][0]["numbers"]["num_silent"] == 1
+
+
+def test_deployments_that_are_planned_one_by_one_share_a_record():
+    replicas = DeploymentPolicy(**_kwargs(fleet(START_S, switching=False)["D"]))
+    front = DeploymentPolicy(**_kwargs(ingresses(START_S)))
+    for second in range(5):
+        now = START_S + second
+        assert replicas(fleet(now, d0=IDLE, switching=False)["D"]) == (1, {})
+        assert front(ingresses(now, 0.2)) == (1, {})
+    assert {each["role"] for each in read_record(APP)["present"]} == {"decode", "ingress"}
+
+
+def _kwargs(context: Any) -> dict[str, Any]:
+    return dict(context.config.policy.policy_kwargs)
 
 
 # -- the whole loop: policy, record, replicas that read it, loads that follow their roles --

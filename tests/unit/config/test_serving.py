@@ -17,6 +17,7 @@ KEYS = {"auth": {"api_keys": [{"name": "alice", "sha256": "0" * 64}]}}
         ({"engine": {"modle": "x"}}, "engine: unknown key 'modle'"),
         ({"replica": {"num_replicas": 0}}, "replica.num_replicas"),
         ({"replica": {"num_replicas": 2, "autoscaling": {}}}, "num_replicas and autoscaling"),
+        ({"ingress": {"num_replicas": 2, "autoscaling": {}}}, "num_replicas and autoscaling"),
         ({"channel": {"tcp_ports": [9, 3]}}, "the lower port comes first"),
         ({"channel": {"tcp_ports": [0, 3]}}, "channel.tcp_ports.0"),
         ({"routing": {"replication": {"enable": True}}}, "needs engine.kv_store.remote.enable"),
