@@ -35,7 +35,8 @@ class _Stream:
 
     epoch: int
     version: int = 0
-    blocks: set[BlockHash] = field(default_factory=set)
+    blocks: dict[BlockHash, None] = field(default_factory=dict)
+    """As a set. Python's collector reads sets whole, and passes such dictionaries over."""
     snapshot: _Snapshot | None = None
 
 
@@ -144,7 +145,7 @@ class PrefixIndex:
 
     def _take(self, holder: str, stream: _Stream, snapshot: _Snapshot) -> None:
         whole = {key for hashes in snapshot.pages for key in hashes}
-        added, removed = tuple(whole - stream.blocks), tuple(stream.blocks - whole)
+        added, removed = tuple(whole - stream.blocks.keys()), tuple(stream.blocks.keys() - whole)
         self._change(holder, stream, added, removed)
         for delta in snapshot.following:
             self._change(holder, stream, delta.added, delta.removed)
@@ -163,13 +164,13 @@ class PrefixIndex:
         bit, masks, blocks = self._bits[slot], self._masks, stream.blocks
         for key in removed:
             if key in blocks:
-                blocks.remove(key)
+                del blocks[key]
                 mask = masks.pop(key) ^ bit
                 if mask:
                     masks[key] = mask
         for key in added:
             if key not in blocks:
-                blocks.add(key)
+                blocks[key] = None
                 mask = masks.get(key, 0)
                 masks[key] = mask | bit if mask else bit
 

@@ -31,7 +31,7 @@ class SharedBenchmarks:
                 self._least[size] = point
                 better.add(size)
         self._fresh[slot] = sizes
-        for each, measured in self._fresh.items():
+        for each, measured in (self._fresh if better else {slot: sizes}).items():
             if each == slot or better.intersection(measured):
                 self._predictor.start(each, [self._least[size] for size in measured])
 

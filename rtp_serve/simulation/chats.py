@@ -97,44 +97,43 @@ def turns(shape: Conversations, rng: Random) -> Iterator[TracedRequest]:
     for number in range(shape.num_conversations):
         start += rng.expovariate(shape.conversations_per_s)
         while to_come and to_come[0][0] < start:  # no turn is before its chat begins
-            yield heapq.heappop(to_come)[2].request()
-        for turn in _chat(shape, rng, number, start, list(systems[rng.randrange(len(systems))])):
-            heapq.heappush(to_come, (turn.arrival_s, num_turns, turn))
+            yield _request(heapq.heappop(to_come)[2])
+        for turn in _chat(shape, rng, number, start, systems[rng.randrange(len(systems))]):
+            heapq.heappush(to_come, (turn[0], num_turns, turn))
             num_turns += 1
     while to_come:
-        yield heapq.heappop(to_come)[2].request()
+        yield _request(heapq.heappop(to_come)[2])
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """One request. Turns of a chat share `keys`, so that those to come take little memory."""
+_Turn = tuple[float, int, int, tuple[BlockHash, ...], int]
+"""One request: its arrival, tokens of its prompt and of its answer, hashes that all turns of its
+chat share, and how many of them are its own. Many are to come, and plain tuples are nothing to
+Python's collector."""
 
-    arrival_s: float
-    num_tokens: int
-    num_new_tokens: int
-    keys: list[BlockHash]
-    num_blocks: int
 
-    def request(self) -> TracedRequest:
-        hashes = tuple(self.keys[: self.num_blocks])
-        return TracedRequest(self.arrival_s, self.num_tokens, self.num_new_tokens, hashes)
+def _request(turn: _Turn) -> TracedRequest:
+    arrival_s, num_tokens, num_new_tokens, keys, num_blocks = turn
+    return TracedRequest(arrival_s, num_tokens, num_new_tokens, keys[:num_blocks])
 
 
 def _chat(
-    shape: Conversations, rng: Random, number: int, start_s: float, keys: list[BlockHash]
-) -> Iterator[_Turn]:
-    """`keys` has the blocks of its system prompt, and gets those of all turns."""
+    shape: Conversations, rng: Random, number: int, start_s: float, system: list[BlockHash]
+) -> list[_Turn]:
+    """`system` has the blocks of its system prompt."""
     now, context = start_s, shape.system_tokens
+    drawn: list[tuple[float, int, int]] = []
     while True:
         context += 1 + int(rng.expovariate(1 / shape.mean_question_tokens))
         answer = 1 + int(rng.expovariate(1 / shape.mean_answer_tokens))
-        places = range(len(keys), context // shape.block_size)
-        keys += (_key("c", number, place) for place in places)
-        yield _Turn(now, context, answer, keys, len(keys))
+        drawn.append((now, context, answer))
         if rng.random() < 1 / shape.mean_turns:
-            return
+            break
         context += answer
         now += rng.expovariate(1 / shape.mean_pause_s)
+    size = shape.block_size
+    own = [_key("c", number, place) for place in range(len(system), context // size)]
+    keys = (*system, *own)
+    return [(*turn, keys, turn[1] // size) for turn in drawn]
 
 
 def _key(kind: str, number: int, place: int) -> BlockHash:

@@ -6,6 +6,7 @@ import pytest
 from rtp_serve.config.routing import RoutingConfig
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.routing.policies.registry import POLICIES
+from rtp_serve.routing.types import Role
 from rtp_serve.simulation.chats import Assistants, Conversations, assistants, conversations, turns
 from rtp_serve.simulation.engine_model import EngineModel
 from rtp_serve.simulation.fleet import SimulatedFleet
@@ -85,6 +86,50 @@ def test_the_same_seed_gives_the_same_replay():
         return summarise(replay(assistants(SMALL, Random(1)), 4, policy="power-of-two"))
 
     assert once() == once()
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "roles", "ttft_s", "e2e_s", "num_cached_tokens"),
+    [
+        pytest.param(900, None, 50.1454945129915, 1385.6756180698324, 659792, id="mixed"),
+        pytest.param(250, None, 491.56935586183124, 1815.3907769892487, 159584, id="little memory"),
+        pytest.param(
+            900,
+            [Role.PREFILL] * 2 + [Role.DECODE] * 4,
+            69.2124468737678,
+            1355.5944166831698,
+            472208,
+            id="disaggregated",
+        ),
+    ],
+)
+def test_a_replay_has_the_figures_that_it_always_had(
+    num_blocks: int,
+    roles: list[Role] | None,
+    ttft_s: float,
+    e2e_s: float,
+    num_cached_tokens: int,
+):
+    """Sums of all requests; what is to make replays faster must not change them."""
+    shape = Conversations(num_conversations=150, conversations_per_s=3.0)
+    config = RoutingConfig(block_size=shape.block_size)
+    fleet = SimulatedFleet(config, [EngineModel(num_blocks=num_blocks)] * 6, Random(0), roles)
+    served = fleet.play(turns(shape, Random(1)))
+    fleet.master.check_invariants()
+    assert served.ttft_s.sum() == pytest.approx(ttft_s, rel=1e-12)
+    assert served.e2e_s.sum() == pytest.approx(e2e_s, rel=1e-12)
+    assert served.num_cached_tokens.sum() == num_cached_tokens
+
+
+def test_a_sequence_that_ends_with_a_prefill_ends_as_early_as_it_always_did():
+    """As above; with two workers and little memory, what comes first of equal times is seen."""
+    shape = Assistants(num_requests=1500, requests_per_s=40, num_assistants=12, num_new_tokens=30)
+    classes = {"default": {"ttft": [{"ttft_s": 0.5}]}}
+    model = EngineModel(num_blocks=300)
+    served = replay(assistants(shape, Random(1)), 2, model, slo_classes=classes)
+    assert served.ttft_s.sum() == pytest.approx(1200.2839787993366, rel=1e-12)
+    assert served.e2e_s.sum() == pytest.approx(2121.787097272937, rel=1e-12)
+    assert (served.num_cached_tokens.sum(), served.is_rejected.sum()) == (9456, 537)
 
 
 def test_prices_beat_turns_on_shared_beginnings():

@@ -1,3 +1,7 @@
+from collections import OrderedDict
+from random import Random
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +46,30 @@ def test_changes_add_up_to_what_is_there(capacity: int, chains: list[tuple[str, 
         everything = {key for each in "abc" for key in chain(each, 8)}
         assert followed == {key for key in everything if key in cache}
         assert len(cache) <= capacity
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_cache_has_what_one_that_moves_each_block_would_have(seed: int):
+    rng, cache, capacity = Random(seed), BlockCache(40), 40
+    blocks: OrderedDict[BlockHash, None] = OrderedDict()  # the next to go comes first
+    for _ in range(600):  # some hundred times as many blocks as are there
+        prompt = chain(rng.choice("abcdefg"), rng.randrange(1, 20))
+        there = next((i for i, key in enumerate(prompt) if key not in blocks), len(prompt))
+        assert cache.use(prompt) == there
+        for key in reversed(prompt[:there]):
+            blocks.move_to_end(key)
+        if rng.random() < 0.3:  # sequences hold some of the memory meanwhile
+            capacity = cache.capacity = rng.randrange(10, 40)
+            cache.shrink(capacity)
+            while len(blocks) > capacity:
+                blocks.popitem(last=False)
+        cache.store(prompt)
+        for key in reversed(prompt):
+            blocks[key] = None
+            blocks.move_to_end(key)
+        while len(blocks) > capacity:
+            blocks.popitem(last=False)
+        assert {key for name in "abcdefg" for key in chain(name, 20) if key in cache} == set(blocks)
 
 
 def test_sequences_move_together_and_end_when_they_have_what_they_want():
