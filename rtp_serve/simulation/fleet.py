@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 
-from rtp_serve.clock import VirtualClock
 from rtp_serve.config.routing import RoutingConfig
 from rtp_serve.routing.master import Master
 from rtp_serve.routing.types import Outcome, RequestFeatures, Role, WorkerId
@@ -28,7 +27,7 @@ class SimulatedFleet:
         roles: Sequence[Role] | None = None,
     ) -> None:
         """One worker a model, of the role at its place; without roles all do everything."""
-        self._events = Events(VirtualClock())
+        self._events = Events()
         self._config = config
         self.master = Master(config, rng)
         self._workers = {

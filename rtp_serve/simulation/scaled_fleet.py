@@ -13,7 +13,6 @@ from typing import Protocol
 
 from rtp_serve.autoscaling.load import ReplicaLoad
 from rtp_serve.autoscaling.recorder import LoadRecorder
-from rtp_serve.clock import VirtualClock
 from rtp_serve.config.routing import RoutingConfig, SloClass
 from rtp_serve.routing.master import Master
 from rtp_serve.routing.types import Outcome, RequestFeatures, WorkerId
@@ -100,7 +99,7 @@ class ScaledFleet:
         num_initial: int = 1,
         times: FleetTimes | None = None,
     ) -> None:
-        self._events = Events(VirtualClock())
+        self._events = Events()
         self._routing, self._model, self._targets = routing, model, targets
         self._master = Master(routing, rng)
         self._scaler = make_scaler()

@@ -55,7 +55,8 @@ class ModelledWorker:
         self._leaving: dict[str, _Prefill] = {}  # on the way to their decode replicas
         self._pool = DecodePool()
         self._num_held_blocks = 0
-        self._wake_up = 0  # the number of the planned one that still counts
+        self._next_end: tuple[float, int] | None = None  # of a sequence, and its turn in `events`
+        self._wake_up: tuple[float, int] | None = None  # planned, no later than that
         self._prefilled: list[Prefilled] = []
         self._finished: list[str] = []
         self._has_reported = False
@@ -187,13 +188,22 @@ class ModelledWorker:
         rate = self._rate_while_prefilling if self._prefilling else 1 / self._step_s()
         self._pool.set_rate(rate)
         end_s = self._pool.next_end_s()
-        self._wake_up += 1
-        if end_s is not None:
-            number = self._wake_up
-            self._events.at(end_s, lambda: self._on_wake_up(number))
+        self._next_end = None if end_s is None else (end_s, self._events.turn())
+        self._plan_wake_up()
 
-    def _on_wake_up(self, number: int) -> None:
-        if number != self._wake_up:
+    def _plan_wake_up(self) -> None:
+        """One is planned at a time, and may come too early: most rates that are set are lower."""
+        end = self._next_end
+        if end is not None and (self._wake_up is None or end < self._wake_up):
+            self._wake_up = end
+            self._events.at(end[0], lambda: self._on_wake_up(end), end[1])
+
+    def _on_wake_up(self, planned: tuple[float, int]) -> None:
+        if planned != self._wake_up:
+            return
+        self._wake_up = None
+        if planned != self._next_end:
+            self._plan_wake_up()
             return
         self._advance()
         self._end_sequences()

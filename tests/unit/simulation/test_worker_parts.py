@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from rtp_serve.kv_cache.block import BlockHash
 from rtp_serve.simulation.block_cache import BlockCache
 from rtp_serve.simulation.decode_pool import DecodePool
+from rtp_serve.simulation.events import Events
 
 
 def chain(name: str, length: int) -> tuple[BlockHash, ...]:
@@ -70,6 +71,17 @@ def test_a_cache_has_what_one_that_moves_each_block_would_have(seed: int):
         while len(blocks) > capacity:
             blocks.popitem(last=False)
         assert {key for name in "abcdefg" for key in chain(name, 20) if key in cache} == set(blocks)
+
+
+def test_of_equal_times_the_first_planned_is_called_first_or_whose_turn_was_taken():
+    events, called = Events(), list[str]()
+    turn = events.turn()
+    events.at(2.0, lambda: called.append("planned"))
+    events.at(1.0, lambda: events.at(2.0, lambda: called.append("last")))
+    events.at(2.0, lambda: called.append("by its turn"), turn)
+    events.run()
+    assert called == ["by its turn", "planned", "last"]
+    assert events.now == 2.0
 
 
 def test_sequences_move_together_and_end_when_they_have_what_they_want():
