@@ -69,14 +69,9 @@ class MasterService:
         if is_new:  # its blocks need its slot
             master.on_status(status, now)
         # Of a store the answer says what is known.
-        outcomes = [
-            outcome
-            for outcome, each in (
-                *zip(map(master.on_delta, report.deltas), report.deltas, strict=True),
-                *zip(map(master.on_page, report.pages), report.pages, strict=True),
-            )
-            if each.tier is Tier.DEVICE
-        ]
+        told = [(each.tier, master.on_delta(each)) for each in report.deltas]
+        told += [(each.tier, master.on_page(each)) for each in report.pages]
+        has_gap = (Tier.DEVICE, StreamOutcome.NEEDS_SNAPSHOT) in told
         lost = () if is_new else master.on_status(status, now)
         if lost:
             logger.info("%s has lost %s", status.worker_id, ", ".join(lost))
@@ -86,7 +81,7 @@ class MasterService:
         return encode(
             Heard(
                 self._instance,
-                StreamOutcome.NEEDS_SNAPSHOT in outcomes,
+                has_gap,
                 tuple(each.hashes for each in advice),
                 master.tier_positions(status.store),
             )

@@ -15,10 +15,11 @@ from rtp_serve.kv_store.lower_tiers import StoreAccess
 from rtp_serve.routing.report import WorkerIdentity
 from rtp_serve.routing.types import RequestFeatures, Role, WorkerId
 from tests.deployments.master.played_master import PlayedMaster
-from tests.factories import MemoryWorker, make_core, make_prompt, make_request, predicted_tokens
+from tests.factories import make_core, make_prompt, make_request, predicted_tokens
 from tests.unit.engine.test_tiering import Node
 
 NUM_BLOCKS = 8
+NUM_DEVICE_BLOCKS = 512  # so many that all that are asked for have room in one engine
 HOT = make_prompt(16 * NUM_BLOCKS)
 CONFIG = RoutingConfig.model_validate(
     {"policy": "prefix-affinity", "replication": {"enable": True}}
@@ -30,7 +31,7 @@ class LinkedEngine:
 
     def __init__(self, name: str, access: StoreAccess, master: PlayedMaster) -> None:
         clock = WallClock()
-        core = make_core(worker=MemoryWorker(64), access=access, clock=clock)
+        core = make_core(num_blocks=NUM_DEVICE_BLOCKS, access=access, clock=clock)
         self.engine = AsyncEngine(core, 64, lambda: "")
         self.worker_id = WorkerId(name)
         identity = WorkerIdentity(self.worker_id, 1, Role.MIXED, name, self.engine.store_name)
@@ -99,7 +100,9 @@ def test_a_hot_prefix_comes_to_the_second_engine_before_a_request_does():
             await until(lambda: known_blocks(master) == {"a": has_all, "b": has_none})
             hashes = first.engine.model.block_hashes(HOT, "")
             for number in range(20):
-                asked = RequestFeatures(f"hot {number}", len(HOT) + 1, hashes, 0.0)
+                asked = RequestFeatures(
+                    f"hot {number}", len(HOT) + 1, hashes, 0.0, max_new_tokens=1
+                )
                 ruling = decode_ruling(master.service.schedule(encode(asked)))
                 assert ruling.worker_id == "a", "no request brings it to b"
             await until(lambda: known_blocks(master)["b"][0] == NUM_BLOCKS)
