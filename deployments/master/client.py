@@ -125,7 +125,7 @@ class MasterClient:
 
     def ended(self, route: Route, *, is_finished: bool) -> None:
         """An attempt is over. Of one that its replica has finished the Master hears from there."""
-        self._stand_in.ended(route.request_id, is_finished=is_finished)
+        self._stand_in.ended(route.request_id)
         if self._is_up and not is_finished:
             self._connection.tell("ended", encode(Ended(lost=(route.request_id,))))
 

@@ -19,7 +19,7 @@ class StandIn:
         self._clock = clock
         self._workers: tuple[WorkerSnapshot, ...] = ()
         self._blocks: dict[str, HolderBlocks] = {}
-        self._taken_s = self._received_s = self._mean_prefill_s = 0.0
+        self._taken_s = self._received_s = 0.0
         self._master: Master | None = None
 
     @property
@@ -36,7 +36,7 @@ class StandIn:
     def take(self, part: SnapshotPart) -> None:
         """The Master answers: whatever was decided without it, it will hear from its workers."""
         self._master = None
-        self._workers, self._mean_prefill_s = part.snapshot.workers, part.snapshot.mean_prefill_s
+        self._workers = part.snapshot.workers
         self._taken_s, self._received_s = part.snapshot.taken_s, self._clock.monotonic()
         for each in part.snapshot.blocks:
             self._blocks.pop(each.holder, None)  # it is the one that is known for the least time
@@ -54,16 +54,11 @@ class StandIn:
             return Ruling(Outcome.NO_WORKER, "a request of this name is in flight")
         return ruling_of(master.schedule(request, self._clock.monotonic()))
 
-    def ended(self, request_id: str, *, is_finished: bool) -> None:
-        """Of one that may have been booked here. What it made of the caches nobody else tells."""
-        if self._master is None:
-            return
-        if is_finished:
-            self._master.on_finished_unheard(request_id, self._clock.monotonic())
-        else:
-            self._master.on_lost(request_id, self._clock.monotonic())
+    def ended(self, request_id: str) -> None:
+        """Of one that may have been booked here."""
+        if self._master is not None:
+            self._master.on_finished(request_id, self._clock.monotonic())
 
     def _restored(self) -> Master:
-        blocks = tuple(self._blocks.values())
-        snapshot = RoutingSnapshot(self._taken_s, self._workers, blocks, self._mean_prefill_s)
+        snapshot = RoutingSnapshot(self._taken_s, self._workers, tuple(self._blocks.values()))
         return Master.restored(self._config, self._rng, snapshot, self._received_s)

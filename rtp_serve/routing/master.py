@@ -132,17 +132,6 @@ class Master:
         """A request has ended, well or not: its worker said so, or who waited for it."""
         self._end(request_id, RequestState.FINISHED, now)
 
-    def on_finished_unheard(self, request_id: str, now: float) -> None:
-        """A request has ended well, of which its worker says nothing here: the worker is supposed
-        to have the blocks that it had to compute."""
-        entry = self._ledger.get(request_id)
-        if entry is not None:
-            worker_id = self._fleet.worker_id(entry.slot)
-            epoch = self._fleet.epoch(worker_id)
-            assert epoch is not None, f"{worker_id} is unknown"
-            self._index.suppose(worker_id, epoch, entry.assumed)
-        self._end(request_id, RequestState.FINISHED, now)
-
     def on_lost(self, request_id: str, now: float) -> None:
         """Whoever sent it could not reach its worker."""
         self._end(request_id, RequestState.LOST, now)
@@ -269,7 +258,7 @@ class Master:
             HolderBlocks(holder, epoch, version, tuple(self._index.blocks(holder)))
             for holder, epoch, version in (self._index.versions() if with_blocks else ())
         )
-        return RoutingSnapshot(now, workers, blocks, self._mean_prefill_s)
+        return RoutingSnapshot(now, workers, blocks)
 
     @classmethod
     def restored(
@@ -281,7 +270,6 @@ class Master:
         to, and is given up like any request that no worker reports.
         """
         master = cls(config, rng)
-        master._mean_prefill_s = snapshot.mean_prefill_s
         for each in snapshot.workers:
             seen_s = now - (snapshot.taken_s - each.seen_s)
             slot = master._fleet.update(each.status, seen_s)

@@ -123,12 +123,6 @@ class PrefixIndex:
         """It is in this life, and has nothing of the ones before."""
         self._stream(holder, epoch)
 
-    def suppose(self, holder: str, epoch: int, hashes: Sequence[BlockHash]) -> None:
-        """Without its word: believe that it has these too, until its snapshot comes."""
-        stream = self._stream(holder, epoch)
-        if stream is not None:
-            self._change(holder, stream, hashes, ())
-
     def forget(self, holder: str) -> None:
         """It has nothing any more, and whatever it says is its first word."""
         stream = self._streams.pop(holder, None)

@@ -48,6 +48,3 @@ class RoutingSnapshot:
     workers: tuple[WorkerSnapshot, ...]
     blocks: tuple[HolderBlocks, ...]
     """Of devices; none if the snapshot was taken without."""
-
-    mean_prefill_s: float
-    """Of late, by which queues are measured; 0 if nothing was sent yet."""

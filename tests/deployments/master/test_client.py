@@ -114,23 +114,6 @@ def test_a_silent_master_s_last_snapshot_decides_and_what_it_decides_is_booked()
     play(scenario)
 
 
-def test_what_was_computed_without_a_master_is_found_again():
-    async def scenario(stage: Stage) -> None:
-        stage.master.is_there = False
-        prompt = make_prompt(64, 1)
-        first = await stage.choose("r1", prompt_token_ids=prompt)
-        stage.client.ended(first, is_finished=True)
-        other = await stage.choose("r2", prompt_token_ids=make_prompt(64, 2))
-        assert other.replica != first.replica  # both are idle, and it was given less
-        stage.client.ended(other, is_finished=False)
-        for name in ("r3", "r4"):
-            again = await stage.choose(name, prompt_token_ids=prompt)
-            stage.client.ended(again, is_finished=True)
-            assert again.replica == first.replica
-
-    play(scenario)
-
-
 def test_a_master_that_answers_again_decides_again():
     async def scenario(stage: Stage) -> None:
         stage.master.is_there = False

@@ -380,32 +380,6 @@ def test_a_successor_decides_as_the_master_would_have():
     assert its.predicted_ttft_s == pytest.approx(mine.predicted_ttft_s, rel=0.01)
 
 
-def test_a_successor_measures_queues_as_the_master_did():
-    master = make_master()
-    for number in range(3):
-        master.schedule(make_request(f"r{number}", 300), 0.0)
-    snapshot = master.snapshot(0.0)
-    assert snapshot.mean_prefill_s == pytest.approx(0.3, rel=0.1)
-    successor = Master.restored(RoutingConfig(), Random(0), snapshot, 0.0)
-    request = make_request("next", 100)
-    mine, its = master.schedule(request, 0.01), successor.schedule(request, 0.01)
-    assert its.candidates.mean_prefill_s == mine.candidates.mean_prefill_s
-
-
-def test_who_is_not_heard_is_supposed_to_have_what_it_computed():
-    master = make_master()
-    hashes = keys(*range(4))
-    sent = master.schedule(make_request("r", 65, block_hashes=hashes), 0.0)
-    master.on_finished_unheard("r", 1.0)
-    assert master.cached_blocks(hashes) == {sent.worker_id: 4}
-    assert master.num_in_flight == 0
-    master.check_invariants()
-    master.on_delta(BlockDelta(sent.worker_id, 1, 0, 1, (), hashes[2:]))  # it speaks again
-    assert master.cached_blocks(hashes) == {sent.worker_id: 2}
-    master.on_finished_unheard("r", 1.0)  # nothing of that name any more
-    master.check_invariants()
-
-
 def test_a_successor_follows_on_and_knows_a_gap_when_it_sees_one():
     master = make_master()
     master.on_delta(BlockDelta("w0", 1, 0, 1, keys("a")))
