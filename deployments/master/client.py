@@ -23,6 +23,7 @@ from deployments.master.stand_in import StandIn
 from deployments.master.wire import (
     Ended,
     Ruling,
+    SnapshotPart,
     decode_part,
     decode_ruling,
     decode_standing,
@@ -39,6 +40,9 @@ from rtp_serve.routing.types import Outcome, RequestFeatures, WorkerId
 ANSWER_TIMEOUT_S = 0.05
 REFRESH_S = 3.0
 """Between two snapshots."""
+
+REPORTS_S = 3.0
+"""A new Master has heard of all replicas that there are after so long, or they are gone."""
 
 _MODEL_REFRESH_S = 10.0
 _SNAPSHOT_TIMEOUT_S = 2.0
@@ -88,6 +92,7 @@ class MasterClient:
         self._clock = clock
         self._is_up = False
         self._was_up: bool | None = None  # None: not known yet
+        self._ready_since_s: float | None = None  # a Master that is not asked yet
         self._silent = asyncio.Event()
         self._seen: frozenset[str] = frozenset()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
@@ -237,18 +242,29 @@ class MasterClient:
         raise MasterSilent("a request was not answered")
 
     async def _refresh(self) -> bool:
-        """Take the snapshot of a Master that is ready; whether it is. Raises MasterSilent."""
+        """Take the snapshot of a Master that can decide; whether it can. Raises MasterSilent."""
         timeout_s = _START_TIMEOUT_S if self._was_up is None else _SNAPSHOT_TIMEOUT_S
         wanted = encode(self._stand_in.wanted)
         data = await self._connection.ask("snapshot", wanted, timeout_s=timeout_s)
         part = decode_part(data)
-        if not part.is_ready:
+        if not part.is_ready or not (self._is_up or self._knows_all(part)):
             return False
         self._stand_in.take(part)
         names = self._live.all_names or frozenset()
         self._seen &= names | self._stand_in.worker_ids
         self._up()
         return True
+
+    def _knows_all(self, part: SnapshotPart) -> bool:
+        """Whether the replicas of the last snapshot that are still there have reported to the
+        Master, or had the time. Until then that snapshot knows more: what others have cached would
+        be computed again."""
+        now = self._clock.monotonic()
+        if self._ready_since_s is None:
+            self._ready_since_s = now
+        told = {each.status.worker_id for each in part.snapshot.workers}
+        known = self._stand_in.worker_ids & (self._live.all_names or frozenset())
+        return known <= told or now - self._ready_since_s >= REPORTS_S
 
     async def _watch_model(self) -> None:
         """Prompts are hashed as the model's blocks are, which other weights would change."""
@@ -269,4 +285,5 @@ class MasterClient:
         if self._was_up is not False:
             logger.warning("the Master does not answer, so its last snapshot decides: %s", error)
         self._is_up = self._was_up = False
+        self._ready_since_s = None
         self._silent.set()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from deployments.live_replicas import LiveReplicas
-from deployments.master.client import MasterClient, Route
+from deployments.master.channel_wire import Method
+from deployments.master.client import REPORTS_S, MasterClient, Route
 from deployments.master.stand_in import StandIn
 from deployments.master.wire import decode_standing, encode
 from deployments.replica_model import ReplicaModel
@@ -55,6 +56,13 @@ class Stage:
         self.client.start()
         while not self.master.num_asked.get("snapshot"):
             await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+
+    async def until_asked(self, method: Method) -> None:
+        """Once more, and the answer was taken."""
+        asked = self.master.num_asked.get(method, 0)
+        while self.master.num_asked.get(method, 0) == asked:
+            await asyncio.sleep(0.001)
         await asyncio.sleep(0.01)
 
     @property
@@ -114,18 +122,40 @@ def test_a_silent_master_s_last_snapshot_decides_and_what_it_decides_is_booked()
     play(scenario)
 
 
-def test_a_master_that_answers_again_decides_again():
+@pytest.mark.parametrize("had_time", [False, True])
+def test_a_master_that_answers_again_decides_when_it_knows_all_replicas_or_they_had_time(
+    had_time: bool,
+):
     async def scenario(stage: Stage) -> None:
         stage.master.is_there = False
         assert await stage.choose("r1") is not None
         stage.master.begin("second")
         stage.master.service.report(encode(make_report("b")))
         stage.master.is_there = True
-        asked = stage.master.num_asked.get("snapshot", 0)
-        while stage.master.num_asked["snapshot"] == asked:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)
+        await stage.until_asked("snapshot")
+        assert (await stage.choose("r2")).replica == "a", "the snapshot knows where the prompt is"
+        if had_time:
+            stage.clock.advance(REPORTS_S)
+        else:
+            stage.master.service.report(encode(make_report("a")))
+        await stage.until_asked("snapshot")
+        await stage.choose("r3")
+        assert stage.master.num_asked["schedule"] == 1
+
+    play(scenario)
+
+
+def test_a_master_does_not_wait_for_a_replica_that_has_gone():
+    async def scenario(stage: Stage) -> None:
+        stage.master.is_there = False
+        assert await stage.choose("r1") is not None
+        stage.live.tell(frozenset({"b"}))
+        stage.master.begin("second")
+        stage.master.service.report(encode(make_report("b")))
+        stage.master.is_there = True
+        await stage.until_asked("snapshot")
         assert (await stage.choose("r2")).replica == "b"
+        assert stage.master.num_asked["schedule"] == 1
 
     play(scenario)
 
