@@ -129,7 +129,7 @@ def test_twenty_at_once_over_two_idle_replicas_go_ten_and_ten(served: RunningApp
 
 def test_a_shared_prefix_goes_to_who_has_it(served: RunningApp):
     async def scenario(client: Client) -> None:
-        prefix = "the instructions that all of these prompts begin with, " * 8
+        prefix = "the instructions that all of these prompts begin with, " * 50
         await client.complete(prefix)
         (first,) = list((await client.decided()).values())[:1]
         before = await client.samples("request_success_total", "replica")
