@@ -95,6 +95,7 @@ class _Server(uvicorn.Server):
 
     def _protocol(self) -> asyncio.Protocol:
         make = self.config.http_protocol_class
+        # Typed as a class of asyncio's, whose constructor takes nothing; uvicorn's take these.
         return make(self.config, self.server_state, self.lifespan.state)  # type: ignore[call-arg]
 
 
