@@ -343,14 +343,15 @@ class AsyncEngine:
         with self._changed:
             self._num_arriving -= len(request.indices)
             is_wanted = request.request_id in self._sinks
-        if not is_wanted:
-            return
         try:
             self._core.add_request(request)
-            if publication is not None:
-                self._core.publish(request.request_id, publication)
         except ModelChanged as error:  # the version went between `submit` and now
             self._fail(request.request_id, error.message)
+            return
+        if not is_wanted:  # aborted before it was taken, and counted like any other
+            self._core.abort(request.request_id)
+        elif publication is not None:
+            self._core.publish(request.request_id, publication)
 
     def _fail(self, request_id: str, message: str) -> None:
         """End a request that is not in the core."""

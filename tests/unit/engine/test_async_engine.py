@@ -8,6 +8,7 @@ from rtp_serve.engine.async_engine import AsyncEngine
 from rtp_serve.engine.output import SchedulerOutput
 from rtp_serve.engine.request import FinishReason, Request, SequenceDelta
 from rtp_serve.errors import EngineDead, InvalidRequest, Overloaded
+from rtp_serve.observability.metrics import PrometheusSink
 from tests.factories import MemoryWorker, make_core, make_prompt, make_request, predicted_tokens
 
 
@@ -69,6 +70,22 @@ def test_closing_a_stream_aborts_its_request():
         engine.shutdown()
 
     asyncio.run(scenario())
+
+
+def test_a_request_that_leaves_before_the_engine_takes_it_counts_as_aborted():
+    worker, figures = GatedWorker(), PrometheusSink()
+    engine = AsyncEngine(make_core(worker=worker, sink=figures), max_queued=10)
+    first = RecordingSink().expect(1)
+    engine.submit(make_request("first", max_tokens=1), first)
+    assert worker.entered.wait(10)
+    engine.submit(make_request("gone", max_tokens=1), RecordingSink())
+    engine.abort("gone")
+    worker.gate.set()
+    assert first.finished.wait(10)
+    engine.submit(make_request("last", max_tokens=1), last := RecordingSink().expect(1))
+    assert last.finished.wait(10)
+    engine.shutdown()
+    assert 'finished_reason="abort"} 1.0' in figures.render()
 
 
 def test_a_sink_hears_once_a_step_for_all_of_its_requests():
