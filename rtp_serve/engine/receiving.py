@@ -106,6 +106,11 @@ class Receiving:
         """Receptions that wait for room."""
         return len(self._asking)
 
+    def holds_for(self, request_id: str) -> bool:
+        """Whether a request that comes finds blocks."""
+        reception = self._receptions.get(request_id)
+        return reception is not None and reception.is_granted
+
     def reserve(self, request: Request, version: ModelVersion, receiver: Receiver) -> None:
         """Ask for room for a prompt; `grant` gives it, first come, first served."""
         assert request.request_id not in self._receptions, f"{request.request_id!r} is received"

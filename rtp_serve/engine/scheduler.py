@@ -116,13 +116,9 @@ class Scheduler:
         return bool(self._running) or len(self._waiting) > 0
 
     def add(self, seq: Sequence) -> None:
-        """Queue a new sequence. One that another engine has begun waits in front, like one that was
-        preempted."""
+        """Queue a sequence that is new here."""
         assert seq.status is SequenceStatus.WAITING, f"{seq} is not new"
-        if seq.num_emitted_tokens:
-            self._waiting.push_front(seq)
-        else:
-            self._waiting.push(seq)
+        self._waiting.push(seq, holds_blocks=self._receiving.holds_for(seq.request.request_id))
 
     def take_restored(self) -> None:
         """Let sequences whose restore has ended wait in front of all others."""
@@ -150,7 +146,7 @@ class Scheduler:
             self._running.sort(key=lambda seq: seq.order)
         plan = _StepPlan(self._config.max_num_batched_tokens)
         num_preempted = self._schedule_running(plan)
-        if num_preempted == 0:
+        if num_preempted == 0 or not self._running:
             self._schedule_waiting(plan)
         return self._close(plan)
 
@@ -214,6 +210,8 @@ class Scheduler:
                 case RestoreStart.LATER:
                     return
             hit = self._start(seq, plan.budget)
+            while hit is None and not self._running and self._one_gives_back():
+                hit = self._start(seq, plan.budget)
             if hit is None:
                 return
             self._waiting.pop()
@@ -239,6 +237,15 @@ class Scheduler:
                 return None
             hit = hit.without_donor()
         return hit
+
+    def _one_gives_back(self) -> bool:
+        """Of those that wait and hold blocks, the last one does without, and later finds in the
+        cache what is left of them. Else it and one that lacks blocks could wait for each other."""
+        for seq in reversed([*self._waiting]):
+            if self._receiving.holds_for(seq.request.request_id):
+                self._receiving.end(seq.request.request_id)
+                return True
+        return False
 
     def _admit(self, seq: Sequence, hit: PrefixHit, plan: _StepPlan) -> None:
         if seq.status is SequenceStatus.WAITING:

@@ -32,7 +32,7 @@ class Side:
     """An engine and its memory."""
 
     num_blocks: int = 64
-    options: dict[str, int] = field(default_factory=dict)
+    options: dict[str, int | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.worker = MemoryWorker(self.num_blocks)
@@ -294,11 +294,13 @@ def test_a_stopping_first_token_is_the_end():
     assert (delta.token_ids, delta.finish_reason) == ((EOS,), FinishReason.STOP)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_many_prompts_move_while_both_sides_are_short_of_blocks(seed: int):
+# With the last three, those that held blocks and those that lacked some once waited for each other.
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize("seed", [*range(6), 104, 106, 183])
+def test_many_prompts_move_while_both_sides_are_short_of_blocks(seed: int, policy: str):
     rng = random.Random(seed)
     prefill = Side(num_blocks=40, options={"max_num_batched_tokens": 48})
-    decode = Side(num_blocks=40)
+    decode = Side(num_blocks=40, options={"policy": policy})
     shared = make_prompt(48, seed)
     requests = [
         make_request(

@@ -86,10 +86,12 @@ def test_it_comes_before_those_that_wait_and_survives_preemption():
     core.add_request(make_request("running", make_prompt(5), max_tokens=3, ignore_eos=True))
     core.step()
     core.add_request(make_request("new", make_prompt(5, 1), max_tokens=3, ignore_eos=True))
-    begun = make_request("begun", make_prompt(5, 2), max_tokens=3, ignore_eos=True)
-    core.add_request(resumed(begun, 1))
-    order = [delta.request_id for _ in range(5) for delta in core.step()]
-    assert order == ["running", "running", "begun", "begun", "new"]
+    for name, salt in (("begun", 2), ("begun later", 3)):
+        begun = make_request(name, make_prompt(5, salt), max_tokens=3, ignore_eos=True)
+        core.add_request(resumed(begun, 1))
+    order = [delta.request_id for _ in range(7) for delta in core.step()]
+    expected = ["running", "begun", "begun later"]
+    assert order == [name for name in expected for _ in range(2)] + ["new"]
 
     small = make_core(num_blocks=14, max_model_len=150)
     requests = [
