@@ -17,6 +17,7 @@ read it through one controller.
 
 import tempfile
 from bisect import bisect_left
+from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,8 +168,10 @@ def _best_chunked(
 def _burst(bench: Bench, server: Server, load: BurstLoad, number: int) -> BurstResult:
     server.resume()
     seed = bench.seed + 7 * (number + 2)
+    before = _computed_here(server)
     with quiet(server.pids, bench.patience_s) as contention:
         result = run_bursts(server.target, load, bench.model.shape.vocab_size, seed)
+    computed_here = _computed_here(server) - before
     server.halt()
     figures = {
         f"{name}_p{percent}_ms": getattr(result, f"{name}_ms")(percent)
@@ -178,10 +181,19 @@ def _burst(bench: Bench, server: Server, load: BurstLoad, number: int) -> BurstR
     bench.report.run(
         part="bursts", server=server.plan.name, repetition=number, **figures,
         num_failed=result.num_failed, others_cpu_share=contention.others_share,
+        computed_here=dict(computed_here),
     )  # fmt: skip
     line = "  ".join(f"{name} {value:.1f}" for name, value in figures.items())
-    say(f"{server.plan.name}: {line}  failed {result.num_failed}")
+    here = "".join(f"  computed here, {why}: {n}" for why, n in computed_here.items())
+    say(f"{server.plan.name}: {line}  failed {result.num_failed}{here}")
     return result
+
+
+def _computed_here(server: Server) -> Counter[str]:
+    """Prompts that decode replicas computed although all were to be computed elsewhere, by why."""
+    return server.counts("prefill_fallbacks_total", "reason") + server.counts(
+        "prefill_choices_total", "reason"
+    )
 
 
 def measure_losses(bench: Bench, model: Model) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from benchmarks.processes import command_line
+from benchmarks.processes import command_line, cpu_jiffies
 from benchmarks.samples import percentile
 from benchmarks.servers import Server
 from rtp_serve.errors import RtpServeError
@@ -37,7 +37,7 @@ class LostReplica:
 
 
 def lose_a_replica(server: Server, vocab_size: int, seed: int) -> LostReplica:
-    """Kill one when half of the streams have begun."""
+    """Kill the one that runs most of the streams, when half of these have begun."""
     return asyncio.run(_Run(server, vocab_size, seed).result())
 
 
@@ -62,13 +62,15 @@ class _Run:
         return LostReplica(percentile(pauses, 95), self._num_lost, int(resumed))
 
     async def _kill(self) -> None:
-        victims = [pid for pid in self._server.pids() if _MARKER in command_line(pid)]
-        if len(victims) < 2:
-            raise RtpServeError(f"{len(victims)} decode replicas run, not 2")
+        replicas = [pid for pid in self._server.pids() if _MARKER in command_line(pid)]
+        if len(replicas) < 2:
+            raise RtpServeError(f"{len(replicas)} decode replicas run, not 2")
+        before = {pid: cpu_jiffies([pid]) for pid in replicas}
         while len(self._last_s) < _NUM_STREAMS // 2:
             await asyncio.sleep(0.01)
+        busiest = max(replicas, key=lambda pid: cpu_jiffies([pid]) - before[pid])
         self._killed_s = time.perf_counter()
-        os.kill(victims[0], signal.SIGKILL)
+        os.kill(busiest, signal.SIGKILL)
 
     async def _stream(self, client: httpx.AsyncClient, number: int) -> None:
         body = {

@@ -5,13 +5,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from benchmarks.load import Target
 from benchmarks.processes import Memory, below, descendants, memory, send_all
@@ -85,12 +87,23 @@ class Server:
     def figures(self) -> dict[str, float]:
         """Of our own server's `/metrics`: sums over replicas and labels."""
         sums: dict[str, float] = {}
+        for sample in self._samples():
+            name = sample.name.removeprefix(PREFIX)
+            sums[name] = sums.get(name, 0.0) + sample.value
+        return sums
+
+    def counts(self, name: str, label: str) -> Counter[str]:
+        """One of these by this label of its: sums over replicas."""
+        found = Counter[str]()
+        for sample in self._samples():
+            if sample.name == PREFIX + name:
+                found[sample.labels[label]] += int(sample.value)
+        return found
+
+    def _samples(self) -> Iterator[Sample]:
         text = httpx.get(f"{self.target.base_url}/metrics", timeout=_ANSWER_TIMEOUT_S).text
         for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                name = sample.name.removeprefix(PREFIX)
-                sums[name] = sums.get(name, 0.0) + sample.value
-        return sums
+            yield from family.samples
 
     def halt(self) -> None:
         """Stop all its processes where they are, so that it takes no CPU time."""

@@ -8,6 +8,9 @@ from benchmarks.plans import PATIENT_S, application, shipped_config
 from benchmarks.servers import SERVED_NAME, ServerPlan
 from rtp_serve.config.model import ModelConfig
 
+_DECODE_CHUNK = 256
+"""Tokens a step of a decode replica: what the file says."""
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -37,16 +40,16 @@ def disaggregated(
     chunk: int = 1024,
     num_decode: int = 1,
 ) -> ServerPlan:
-    """Half of the threads for prompts, half for answers."""
+    """Half of the threads for prompts, half for answers. `chunk` is the prefill replica's."""
     config = shipped_config("disaggregated.yaml")
     arguments = config["applications"][0]["args"]
-    arguments["engine"] |= _engine(model, max(1, num_threads // 2), chunk)
+    arguments["engine"] |= _engine(model, max(1, num_threads // 2), _DECODE_CHUNK)
     arguments["transfer"] = {
         "choice": "always",
         "timeout_s": PATIENT_S,
         "layer_groups": layer_groups,
     }
-    arguments["prefill"]["engine"] = {"scheduler": {"max_num_batched_tokens": chunk}}
+    arguments["prefill"]["engine"] = {"scheduler": _budget(chunk)}
     arguments["replica"] |= {"num_replicas": num_decode, "num_cpus": 0.25}
     if num_decode == 1:  # else one of them is killed, and is to be missed soon
         for replica in (arguments["replica"], arguments["prefill"]["replica"]):
@@ -62,5 +65,9 @@ def _engine(model: Model, num_threads: int, chunk: int) -> dict[str, Any]:
         "max_model_len": model.max_model_len,
         "num_threads": num_threads,
         "cache": {"memory": model.kv_bytes},
-        "scheduler": {"max_num_batched_tokens": chunk, "max_num_seqs": min(64, chunk)},
+        "scheduler": _budget(chunk),
     }
+
+
+def _budget(chunk: int) -> dict[str, int]:
+    return {"max_num_batched_tokens": chunk, "max_num_seqs": min(64, chunk)}
