@@ -11,6 +11,9 @@ from rtp_serve.config.model import ModelConfig
 _DECODE_CHUNK = 256
 """Tokens a step of a decode replica: what the file says."""
 
+_MAX_SEQS = 128
+"""A decode replica that is left alone has room for the streams of two."""
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -52,6 +55,7 @@ def disaggregated(
     arguments["prefill"]["engine"] = {"scheduler": _budget(chunk)}
     arguments["replica"] |= {"num_replicas": num_decode, "num_cpus": 0.25}
     if num_decode == 1:  # else one of them is killed, and is to be missed soon
+        del arguments["engine"]["kv_store"]  # the one engine that it is compared with has none
         for replica in (arguments["replica"], arguments["prefill"]["replica"]):
             replica |= {"health_check_timeout_s": PATIENT_S}
     name = f"disaggregated-{layer_groups}-{chunk}-{num_decode}"
@@ -70,4 +74,4 @@ def _engine(model: Model, num_threads: int, chunk: int) -> dict[str, Any]:
 
 
 def _budget(chunk: int) -> dict[str, int]:
-    return {"max_num_batched_tokens": chunk, "max_num_seqs": min(64, chunk)}
+    return {"max_num_batched_tokens": chunk, "max_num_seqs": min(_MAX_SEQS, chunk)}
