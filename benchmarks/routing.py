@@ -92,7 +92,7 @@ def main(
     ),
     scale_requests: int = typer.Option(1_000_000, help="Of `scale`, over 1,000 workers."),
     repetitions: int = typer.Option(3, help="Of what runs in real time."),
-    jitters: int = typer.Option(1, help="Replays of a cell."),
+    jitters: int = typer.Option(3, help="Replays of a cell, whose mean is told."),
     processes: int = typer.Option(2, help="Replays at a time."),
     as_json: bool = typer.Option(False, "--json"),
 ) -> None:
