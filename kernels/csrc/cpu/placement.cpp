@@ -4,6 +4,8 @@
 
 #include <sched.h>
 
+#include <algorithm>
+
 namespace rtp {
 namespace {
 
@@ -25,8 +27,16 @@ Placement::Placement(int size) {
   }
 }
 
+bool Placement::is_caller_free() const {
+  cpu_set_t set;
+  if (pthread_getaffinity_np(pthread_self(), sizeof set, &set)) return false;
+  if (static_cast<size_t>(CPU_COUNT(&set)) != cores_.size()) return false;
+  return std::all_of(cores_.begin(), cores_.end(), [&](int core) { return CPU_ISSET(core, &set); });
+}
+
 void Placement::hold(const std::vector<pthread_t>& others) {
-  if (cores_.empty()) return;
+  is_held_ = !cores_.empty() && is_caller_free();
+  if (!is_held_) return;
   const int here = sched_getcpu();
   run_on(pthread_self(), &here, 1);
   if (here == first_) return;
@@ -39,7 +49,7 @@ void Placement::hold(const std::vector<pthread_t>& others) {
 }
 
 void Placement::release() const {
-  if (!cores_.empty()) run_on(pthread_self(), cores_.data(), cores_.size());
+  if (is_held_) run_on(pthread_self(), cores_.data(), cores_.size());
 }
 
 }  // namespace rtp
