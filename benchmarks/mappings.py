@@ -16,6 +16,7 @@ from rtp_serve.config.model import read_model_config
 from rtp_serve.loader.store.store import Wanted
 from rtp_serve.loader.weights import LoadedWeights
 from rtp_serve.models.registry import MODELS
+from rtp_serve.ops import as_tensor
 from rtp_serve.worker.loading import open_store
 
 _PAGE_BYTES = 4096
@@ -37,10 +38,11 @@ def mapped_store(directory: Path, stored: Stored) -> object:
     specs = MODELS.load(config.architecture).weight_specs(config)
     store = open_store(WeightStoreConfig(directory=str(directory)), WallClock())
     assert store is not None, "it is enabled"
-    wanted = Wanted(stored.directory, config.architecture, specs, torch.bfloat16)
+    wanted = Wanted(stored.directory, config.architecture, specs, "bfloat16")
     weights = store.get(wanted, partial(_packed, stored)).weights
     for spec in specs:
-        _touch(weights.matrix(spec.path).data if spec.is_matrix else weights.vector(spec.path))
+        path = spec.path
+        _touch(as_tensor(weights.matrix(path).stored if spec.is_matrix else weights.vector(path)))
     store.guard.wait()
     return weights
 

@@ -7,7 +7,7 @@ from ray import serve
 
 from deployments.args import ingress_options, replica_options, targets_of
 from deployments.ingress import IngressDeployment
-from deployments.kv_transfer.exchange import ExchangeOptions
+from deployments.kv_transfer.options import ExchangeOptions
 from deployments.master.joining import routing_options
 from deployments.replica_role import RoleOptions
 from deployments.replicas import BuildEngine, EngineReplica, build_real_engine

@@ -9,7 +9,7 @@ import gc
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 from ray import serve
@@ -19,7 +19,7 @@ from deployments.autoscaling_record import SWITCHED, read_num_switched
 from deployments.channels.dialer import TcpNeeded
 from deployments.deferred_torch import defer_unused_torch
 from deployments.kv_transfer import wire as kv_wire
-from deployments.kv_transfer.exchange import ExchangeOptions, KvExchange
+from deployments.kv_transfer.options import ExchangeOptions
 from deployments.master.joining import RoutingOptions, start_link
 from deployments.master.link import MasterLink
 from deployments.metrics import RaySink
@@ -53,6 +53,9 @@ from rtp_serve.errors import (
 from rtp_serve.observability.logging import configure_logging
 from rtp_serve.observability.metrics import MetricsSink
 from rtp_serve.routing.types import Role
+
+if TYPE_CHECKING:
+    from deployments.kv_transfer.exchange import KvExchange
 
 _MIXED = RoleOptions(Role.MIXED)
 
@@ -188,11 +191,14 @@ class EngineReplica:
         """For routers everywhere, by way of Serve's controller."""
         return routing_stats(self._role.current) if self._role.options.can_switch else {}
 
-    async def _joined(self, options: ExchangeOptions, engine: AsyncEngine) -> KvExchange | None:
+    async def _joined(self, options: ExchangeOptions, engine: AsyncEngine) -> "KvExchange | None":
         """None where the engine's blocks cannot be seen from here, as with ranks on other nodes."""
         if engine.memory is None:
             logger.warning("prompts are not exchanged: the engine's ranks are on several nodes")
             return None
+        # Imported here: most replicas exchange nothing.
+        from deployments.kv_transfer.exchange import KvExchange
+
         exchange = KvExchange(options, engine, engine.memory, self._replica)
         await exchange.start()
         return exchange
@@ -246,7 +252,7 @@ class EngineReplica:
             channel.forget(call.request.request_id)
             self._engine.abort(call.request.request_id)
 
-    async def _run_with(self, exchange: KvExchange, call: Call, channel: TokenChannel) -> Record:
+    async def _run_with(self, exchange: "KvExchange", call: Call, channel: TokenChannel) -> Record:
         """The same, with the prompt computed by another replica."""
         request_id = call.request.request_id
         try:

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import logging
 import secrets
-from dataclasses import dataclass
 
 import ray
 from ray import serve
@@ -14,6 +13,7 @@ from deployments.kv_transfer.copy_thread import CopyThread
 from deployments.kv_transfer.decode_side import Deliver, Prefilling, prefill_elsewhere
 from deployments.kv_transfer.figures import TransferFigures
 from deployments.kv_transfer.inbound import KvListener
+from deployments.kv_transfer.options import ExchangeOptions
 from deployments.kv_transfer.outbound import kv_dialer
 from deployments.kv_transfer.peers import Peers
 from deployments.kv_transfer.predictions import Predictions
@@ -22,7 +22,7 @@ from deployments.kv_transfer.shared_slots import make_slots
 from deployments.kv_transfer.wire import PrefillCall, PrefillEnded
 from deployments.role_pool import RolePool
 from rtp_serve.clock import WallClock
-from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA, TransferConfig
+from rtp_serve.config.disaggregation import DECODE_REPLICA, PREFILL_REPLICA
 from rtp_serve.disaggregation.breaker import Breaker, BreakerLimits
 from rtp_serve.disaggregation.choice import ChoicePolicy, ChoiceReason
 from rtp_serve.disaggregation.lifecycle import TransferLimits
@@ -35,22 +35,6 @@ from rtp_serve.native.shared_file import forget_name
 from rtp_serve.routing.types import Role
 
 logger = logging.getLogger("ray.serve")
-
-
-@dataclass(frozen=True, slots=True)
-class ExchangeOptions:
-    """What a replica is told of its part; it goes to the replica with its constructor."""
-
-    transfer: TransferConfig
-    tcp_port_range: range
-    asks: bool = False
-    """Whether prefill replicas compute prompts for this one, at any time."""
-
-    can_switch: bool = False
-    """Whether decode replicas may have become prefill replicas."""
-
-    is_exact: bool = True
-    """Whether they have this one's arithmetic."""
 
 
 class KvExchange:

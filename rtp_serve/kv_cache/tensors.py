@@ -1,18 +1,20 @@
 """The memory of the KV cache on one device. Knows nothing of sequences, hashes or ownership."""
 
-import math
 import mmap
 from collections.abc import Sequence
+from functools import cached_property
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from rtp_serve import ops
 from rtp_serve.kv_cache.memory import zeroed
 from rtp_serve.kv_cache.spec import KVCacheSpec, KVFormat, TileOrder
 from rtp_serve.ops.dispatch import Backend, backend
+from rtp_serve.ops.tensor import Tensor
 
-_DTYPES = {KVFormat.BF16: torch.bfloat16, KVFormat.FP32: torch.float32}
+_DTYPES = {KVFormat.BF16: "bfloat16", KVFormat.FP32: "float32"}
 
 _QUICKLY_ZEROED_BYTES = 16 << 20
 
@@ -24,7 +26,7 @@ class KVCacheTensors:
         self,
         spec: KVCacheSpec,
         num_blocks: int,
-        device: torch.device | str = "cpu",
+        device: str = "cpu",
         memory: mmap.mmap | None = None,
     ) -> None:
         """`memory` is zeros of the right size, or None for some of its own."""
@@ -40,16 +42,26 @@ class KVCacheTensors:
             spec.head_dim,
         )
         dtype = _DTYPES[spec.format]
-        if memory is None:
-            self.data = _zeros(shape, dtype, torch.device(device))
-        else:
-            self.data = torch.frombuffer(memory, dtype=dtype).view(shape)
-        self._layers = [
-            (self.data[:, layer, 0], self.data[:, layer, 1]) for layer in range(spec.num_layers)
-        ]
-        if self.data.is_cpu:
+        self.array: ops.Array
+        if device == "cpu":
+            zeros = memory if memory is not None else _zeros(num_blocks * spec.block_bytes)
+            self.array = ops.HostArray.over(zeros, shape, dtype)
             # [num_blocks, block_bytes]
-            self._bytes = self.data.flatten(1).view(torch.uint8).numpy()
+            self._bytes = np.frombuffer(zeros, np.uint8).reshape(num_blocks, -1)
+        else:
+            self.array = torch.zeros(shape, dtype=getattr(torch, dtype), device=device)
+
+    @cached_property
+    def data(self) -> Tensor:
+        """The same memory as a tensor, of the same shape."""
+        return ops.as_tensor(self.array)
+
+    @cached_property
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        return [
+            (self.data[:, layer, 0], self.data[:, layer, 1])
+            for layer in range(self.spec.num_layers)
+        ]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Key and value of a layer, each [num_blocks, num_kv_heads, block_size, head_dim], blocks a
@@ -62,7 +74,7 @@ class KVCacheTensors:
     @property
     def tile_order(self) -> TileOrder:
         """Where the elements of a tile lie, in the device layout."""
-        is_compiled = self.data.is_cpu and backend() is Backend.COMPILED
+        is_compiled = self.array.is_cpu and backend() is Backend.COMPILED
         return TileOrder.WORDS if is_compiled else TileOrder.PLAIN
 
     @property
@@ -93,20 +105,24 @@ class KVCacheTensors:
 
     def copy_block(self, source: int, target: int) -> None:
         """Make block `target` hold what `source` holds."""
-        self._index((source, target))
-        self.data[target] = self.data[source]
+        self._check((source, target))
+        if isinstance(self.array, ops.HostArray):
+            self.array.words[target] = self.array.words[source]
+        else:
+            self.array[target] = self.array[source]
 
     def _index(self, block_ids: Sequence[int]) -> Tensor:
+        self._check(block_ids)
+        return torch.tensor(block_ids, dtype=torch.int64, device=self.data.device)
+
+    def _check(self, block_ids: Sequence[int]) -> None:
         for block_id in block_ids:
             if not 0 <= block_id < self.num_blocks:
                 raise ValueError(
                     f"block id must be from 0 to {self.num_blocks - 1}, got {block_id}"
                 )
-        return torch.tensor(block_ids, dtype=torch.int64, device=self.data.device)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    num_bytes = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or num_bytes <= _QUICKLY_ZEROED_BYTES:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.frombuffer(zeroed(num_bytes), dtype=dtype).view(shape)
+def _zeros(num_bytes: int) -> mmap.mmap | NDArray[np.uint8]:
+    is_quick = num_bytes <= _QUICKLY_ZEROED_BYTES
+    return np.zeros(num_bytes, np.uint8) if is_quick else zeroed(num_bytes)

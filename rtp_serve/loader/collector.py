@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from rtp_serve import ops
 from rtp_serve.models.weights import TensorSpec, WeightSpec
+from rtp_serve.ops.tensor import Device, DType, Tensor
 
 _SERIAL_ELEMENTS = 1 << 15
 """torch converts no more than this on the calling thread alone; more would start a team for it."""
@@ -45,7 +45,7 @@ class Place:
 class Collector:
     """One weight of the model on its way."""
 
-    def __init__(self, spec: WeightSpec, dtype: torch.dtype, device: torch.device | None) -> None:
+    def __init__(self, spec: WeightSpec, dtype: DType, device: Device | None) -> None:
         self.spec = spec
         self._lock = threading.Lock()
         self._num_missing = sum(map(_num_elements, spec.tensors))

@@ -28,10 +28,11 @@ from rtp_serve.loader.read_plan import DEFAULT_SIZES, Read, ReadSizes, TensorRow
 from rtp_serve.loader.reader import Deliver, run_reads
 from rtp_serve.loader.safetensors_header import shown
 from rtp_serve.models.weights import Weights, WeightSpec
+from rtp_serve.ops.tensor import Device, DType, Tensor
 
 _log = logging.getLogger(__name__)
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.attention\.bias$")
-_TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _WALL_CLOCK = WallClock()
 
 
@@ -84,8 +85,8 @@ def load_weights(
     checkpoint: Checkpoint,
     specs: Sequence[WeightSpec],
     config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device | None = None,
+    dtype: DType,
+    device: Device | None = None,
     settings: LoadSettings = DEFAULT_SETTINGS,
 ) -> LoadedWeights:
     """Everything in `specs`, as `dtype`. Raises CheckpointError, for what a header can tell before
@@ -154,15 +155,15 @@ def _digested(digest: ContentDigest, deliver: Deliver) -> Deliver:
     return deliver_digested
 
 
-@torch.inference_mode()  # a thread's own: the caller's tensors may be of that mode
 def _deliver(places: dict[str, list[Place]], read: Read, data: memoryview) -> None:
     """Put every piece of the read to all of its places."""
-    for piece in read.pieces:
-        end = piece.start + piece.num_bytes
-        dtype = _TORCH_DTYPES[piece.tensor.dtype]
-        rows = _as_rows(data[piece.start : end], dtype, piece.tensor.shape)
-        for place in places.get(piece.tensor.name, ()):
-            place.put(piece.first_row, rows)
+    with torch.inference_mode():  # a thread's own: the caller's tensors may be of that mode
+        for piece in read.pieces:
+            end = piece.start + piece.num_bytes
+            dtype = getattr(torch, _TORCH_DTYPES[piece.tensor.dtype])
+            rows = _as_rows(data[piece.start : end], dtype, piece.tensor.shape)
+            for place in places.get(piece.tensor.name, ()):
+                place.put(piece.first_row, rows)
 
 
 def _run(reads: Sequence[Read], deliver: Deliver, settings: LoadSettings) -> LoadFigures:
@@ -196,7 +197,7 @@ def _are_cached(reads: Sequence[Read], files: LocalFiles) -> bool:
         return False
 
 
-def _as_rows(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+def _as_rows(data: memoryview, dtype: DType, shape: tuple[int, ...]) -> Tensor:
     """Whole rows of a tensor of `shape`, in the memory of `data` if that is aligned for them."""
     flat = torch.frombuffer(data, dtype=torch.uint8)
     if flat.data_ptr() % dtype.itemsize:

@@ -12,7 +12,6 @@ from itertools import groupby
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rtp_serve import ops
 from rtp_serve.config.model import ModelConfig
@@ -27,6 +26,7 @@ from rtp_serve.models.model import HiddenStates, LayerReport, ModelInputs
 from rtp_serve.models.rank import Rank, whole
 from rtp_serve.models.specs import decoder_specs
 from rtp_serve.models.weights import Weights, WeightSpec
+from rtp_serve.ops.tensor import Device, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,7 @@ class Decoder:
         norm_weight = weights.vector("norm")
         self.config = config
         self.rank = rank = rank or whole(config)
-        self.device = norm_weight.device
-        rotary = RotaryEmbedding(config.rope, config.head_dim, max_positions, self.device)
+        rotary = RotaryEmbedding(config.rope, config.head_dim, max_positions, norm_weight)
         embedding = weights.matrix("embedding")
         head = embedding if config.tie_word_embeddings else weights.matrix("lm_head")
         self.embedding = TokenEmbedding(embedding, rank)
@@ -60,11 +59,16 @@ class Decoder:
             DecoderLayer(config, weights, index, rotary, rank) for index in range(config.num_layers)
         ]
         self.norm = RMSNorm(norm_weight, config.rms_norm_eps)
-        self.lm_head: Linear = PackedLinear(head, out_dtype=torch.float32)
+        self.lm_head: Linear = PackedLinear(head, out_dtype="float32")
         # by first layer and the one after the last
         self._runs: dict[tuple[int, int], list[_Run]] = {}
         # all of it over the cache of the last step; None where that is no single call
         self._bound: tuple[KVCacheTensors, ops.BoundDecoder | None] | None = None
+
+    @property
+    def device(self) -> Device:
+        """Where it computes."""
+        return ops.as_tensor(self.norm.spec.weight).device
 
     @staticmethod
     def weight_specs(config: ModelConfig) -> tuple[WeightSpec, ...]:
@@ -86,7 +90,7 @@ class Decoder:
             self._run_layers(done, end, residual, inputs, cache)
             done = end
             if end - 1 in taps:
-                tapped[end - 1] = residual.clone()
+                tapped[end - 1] = ops.as_tensor(residual).clone()
             if report is not None:
                 report.tell(end)
         return HiddenStates(residual, tuple([tapped[index] for index in taps]))
@@ -100,18 +104,18 @@ class Decoder:
         return sorted({*range(every, num_layers, every), *[tap + 1 for tap in taps], num_layers})
 
     def _run_layers(
-        self, start: int, end: int, residual: Tensor, inputs: ModelInputs, cache: KVCacheTensors
+        self, start: int, end: int, residual: ops.Array, inputs: ModelInputs, cache: KVCacheTensors
     ) -> None:
         for run in self._runs_of(start, end):
             if run.sublayers:
                 ops.run_sublayers(
-                    run.sublayers, residual, inputs.positions, cache.data, inputs.attention
+                    run.sublayers, residual, inputs.positions, cache.array, inputs.attention
                 )
             else:
                 positions = torch.from_numpy(inputs.positions).to(self.device)
                 metadata = ops.to_device(inputs.attention, self.device)
                 for layer in run.layers:
-                    layer(residual, positions, cache, metadata)
+                    layer(ops.as_tensor(residual), positions, cache, metadata)
 
     def _runs_of(self, start: int, end: int) -> list[_Run]:
         runs = self._runs.get((start, end))
@@ -150,22 +154,22 @@ class Decoder:
         (sublayers,) = [run.sublayers for run in runs]
         if not sublayers:
             return None
-        return ops.bind_decoder(embedding, sublayers, self.norm.spec, head.weight, cache.data)
+        return ops.bind_decoder(embedding, sublayers, self.norm.spec, head.weight, cache.array)
 
-    def logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def logits(self, hidden: ops.Array, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Of the rows [n] of `HiddenStates.last`: [n, vocab_size], on the host."""
         return self.rank.gather_vocab(self._own_logits(hidden, rows))
 
-    def greedy(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+    def greedy(self, hidden: ops.Array, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         """The ids [n] of the largest of these logits, or NO_TOKEN."""
         return self.rank.greedy(self._own_logits(hidden, rows))
 
-    def _own_logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _own_logits(self, hidden: ops.Array, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Of this rank's part of the vocabulary."""
         head = self.lm_head
         if isinstance(head, PackedLinear):
             return ops.logits(hidden, rows, self.norm.spec, head.weight)
-        chosen = hidden[torch.from_numpy(rows).to(hidden.device)]
+        chosen = ops.as_tensor(hidden)[torch.from_numpy(rows).to(self.device)]
         logits: NDArray[np.float32] = head(self.norm(chosen)).cpu().numpy()
         return logits
 

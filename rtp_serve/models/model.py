@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rtp_serve.config.model import ModelConfig
 from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.models.layers.linear import Linear
 from rtp_serve.models.rank import Rank
 from rtp_serve.models.weights import Weights, WeightSpec
-from rtp_serve.ops import AttentionMetadata
+from rtp_serve.ops import Array, AttentionMetadata
+from rtp_serve.ops.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class HiddenStates:
     """What a forward pass leaves."""
 
     # [num_tokens, hidden_size]: the residual stream after the last layer, before the final norm
-    last: Tensor
+    last: Array
     # the residual stream after each layer asked for, in the order asked
     taps: tuple[Tensor, ...] = ()
 
@@ -57,7 +56,6 @@ class Model(Protocol):
     """A causal decoder. Rows never depend on which other sequences are in the step."""
 
     config: ModelConfig
-    device: torch.device
     rank: Rank
 
     def forward(
@@ -70,11 +68,11 @@ class Model(Protocol):
         """Compute the step's tokens and write their KV. `taps` are layers whose output to give."""
         ...
 
-    def logits(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def logits(self, hidden: Array, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Of the rows [n] of `HiddenStates.last`: [n, vocab_size], on the host."""
         ...
 
-    def greedy(self, hidden: Tensor, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+    def greedy(self, hidden: Array, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         """The ids [n] of the largest of these logits, or NO_TOKEN; of several ranks, none needs
         all logits for it."""
         ...

@@ -7,8 +7,6 @@ them over as `Weights`. Neither knows the other: no file here, no layer there.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from rtp_serve import ops
 from rtp_serve.models.layers.linear import PackedLinear
 
@@ -91,7 +89,9 @@ def vector(path: str, name: str, size: int) -> WeightSpec:
 class Weights:
     """The loaded weights of one model, by path."""
 
-    def __init__(self, matrices: dict[str, ops.PackedWeight], vectors: dict[str, Tensor]) -> None:
+    def __init__(
+        self, matrices: dict[str, ops.PackedWeight], vectors: Mapping[str, ops.Array]
+    ) -> None:
         self._matrices = matrices
         self._vectors = vectors
 
@@ -101,5 +101,5 @@ class Weights:
     def linear(self, path: str) -> PackedLinear:
         return PackedLinear(self._matrices[path])
 
-    def vector(self, path: str) -> Tensor:
+    def vector(self, path: str) -> ops.Array:
         return self._vectors[path]

@@ -8,8 +8,6 @@ operands of a call; a wrong type raises TypeError, a wrong shape or layout Value
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from rtp_serve.ops.decoder import BoundDecoder, bind_decoder
 from rtp_serve.ops.dispatch import ops_for, set_num_threads
 from rtp_serve.ops.gemm import (
@@ -23,6 +21,7 @@ from rtp_serve.ops.gemm import (
     pack_weight,
     packed_shape,
 )
+from rtp_serve.ops.host_array import Array, HostArray, array_bytes, as_tensor, dtype_name
 from rtp_serve.ops.metadata import AttentionMetadata, to_device
 from rtp_serve.ops.moe import ExpertWeights, Routing, add_load, experts, route, sigmoid
 from rtp_serve.ops.sublayers import (
@@ -34,12 +33,15 @@ from rtp_serve.ops.sublayers import (
     moe_sublayer,
     run_sublayers,
 )
+from rtp_serve.ops.tensor import Tensor
 
 __all__ = [
+    "Array",
     "AttentionMetadata",
     "BoundDecoder",
     "ExpertWeights",
     "HeadShape",
+    "HostArray",
     "Norm",
     "PackedWeight",
     "Rope",
@@ -47,8 +49,11 @@ __all__ = [
     "Sublayer",
     "WeightPacker",
     "add_load",
+    "array_bytes",
+    "as_tensor",
     "attention_sublayer",
     "bind_decoder",
+    "dtype_name",
     "embedding",
     "experts",
     "from_packed",

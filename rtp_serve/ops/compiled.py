@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch import to_dlpack as dl  # type: ignore[attr-defined]
 
 from rtp_kernels import _C
 from rtp_serve.ops import kv_layout
 from rtp_serve.ops.draws import Draws, Logits, Logprobs
+from rtp_serve.ops.host_array import dlpack as dl
+from rtp_serve.ops.tensor import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
-from torch import to_dlpack as dl  # type: ignore[attr-defined]
 
 from rtp_serve.ops.gemm import Norm, PackedWeight
+from rtp_serve.ops.host_array import Array
+from rtp_serve.ops.host_array import dlpack as dl
 from rtp_serve.ops.metadata import AttentionMetadata
 from rtp_serve.ops.sublayers import Sublayer
 
@@ -66,7 +66,7 @@ def bind_decoder(
     sublayers: Sequence[Sublayer],
     norm: Norm,
     head: PackedWeight,
-    kv_cache: Tensor,
+    kv_cache: Array,
 ) -> BoundDecoder | None:
     """`norm` is the final one, `kv_cache` as for `run_sublayers`; None where the compiled kernels
     do not serve the weights. No sublayer has a group."""

@@ -11,10 +11,9 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
-import torch
-
 from rtp_serve.errors import ConfigError, did_you_mean
 from rtp_serve.ops import reference
+from rtp_serve.ops.tensor import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ def backend() -> Backend:
     return Backend.REFERENCE if compiled_ops() is None else Backend.COMPILED
 
 
-def ops_for(tensor: torch.Tensor) -> ModuleType:
+def ops_for(tensor: Tensor) -> ModuleType:
     """The module whose functions serve `tensor`."""
     compiled = compiled_ops() if tensor.is_cpu else None
     return compiled or reference

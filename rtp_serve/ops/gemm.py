@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
 
 from rtp_serve.ops.dispatch import Backend, backend
+from rtp_serve.ops.host_array import Array, HostArray, as_tensor, dtype_name
 from rtp_serve.ops.reference import rms_norm
+from rtp_serve.ops.tensor import Device, DType, Tensor
 
 if TYPE_CHECKING:
     from rtp_kernels import _C
@@ -37,10 +37,10 @@ PACKED_LAYOUT_VERSION = 1
 class PackedWeight:
     """A weight [N, K] as `linear` and `embedding` read it."""
 
-    data: Tensor
+    stored: Array
     """Contiguous, of the weight's dtype; shaped as the module's docstring draws it."""
 
-    bias: Tensor | None
+    bias: Array | None
     """[N], float32."""
 
     num_rows: int
@@ -53,7 +53,12 @@ class PackedWeight:
     """The compiled kernels' view of `data` and `bias`; None where the reference serves."""
 
     @property
-    def dtype(self) -> torch.dtype:
+    def data(self) -> Tensor:
+        """`stored` as a tensor."""
+        return as_tensor(self.stored)
+
+    @property
+    def dtype(self) -> DType:
         """bfloat16 or float32."""
         return self.data.dtype
 
@@ -62,14 +67,14 @@ class PackedWeight:
 class Norm:
     """An RMS norm's weight [size], of the model's dtype."""
 
-    weight: Tensor
+    weight: Array
     eps: float
 
 
-def packed_shape(num_rows: int, num_cols: int, dtype: torch.dtype) -> tuple[int, ...]:
+def packed_shape(num_rows: int, num_cols: int, dtype: str | DType) -> tuple[int, ...]:
     """The shape of `PackedWeight.data` in the compiled kernels' layout."""
     strips = -(-num_rows // STRIP_OUTPUTS)
-    if dtype == torch.bfloat16:
+    if dtype_name(dtype) == "bfloat16":
         return strips, -(-num_cols // 2), STRIP_OUTPUTS, 2
     return strips, num_cols, STRIP_OUTPUTS
 
@@ -92,7 +97,7 @@ class WeightPacker:
     """A weight [N, K] that is filled by rows, in any order and from any thread."""
 
     def __init__(
-        self, num_rows: int, num_cols: int, dtype: torch.dtype, device: torch.device | None = None
+        self, num_rows: int, num_cols: int, dtype: DType, device: Device | None = None
     ) -> None:
         """Memory for the whole weight, not touched yet. `device` None is the CPU."""
         is_cpu = device is None or device.type == "cpu"
@@ -119,20 +124,20 @@ class WeightPacker:
         return from_packed(self._data, bias, self._num_rows, self._num_cols)
 
 
-def from_packed(data: Tensor, bias: Tensor | None, num_rows: int, num_cols: int) -> PackedWeight:
+def from_packed(data: Array, bias: Array | None, num_rows: int, num_cols: int) -> PackedWeight:
     """A weight from memory that already has the packed layout, as from a mapped file; no copy."""
     kernels = import_module("rtp_kernels._C")
     kernel = kernels.LinearWeight(data, bias, num_rows, num_cols)
     return PackedWeight(data, bias, num_rows, num_cols, kernel)
 
 
-def linear(x: Tensor, weight: PackedWeight, out_dtype: torch.dtype | None = None) -> Tensor:
+def linear(x: Tensor, weight: PackedWeight, out_dtype: str | DType | None = None) -> Tensor:
     """x [M, K] times the weight's transpose, plus its bias: [M, N].
 
     `x` has the weight's dtype; its rows may lie apart. `out_dtype` is that dtype or float32, which
     gives the sums unrounded. Raises TypeError for another dtype, ValueError for another shape.
     """
-    out_dtype = out_dtype or x.dtype
+    out_dtype = getattr(torch, out_dtype) if isinstance(out_dtype, str) else out_dtype or x.dtype
     _check_operands(x, weight, out_dtype)
     if weight.kernel is None:
         return _reference_linear(x, weight, out_dtype)
@@ -144,16 +149,18 @@ def linear(x: Tensor, weight: PackedWeight, out_dtype: torch.dtype | None = None
 
 
 def logits(
-    x: Tensor, rows: NDArray[np.int64], norm: Norm, weight: PackedWeight
+    x: Array, rows: NDArray[np.int64], norm: Norm, weight: PackedWeight
 ) -> NDArray[np.float32]:
     """`linear`, unrounded, of the RMS norms of rows [m] of x [num_rows, K]: [m, N], on the host."""
-    _check_operands(x, weight, torch.float32)
+    _check_input(x, weight)
     num_rows, num_cols = x.shape
     if weight.kernel is None:
-        chosen = rms_norm(x[torch.from_numpy(rows).to(x.device)], norm.weight, norm.eps)
+        hidden = as_tensor(x)
+        device_rows = torch.from_numpy(rows).to(hidden.device)
+        chosen = rms_norm(hidden[device_rows], as_tensor(norm.weight), norm.eps)
         sums: NDArray[np.float32] = _reference_linear(chosen, weight, torch.float32).cpu().numpy()
         return sums
-    assert norm.weight.dtype == x.dtype
+    assert dtype_name(norm.weight.dtype) == dtype_name(x.dtype)
     assert norm.weight.shape == (num_cols,)
     out = np.empty((len(rows), weight.num_rows), np.float32)
     weight.kernel.logits(
@@ -162,31 +169,41 @@ def logits(
     return out
 
 
-def embedding(token_ids: NDArray[np.int64], weight: PackedWeight) -> Tensor:
-    """Rows of the unpacked weight: token_ids [n], each in [0, N), give [n, K]."""
+def embedding(token_ids: NDArray[np.int64], weight: PackedWeight) -> Array:
+    """Rows of the unpacked weight: token_ids [n], each in [0, N), give [n, K], of the weight's
+    kind of array."""
     if weight.kernel is None:
         device_ids = torch.from_numpy(token_ids).to(weight.data.device)
-        return functional.embedding(device_ids, weight.data)
-    out = torch.empty((len(token_ids), weight.num_cols), dtype=weight.dtype)
+        return torch.nn.functional.embedding(device_ids, weight.data)
+    shape, stored = (len(token_ids), weight.num_cols), weight.stored
+    out: Array
+    if isinstance(stored, HostArray):
+        out = HostArray.empty(shape, stored.dtype)
+    else:
+        out = torch.empty(shape, dtype=stored.dtype)
     weight.kernel.gather_rows(out.data_ptr(), token_ids)
     return out
 
 
-def _check_operands(x: Tensor, weight: PackedWeight, out_dtype: torch.dtype) -> None:
-    dtype, shape = x.dtype, x.shape
-    if dtype != weight.data.dtype:
-        raise TypeError(f"linear: x must be {weight.dtype} like its weight, got {dtype}")
-    if out_dtype not in (dtype, torch.float32):
-        raise TypeError(f"linear: out_dtype must be {dtype} or torch.float32, got {out_dtype}")
-    if x.device != weight.data.device:
-        raise ValueError(f"linear: x must be on {weight.data.device}, got {x.device}")
+def _check_operands(x: Tensor, weight: PackedWeight, out_dtype: DType) -> None:
+    if out_dtype not in (x.dtype, torch.float32):
+        raise TypeError(f"linear: out_dtype must be {x.dtype} or torch.float32, got {out_dtype}")
+    _check_input(x, weight)
+
+
+def _check_input(x: Array, weight: PackedWeight) -> None:
+    stored, shape = weight.stored, x.shape
+    if dtype_name(x.dtype) != dtype_name(stored.dtype):
+        raise TypeError(f"linear: x must be {stored.dtype} like its weight, got {x.dtype}")
+    if x.is_cpu != stored.is_cpu:
+        raise ValueError("linear: x must be on the device of its weight")
     if len(shape) != 2 or shape[1] != weight.num_cols:
         raise ValueError(f"linear: x must be [*, {weight.num_cols}], got {list(shape)}")
     if x.stride(1) != 1 and weight.num_cols > 1:
         raise ValueError("linear: the elements of a row of x must lie one after the other")
 
 
-def _reference_linear(x: Tensor, weight: PackedWeight, out_dtype: torch.dtype) -> Tensor:
+def _reference_linear(x: Tensor, weight: PackedWeight, out_dtype: DType) -> Tensor:
     """A single row goes twice: on the CPU torch rounds it in another order than rows of a batch."""
     rows = x.shape[0]
     if x.is_cpu and rows == 1:
@@ -194,5 +211,5 @@ def _reference_linear(x: Tensor, weight: PackedWeight, out_dtype: torch.dtype) -
     data = weight.data
     if out_dtype == torch.float32:
         x, data = x.float(), data.float()
-    bias = weight.bias.to(data.dtype) if weight.bias is not None else None
-    return functional.linear(x, data, bias)[:rows]
+    bias = as_tensor(weight.bias).to(data.dtype) if weight.bias is not None else None
+    return torch.nn.functional.linear(x, data, bias)[:rows]

@@ -6,7 +6,8 @@ keys of 16 tokens, or columns of values, are read as they lie. Knows no cache, o
 """
 
 import torch
-from torch import Tensor
+
+from rtp_serve.ops.tensor import Tensor
 
 
 def key_tiles(rows: Tensor) -> Tensor:

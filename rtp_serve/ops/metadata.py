@@ -6,7 +6,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from rtp_serve.ops.tensor import Device, Tensor
 
 ArrayT = TypeVar("ArrayT", NDArray[Any], Tensor)
 
@@ -46,7 +47,7 @@ class AttentionMetadata(Generic[ArrayT]):
 
 
 def to_device(
-    metadata: AttentionMetadata[NDArray[Any]], device: torch.device
+    metadata: AttentionMetadata[NDArray[Any]], device: Device
 ) -> AttentionMetadata[Tensor]:
     """The same as tensors; on the CPU they share memory."""
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rtp_serve.ops import reference
 from rtp_serve.ops.dispatch import ops_for
 from rtp_serve.ops.gemm import PackedWeight
+from rtp_serve.ops.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)

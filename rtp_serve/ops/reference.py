@@ -6,7 +6,8 @@ Any device. Arithmetic in fp32, rounded once to the type of the inputs. Not batc
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+
+from rtp_serve.ops.tensor import Device, Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -114,7 +115,7 @@ def _gather(cache: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
 
 
 def _visible(
-    query_len: int, seq_len: int, window: int, masks: Tensor | None, device: torch.device
+    query_len: int, seq_len: int, window: int, masks: Tensor | None, device: Device
 ) -> Tensor:
     """[query_len, seq_len], bool. A window keeps the last `window` of the keys a row would see."""
     context = seq_len - query_len

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
-from torch import to_dlpack as dl  # type: ignore[attr-defined]
 
 from rtp_serve.native.ended import error_of
 from rtp_serve.ops.gemm import Norm, PackedWeight
+from rtp_serve.ops.host_array import Array
+from rtp_serve.ops.host_array import dlpack as dl
 from rtp_serve.ops.metadata import AttentionMetadata
 from rtp_serve.ops.moe import ExpertWeights, Routing
 
@@ -51,7 +51,7 @@ class Rope:
     `sections` says how many frequencies each of three rows of positions drives; else empty.
     """
 
-    cos_sin: Tensor
+    cos_sin: Array
     sections: Sequence[int] = ()
 
 
@@ -137,9 +137,9 @@ def moe_sublayer(
 
 def run_sublayers(
     sublayers: Sequence[Sublayer],
-    residual: Tensor,
+    residual: Array,
     positions: NDArray[np.int64],
-    kv_cache: Tensor,
+    kv_cache: Array,
     metadata: AttentionMetadata[NDArray[Any]],
 ) -> None:
     """Run them in order, adding to `residual` [num_tokens, hidden_size] in place.

@@ -5,9 +5,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from rtp_serve.errors import ChannelClosed, RankError, RankLate, RankLost, RanksAborted
+from rtp_serve.ops.tensor import Tensor
 from rtp_serve.parallel.collectives import check, check_rows, check_sum, sum_in_rank_order
 
 

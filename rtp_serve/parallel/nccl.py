@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
+from rtp_serve.ops.tensor import Device
 from rtp_serve.parallel.process_group import ProcessGroup, Store
 
 
@@ -25,7 +26,7 @@ def wait_on_stream(work: dist.Work) -> bool:
 
 
 def nccl(
-    store: Store, rank: int, world_size: int, *, device: torch.device, timeout_s: float = 60.0
+    store: Store, rank: int, world_size: int, *, device: Device, timeout_s: float = 60.0
 ) -> ProcessGroup:
     """Join the group with this rank's device; the communicator is made by the first operation."""
     torch.cuda.set_device(device)

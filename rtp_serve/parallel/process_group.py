@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from rtp_serve.clock import Clock, WallClock
 from rtp_serve.errors import ChannelClosed, RankError, RankLate, RankLost, RanksAborted
+from rtp_serve.ops.tensor import Tensor
 from rtp_serve.parallel.collectives import check, check_rows, check_sum, sum_in_rank_order
 
 Backend: TypeAlias = Any

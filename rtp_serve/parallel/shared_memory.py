@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from rtp_serve.native.rank_group import RankGroup
+from rtp_serve.ops.tensor import Tensor
 from rtp_serve.parallel.collectives import check, check_rows, check_sum
 
 

@@ -23,6 +23,8 @@ from rtp_serve.models.model import Model
 from rtp_serve.models.rank import Rank
 from rtp_serve.models.registry import MODELS
 from rtp_serve.models.shards import shard_specs
+from rtp_serve.ops.host_array import dtype_name
+from rtp_serve.ops.tensor import DType
 from rtp_serve.parallel.partition import RankPart, partition
 from rtp_serve.worker.capacity import Capacity, compute_dtype, plan_capacity
 from rtp_serve.worker.spare_memory import return_spare_memory
@@ -74,7 +76,7 @@ def load_planned(
     """Raises CheckpointError, for what headers can tell before any weight is read, and where files
     change meanwhile: their bytes may be of two checkpoints then."""
     use_compute_threads(config.num_threads)
-    dtype = getattr(torch, compute_dtype(plan.config, config))
+    dtype = compute_dtype(plan.config, config)
     store = open_store(config.weight_store, clock or WallClock())
     settings = LoadSettings(report=report)
     max_len = plan.capacity.max_model_len
@@ -91,7 +93,7 @@ def load_planned(
 def load_model(
     directory: Path,
     config: ModelConfig,
-    dtype: torch.dtype,
+    dtype: str | DType,
     max_positions: int,
     store: WeightStore | None = None,
     settings: LoadSettings = DEFAULT_SETTINGS,
@@ -102,6 +104,7 @@ def load_model(
 
     With a `store` its weights are mapped where they can be; the store's guard then knows of them.
     """
+    name = dtype_name(dtype)
     factory = MODELS.load(config.architecture)
     specs = factory.weight_specs(config)
     if rank is not None and not rank.is_alone:
@@ -110,12 +113,13 @@ def load_model(
         specs = shard_specs(specs, config, rank.part)
 
     def read() -> LoadedWeights:
-        return load_weights(Checkpoint(directory), specs, config, dtype, settings=settings)
+        torch_dtype = getattr(torch, name)
+        return load_weights(Checkpoint(directory), specs, config, torch_dtype, settings=settings)
 
     if store is None:
         loaded = read()
     else:
-        loaded = store.get(Wanted(directory, config.architecture, specs, dtype), read)
+        loaded = store.get(Wanted(directory, config.architecture, specs, name), read)
     model = factory(config, loaded.weights, max_positions, rank)
     guard = store.guard if store else WeightGuard()
     return LoadedModel(model, loaded.identity, loaded.share, guard)

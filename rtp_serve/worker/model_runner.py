@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
 
 from rtp_serve.engine.output import ModelOutput, SchedulerOutput
 from rtp_serve.engine.request import TokenLogprobs
 from rtp_serve.kv_cache.tensors import KVCacheTensors
 from rtp_serve.models.model import LayerReport, Model
+from rtp_serve.ops import Array
 from rtp_serve.worker.expert_meter import ExpertMeter
 from rtp_serve.worker.input_batch import BatchBuilder, InputBatch
 from rtp_serve.worker.logprobs import token_logprobs
@@ -74,7 +74,7 @@ class ModelRunner:
             return ModelOutput(np.empty(0, np.int32), (), entries, tuple(errors.items()))
         return self._output(batch, self._choose(batch, hidden), entries, errors)
 
-    def _choose(self, batch: InputBatch, hidden: Tensor) -> Sampled:
+    def _choose(self, batch: InputBatch, hidden: Array) -> Sampled:
         if batch.sampling.is_plain_greedy:
             return sampled_greedily(self._model.greedy(hidden, batch.last_token))
         logits = self._model.logits(hidden, batch.last_token)
@@ -96,7 +96,7 @@ class ModelRunner:
         )
 
     def _prompt_logprobs(
-        self, batch: InputBatch, hidden: Tensor, errors: dict[int, str]
+        self, batch: InputBatch, hidden: Array, errors: dict[int, str]
     ) -> Iterator[tuple[int, tuple[TokenLogprobs, ...]]]:
         """For each sequence that wants them, the prompt tokens that this step predicts."""
         for index, row in enumerate(batch.rows):

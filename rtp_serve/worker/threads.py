@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,15 @@ def use_compute_threads(limit: int | None = None) -> int:
     """Threads of the kernels and torch for the calling thread: its cores, at most `limit`."""
     num_threads = min(available_cores(), limit or available_cores())
     ops.set_num_threads(num_threads)
-    if torch.get_num_threads() != num_threads:
+    if not _is_torch_here():  # should it come, it starts with as many
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    elif torch.get_num_threads() != num_threads:
         torch.set_num_threads(num_threads)
     return num_threads
+
+
+def _is_torch_here() -> bool:
+    return "torch._C" in sys.modules
 
 
 @contextmanager

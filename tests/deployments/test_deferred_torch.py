@@ -19,14 +19,37 @@ from rtp_serve.config.engine import EngineConfig
 from rtp_serve.engine.request import Request
 from rtp_serve.engine.sampling_params import SamplingParams
 
-config = {"model": sys.argv[1], "cache": {"memory": 1 << 20}, "weight_store": {"enable": False}}
+store = {"directory": sys.argv[2]}
+config = {"model": sys.argv[1], "cache": {"memory": 1 << 20}, "weight_store": store}
 core = build_core(EngineConfig.model_validate(config))
 core.add_request(Request("r", (1, 2, 3), SamplingParams(max_tokens=3, ignore_eos=True), 0))
 while core.has_work:
     assert not any(delta.error for delta in core.step())
 core.shutdown()
 inspect.getmodule(inspect.currentframe())  # reads of every module what it has before it runs
-print(*sorted(name for name in DEFERRED if not is_deferred(name)))
+print(*sorted(name for name in DEFERRED & set(sys.modules) if not is_deferred(name)))
+"""
+
+_THREADS = """
+import sys
+from threading import Barrier, Thread
+from deployments.deferred_torch import defer_unused_torch, is_deferred
+defer_unused_torch()
+import torch
+assert is_deferred("torch")
+begin, sums = Barrier(4), []
+
+def use():
+    begin.wait()
+    sums.append(float(torch.nn.functional.relu(torch.ones(3)).sum()))
+
+threads = [Thread(target=use) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert sums == [3.0] * 4, sums
+assert torch.ones(1) == 1 and not is_deferred("torch")
 """
 
 _USE = """
@@ -35,7 +58,9 @@ from deployments.deferred_torch import DEFERRED, defer_unused_torch, is_deferred
 defer_unused_torch()
 import torch
 
-for name in sorted(DEFERRED, reverse=sys.argv[1] == "reversed"):
+assert is_deferred("torch")
+assert torch.ones(1) == 1
+for name in sorted(DEFERRED - {"torch"}, reverse=sys.argv[1] == "reversed"):
     assert getattr(sys.modules[name], "no_such_thing", None) is None
     assert not is_deferred(name), name
 
@@ -55,7 +80,8 @@ assert torch.equal(traced(torch.ones(2, 3)), Twice()(torch.ones(2, 3)))
 _PART = """
 from deployments.deferred_torch import defer_unused_torch, is_deferred
 defer_unused_torch()
-import torch
+import torch.nn
+assert not is_deferred("torch")
 assert is_deferred("torch.utils.data")
 from torch.utils.data.sampler import SequentialSampler
 assert not is_deferred("torch.utils.data")
@@ -64,7 +90,13 @@ assert list(SequentialSampler("ab")) == [0, 1]
 
 
 def test_an_engine_that_has_answered_has_run_none_of_them(tmp_path: Path):
-    assert run(_ENGINE, write_checkpoint(tmp_path)) == ""
+    checkpoint, store = write_checkpoint(tmp_path / "model"), tmp_path / "store"
+    assert run(_ENGINE, checkpoint, store) == "torch"  # it packs the weights
+    assert run(_ENGINE, checkpoint, store) == ""
+
+
+def test_threads_that_ask_for_torch_at_once_get_all_of_it():
+    assert run(_THREADS) == ""
 
 
 @pytest.mark.parametrize("order", ["sorted", "reversed"])

@@ -93,6 +93,6 @@ def test_the_plan_follows_whatever_changes_the_bits(
 
 def test_the_plan_can_be_read():
     with using("portable"):
-        assert numerics_plan(torch.bfloat16).startswith("v2-compiled-portable-bfloat16-")
+        assert numerics_plan(torch.bfloat16).startswith("v3-compiled-portable-bfloat16-")
     with pytest.raises(ValueError, match="bfloat16 or float32, got float16"):
         numerics_plan("float16")

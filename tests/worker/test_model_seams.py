@@ -94,7 +94,7 @@ def test_equal_position_rows_are_plain_positions(directory: Path):
 
 def test_each_position_row_turns_its_own_frequencies():
     sections = (4, 2, 2)
-    rotary = RotaryEmbedding(RopeConfig(mrope_sections=sections), 16, 64, torch.device("cpu"))
+    rotary = RotaryEmbedding(RopeConfig(mrope_sections=sections), 16, 64, like=torch.empty(0))
     positions = torch.tensor([[3, 9], [5, 1], [2, 40]])
     query, key = torch.randn(2, 4, 16), torch.randn(2, 2, 16)
     turned, turned_key = query.clone(), key.clone()

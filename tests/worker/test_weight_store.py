@@ -26,6 +26,7 @@ from rtp_serve.loader.store.store import Wanted, WeightStore
 from rtp_serve.loader.weights import LoadedWeights, load_weights
 from rtp_serve.models.registry import MODELS
 from rtp_serve.models.weights import Weights
+from rtp_serve.ops import as_tensor, dtype_name
 from rtp_serve.ops.dispatch import Backend, backend
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.unit.loader.store_files import flip
@@ -57,7 +58,7 @@ class Node:
     def wanted(self, dtype: torch.dtype = torch.bfloat16) -> Wanted:
         config = read_model_config(self.checkpoint)
         specs = MODELS.load(config.architecture).weight_specs(config)
-        return Wanted(self.checkpoint, config.architecture, specs, dtype)
+        return Wanted(self.checkpoint, config.architecture, specs, dtype_name(dtype))
 
     def read(self, dtype: torch.dtype = torch.bfloat16) -> LoadedWeights:
         self.num_reads += 1
@@ -96,14 +97,15 @@ def node(tmp_path: Path) -> Node:
 def assert_equal(first: Weights, second: Weights, node: Node) -> None:
     for spec in node.wanted().specs:
         if not spec.is_matrix:
-            assert torch.equal(first.vector(spec.path), second.vector(spec.path))
+            vectors = [as_tensor(weights.vector(spec.path)) for weights in (first, second)]
+            assert torch.equal(*vectors)
             continue
         left, right = first.matrix(spec.path), second.matrix(spec.path)
         assert torch.equal(left.data, right.data)
         assert (left.num_rows, left.num_cols) == (right.num_rows, right.num_cols)
         assert (left.bias is None) == (right.bias is None) == (not spec.biases)
         if left.bias is not None and right.bias is not None:
-            assert torch.equal(left.bias, right.bias)
+            assert torch.equal(as_tensor(left.bias), as_tensor(right.bias))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -5,6 +5,7 @@
 
 namespace rtp {
 
+void bind_array(nanobind::module_& module);
 void bind_decoder(nanobind::module_& module);
 void bind_digest(nanobind::module_& module);
 void bind_elementwise(nanobind::module_& module);

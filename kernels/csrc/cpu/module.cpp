@@ -24,6 +24,7 @@ void bind_team(nanobind::module_& module) {
 NB_MODULE(_C, module) {
   rtp::bind_isa(module);
   rtp::bind_team(module);
+  rtp::bind_array(module);
   rtp::bind_digest(module);
   rtp::bind_elementwise(module);
   rtp::bind_gemm(module);

@@ -207,7 +207,10 @@ void MlpSublayer::check(const Step& step) const {
 }
 
 int64_t MlpSublayer::workspace_bytes(const Step& step) const {
-  return aligned(step.num_tokens * padded_stride(parts_.gate_up.weight.n) * itemsize(parts_.dtype));
+  const Linear gate_up = project_normed(step, parts_.norm, parts_.gate_up, nullptr, nullptr);
+  const int64_t columns =
+      RTP_DISPATCH(has_gate)(gate_up) ? parts_.down.weight.k : parts_.gate_up.weight.n;
+  return aligned(step.num_tokens * padded_stride(columns) * itemsize(parts_.dtype));
 }
 
 Ahead MlpSublayer::first_reads(const Step& step, const Member& member) const {

@@ -15,8 +15,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from rtp_serve.clock import Clock
 from rtp_serve.errors import CorruptWeights
 from rtp_serve.loader.cache import locked
@@ -42,7 +40,7 @@ class Wanted:
     checkpoint: Path
     architecture: str
     specs: Sequence[WeightSpec]
-    dtype: torch.dtype
+    dtype: str
 
     def stamp(self) -> str | None:
         """None for a checkpoint without stamp, or where weights are not packed."""
@@ -56,7 +54,7 @@ class Wanted:
             checkpoint=identity,
             architecture=self.architecture,
             specs=specs_digest(self.specs),
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=self.dtype,
             layout=PACKED_LAYOUT_VERSION,
         )
 

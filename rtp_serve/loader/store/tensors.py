@@ -2,11 +2,7 @@
 
 import hashlib
 import mmap
-import warnings
 from collections.abc import Iterator, Sequence
-
-import torch
-from torch import Tensor
 
 from rtp_serve import ops
 from rtp_serve.errors import CorruptWeights
@@ -19,18 +15,18 @@ def specs_digest(specs: Sequence[WeightSpec]) -> str:
     return hashlib.blake2b(repr(tuple(specs)).encode(), digest_size=16).hexdigest()
 
 
-def planned_tensors(specs: Sequence[WeightSpec], dtype: torch.dtype) -> list[TensorEntry]:
+def planned_tensors(specs: Sequence[WeightSpec], dtype: str) -> list[TensorEntry]:
     """What a file of these weights holds, in order; offsets and digests are still to come."""
     return list(_planned(specs, dtype))
 
 
-def _planned(specs: Sequence[WeightSpec], dtype: torch.dtype) -> Iterator[TensorEntry]:
+def _planned(specs: Sequence[WeightSpec], dtype: str) -> Iterator[TensorEntry]:
     for spec in specs:
         if spec.is_matrix:
             shape = ops.packed_shape(*_matrix_size(spec), dtype)
             yield _entry(spec, "matrix", dtype, shape)
             if spec.biases:
-                yield _entry(spec, "bias", torch.float32, (spec.num_rows,))
+                yield _entry(spec, "bias", "float32", (spec.num_rows,))
         else:
             yield _entry(spec, "vector", dtype, (spec.num_rows,))
 
@@ -38,26 +34,28 @@ def _planned(specs: Sequence[WeightSpec], dtype: torch.dtype) -> Iterator[Tensor
 def buffers(weights: Weights, tensors: Sequence[TensorEntry]) -> Iterator[memoryview]:
     """Each tensor's bytes where they are in memory."""
     for entry in tensors:
-        tensor = _find(weights, entry)
-        assert tuple(tensor.shape) == entry.shape, f"{entry.path} is {list(tensor.shape)}"
-        assert _name(tensor.dtype) == entry.dtype, f"{entry.path} is {tensor.dtype}"
-        yield tensor.view(torch.uint8).numpy().data.cast("B")
+        array = _find(weights, entry)
+        assert tuple(array.shape) == entry.shape, f"{entry.path} is {list(array.shape)}"
+        assert ops.dtype_name(array.dtype) == entry.dtype, f"{entry.path} is {array.dtype}"
+        yield ops.array_bytes(array)
 
 
 def map_weights(descriptor: int, header: Header, specs: Sequence[WeightSpec]) -> Weights:
     """Weights that lie in the file's pages, shared by everybody who maps it, for reading only.
 
-    The mapping lives as long as any of the tensors. Raises CorruptWeights if the file lacks a
+    The mapping lives as long as any of its arrays. Raises CorruptWeights if the file lacks a
     tensor of `specs` or has it in another shape.
     """
-    dtype = getattr(torch, header.key.dtype)
     found = {(tensor.path, tensor.kind): tensor for tensor in header.tensors}
-    for wanted in planned_tensors(specs, dtype):
+    for wanted in planned_tensors(specs, header.key.dtype):
         entry = found.get((wanted.path, wanted.kind))
         if entry is None or (entry.dtype, entry.shape) != (wanted.dtype, wanted.shape):
             raise CorruptWeights(f"it has no {wanted.kind} {wanted.path} {list(wanted.shape)}")
     payload = _map(descriptor, header.total_bytes)[header.payload_start :]
-    views = {place: _view(payload, entry) for place, entry in found.items()}
+    views = {
+        place: ops.HostArray.over(payload[entry.offset :], entry.shape, entry.dtype)
+        for place, entry in found.items()
+    }
     matrices = {
         spec.path: ops.from_packed(
             views[spec.path, "matrix"], views.get((spec.path, "bias")), *_matrix_size(spec)
@@ -69,41 +67,28 @@ def map_weights(descriptor: int, header: Header, specs: Sequence[WeightSpec]) ->
     return Weights(matrices, vectors)
 
 
-def _map(descriptor: int, num_bytes: int) -> Tensor:
+def _map(descriptor: int, num_bytes: int) -> memoryview:
     # Populated: one walk over the page cache instead of a fault for every few pages of a step.
     flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
     try:
-        region = mmap.mmap(descriptor, num_bytes, flags, mmap.PROT_READ)
+        return memoryview(mmap.mmap(descriptor, num_bytes, flags, mmap.PROT_READ))
     except ValueError as error:
         raise CorruptWeights("it became shorter") from error
-    with warnings.catch_warnings():
-        # torch has no read-only tensors; a write to these ends the process.
-        warnings.filterwarnings("ignore", "The given buffer is not writable")
-        return torch.frombuffer(region, dtype=torch.uint8)
 
 
-def _view(payload: Tensor, entry: TensorEntry) -> Tensor:
-    dtype = getattr(torch, entry.dtype)
-    return payload[entry.offset : entry.end].view(dtype).view(entry.shape)
-
-
-def _find(weights: Weights, entry: TensorEntry) -> Tensor:
+def _find(weights: Weights, entry: TensorEntry) -> ops.Array:
     if entry.kind == "vector":
         return weights.vector(entry.path)
     weight = weights.matrix(entry.path)
     if entry.kind == "matrix":
-        return weight.data
+        return weight.stored
     assert weight.bias is not None, f"{entry.path} has no bias"
     return weight.bias
 
 
-def _entry(spec: WeightSpec, kind: Kind, dtype: torch.dtype, shape: tuple[int, ...]) -> TensorEntry:
-    return TensorEntry(spec.path, kind, _name(dtype), shape)
+def _entry(spec: WeightSpec, kind: Kind, dtype: str, shape: tuple[int, ...]) -> TensorEntry:
+    return TensorEntry(spec.path, kind, dtype, shape)
 
 
 def _matrix_size(spec: WeightSpec) -> tuple[int, int]:
     return spec.num_rows, spec.num_columns
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

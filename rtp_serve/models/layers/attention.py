@@ -1,11 +1,10 @@
 """Causal self-attention over paged keys and values."""
 
-from torch import Tensor
-
 from rtp_serve import ops
 from rtp_serve.models.layers.linear import Linear, PackedLinear, final_product
 from rtp_serve.models.layers.norm import RMSNorm
 from rtp_serve.models.layers.rotary import RotaryEmbedding
+from rtp_serve.ops.tensor import Tensor
 
 
 class Attention:

@@ -1,8 +1,5 @@
 """One layer of a decoder, put together from its weights."""
 
-import torch
-from torch import Tensor
-
 from rtp_serve import ops
 from rtp_serve.config.model import ModelConfig, MoEConfig
 from rtp_serve.kv_cache.tensors import KVCacheTensors
@@ -15,6 +12,7 @@ from rtp_serve.models.layers.norm import RMSNorm
 from rtp_serve.models.layers.rotary import RotaryEmbedding
 from rtp_serve.models.rank import Rank
 from rtp_serve.models.weights import Weights
+from rtp_serve.ops.tensor import Tensor
 
 
 class DecoderLayer:
@@ -125,4 +123,4 @@ def _summed(weight: ops.PackedWeight, rank: Rank) -> Linear:
 
 def _partial(weight: ops.PackedWeight) -> Linear:
     """The same, where somebody else adds the ranks' sums up."""
-    return PackedLinear(weight, out_dtype=torch.float32)
+    return PackedLinear(weight, out_dtype="float32")

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rtp_serve import ops
 from rtp_serve.models.rank import Rank
+from rtp_serve.ops.tensor import Tensor
 
 
 class TokenEmbedding:
@@ -26,8 +26,8 @@ class TokenEmbedding:
         token_ids: NDArray[np.int64],
         embeds: Tensor | None = None,
         is_embedded: Tensor | None = None,
-    ) -> Tensor:
-        """A new tensor [num_tokens, hidden_size].
+    ) -> ops.Array:
+        """A new array [num_tokens, hidden_size].
 
         token_ids [num_tokens]. embeds [num_tokens, hidden_size] replaces the looked-up rows
         where is_embedded [num_tokens], bool, says so; without it, all of them.
@@ -37,15 +37,16 @@ class TokenEmbedding:
         looked_up = self._look_up(token_ids)
         if embeds is None or is_embedded is None:
             return looked_up
-        return torch.where(is_embedded[:, None], embeds, looked_up)
+        return torch.where(is_embedded[:, None], embeds, ops.as_tensor(looked_up))
 
-    def _look_up(self, token_ids: NDArray[np.int64]) -> Tensor:
+    def _look_up(self, token_ids: NDArray[np.int64]) -> ops.Array:
         """Each row is of the one rank that has it: the others add zeros, which is exact."""
         if self._rank.is_alone:
             return ops.embedding(token_ids, self._weight)
         begin, end = self._rank.part.vocab
         is_elsewhere = (token_ids < begin) | (token_ids >= end)
-        rows = ops.embedding(np.where(is_elsewhere, 0, token_ids - begin), self._weight)
+        own_ids = np.where(is_elsewhere, 0, token_ids - begin)
+        rows = ops.as_tensor(ops.embedding(own_ids, self._weight))
         rows[torch.from_numpy(is_elsewhere)] = 0
         self._rank.collectives.all_reduce(rows)
         return rows

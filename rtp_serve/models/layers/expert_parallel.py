@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 
+from rtp_serve.ops.tensor import DType, Tensor
 from rtp_serve.parallel.collectives import Collectives
 
 _ID_BYTES = _WEIGHT_BYTES = 4
@@ -101,7 +101,7 @@ def _packed(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
 
 
 def _unpacked(
-    message: Tensor, hidden_size: int, dtype: torch.dtype, top_k: int
+    message: Tensor, hidden_size: int, dtype: DType, top_k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     sizes = hidden_size * dtype.itemsize, top_k * _ID_BYTES, top_k * _WEIGHT_BYTES
     x, ids, weights = (each.contiguous() for each in message.split(sizes, dim=1))

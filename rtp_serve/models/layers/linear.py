@@ -2,11 +2,9 @@
 
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
 from rtp_serve import ops
 from rtp_serve.native.rank_group import RankGroup
+from rtp_serve.ops.tensor import Tensor
 from rtp_serve.parallel.collectives import Collectives
 from rtp_serve.parallel.shared_memory import SharedMemory
 
@@ -22,7 +20,7 @@ class Linear(Protocol):
 class PackedLinear:
     """x @ weightᵀ + bias with a packed weight."""
 
-    def __init__(self, weight: ops.PackedWeight, out_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, weight: ops.PackedWeight, out_dtype: str | None = None) -> None:
         """`out_dtype` of None keeps x's dtype."""
         self.weight = weight
         self._out_dtype = out_dtype
@@ -48,7 +46,7 @@ class SummedLinear:
         return collectives.group if isinstance(collectives, SharedMemory) else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        sums = ops.linear(x, self.weight, out_dtype=torch.float32)
+        sums = ops.linear(x, self.weight, out_dtype="float32")
         self._collectives.all_reduce(sums)
         return sums
 

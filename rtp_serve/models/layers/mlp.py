@@ -1,10 +1,9 @@
 """The gated feed-forward block."""
 
-from torch import Tensor
-
 from rtp_serve import ops
 from rtp_serve.models.layers.linear import Linear, PackedLinear, final_product
 from rtp_serve.models.layers.norm import RMSNorm
+from rtp_serve.ops.tensor import Tensor
 
 
 class GatedMLP:

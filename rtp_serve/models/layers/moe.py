@@ -1,15 +1,14 @@
 """The sparse feed-forward block: a router, many experts, perhaps a shared one."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rtp_serve import ops
 from rtp_serve.models.layers.expert_parallel import ExpertExchange
 from rtp_serve.models.layers.linear import Linear, PackedLinear
 from rtp_serve.models.layers.mlp import GatedMLP
 from rtp_serve.models.layers.norm import RMSNorm
+from rtp_serve.ops.tensor import Tensor
 from rtp_serve.parallel.collectives import Collectives
 
 
@@ -34,7 +33,7 @@ class SparseMLP:
         what all ranks have of them.
         """
         self._router_weight = router
-        self._router: Linear = PackedLinear(router, out_dtype=torch.float32)
+        self._router: Linear = PackedLinear(router, out_dtype="float32")
         self._routed = routed
         self._routing = routing
         self._exchange = exchange

@@ -1,16 +1,15 @@
 """RMS normalisation."""
 
-from torch import Tensor
-
 from rtp_serve import ops
+from rtp_serve.ops.tensor import Tensor
 
 
 class RMSNorm:
     """x / rms(x) · weight over the last dimension."""
 
-    def __init__(self, weight: Tensor, eps: float) -> None:
+    def __init__(self, weight: ops.Array, eps: float) -> None:
         self.spec = ops.Norm(weight, eps)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [num_tokens, size] or [num_tokens, heads, size] → the same shape and dtype."""
-        return ops.rms_norm(x, self.spec.weight, self.spec.eps)
+        return ops.rms_norm(x, ops.as_tensor(self.spec.weight), self.spec.eps)

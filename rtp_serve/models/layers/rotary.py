@@ -2,20 +2,25 @@
 
 import math
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from rtp_serve import ops
 from rtp_serve.config.model import RopeConfig
+from rtp_serve.ops.tensor import Tensor
 
 
 class RotaryEmbedding:
     """Turns q and k by their positions."""
 
     def __init__(
-        self, config: RopeConfig, head_dim: int, max_positions: int, device: torch.device
+        self, config: RopeConfig, head_dim: int, max_positions: int, like: ops.Array
     ) -> None:
-        cos_sin = cos_sin_table(config, head_dim, max_positions).to(device)
+        """The table is of the kind, and on the device, of the array `like`."""
+        table = cos_sin_table(config, head_dim, max_positions)
+        cos_sin: ops.Array = ops.HostArray(table, "float32")
+        if not isinstance(like, ops.HostArray):
+            cos_sin = ops.as_tensor(cos_sin).to(like.device)
         self.rope = ops.Rope(cos_sin, config.mrope_sections)
 
     def __call__(self, query: Tensor, key: Tensor, positions: Tensor) -> None:
@@ -24,34 +29,41 @@ class RotaryEmbedding:
         positions [num_tokens], or [3, num_tokens] (time, height, width) under M-RoPE.
         """
         sections = self.rope.sections if positions.dim() == 2 else ()
-        ops.rotary(query, key, positions, self.rope.cos_sin, sections=sections)
+        ops.rotary(query, key, positions, ops.as_tensor(self.rope.cos_sin), sections=sections)
 
 
-def cos_sin_table(config: RopeConfig, head_dim: int, max_positions: int) -> Tensor:
-    """[max_positions, head_dim], fp32: cosines, then sines, of position · frequency.
+def cos_sin_table(config: RopeConfig, head_dim: int, max_positions: int) -> NDArray[np.float32]:
+    """[max_positions, head_dim]: cosines, then sines, of position · frequency.
 
-    In fp32 throughout, as the models were trained.
+    Angles are fp32, as the models were trained; of these the nearest fp32 numbers, which no
+    library's fp32 functions would give on every processor.
     """
-    positions = torch.arange(max_positions, dtype=torch.float32)
-    angles = torch.outer(positions, inverse_frequencies(config, head_dim))
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+    positions = np.arange(max_positions, dtype=np.float32)
+    angles = np.outer(positions, inverse_frequencies(config, head_dim))
+    table = np.empty((max_positions, head_dim), np.float32)
+    cosines, sines = np.hsplit(table, 2)
+    np.cos(angles, out=cosines, dtype=np.float64, casting="same_kind")
+    np.sin(angles, out=sines, dtype=np.float64, casting="same_kind")
+    return table
 
 
-def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
-    """[head_dim / 2], fp32: radians per position."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-    frequencies = 1.0 / (config.theta**exponents)
+def inverse_frequencies(config: RopeConfig, head_dim: int) -> NDArray[np.float32]:
+    """[head_dim / 2]: radians per position, with each step in fp32."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    powers = np.power(config.theta, exponents, dtype=np.float64).astype(np.float32)
+    frequencies = np.float32(1) / powers
     if config.kind == "linear":
-        return frequencies / config.factor
+        return frequencies / np.float32(config.factor)
     if config.kind == "llama3":
         return _llama3(config, frequencies)
     return frequencies
 
 
-def _llama3(config: RopeConfig, frequencies: Tensor) -> Tensor:
+def _llama3(config: RopeConfig, frequencies: NDArray[np.float32]) -> NDArray[np.float32]:
     """Long wavelengths are stretched by `factor`, short ones kept, those between interpolated."""
-    wavelengths = 2 * math.pi / frequencies
-    turns = config.original_max_len / wavelengths
-    low, high = config.low_freq_factor, config.high_freq_factor
-    keep = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-    return (1 - keep) * frequencies / config.factor + keep * frequencies
+    wavelengths = np.float32(2 * math.pi) / frequencies
+    turns = np.float32(config.original_max_len) / wavelengths
+    low, high = np.float32(config.low_freq_factor), np.float32(config.high_freq_factor)
+    keep: NDArray[np.float32] = ((turns - low) / (high - low)).clip(0, 1)
+    factor = np.float32(config.factor)
+    return (np.float32(1) - keep) * frequencies / factor + keep * frequencies

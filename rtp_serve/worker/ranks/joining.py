@@ -13,7 +13,6 @@ from rtp_serve.native.rank_group import RankGroup
 from rtp_serve.native.step_ring import StepReader, StepWriter
 from rtp_serve.observability.metrics import MetricsSink
 from rtp_serve.parallel.collectives import Collectives
-from rtp_serve.parallel.gloo import gloo, meet
 from rtp_serve.parallel.shared_memory import SharedMemory
 from rtp_serve.worker.rank_worker import RankWorker
 from rtp_serve.worker.ranks.connections import (
@@ -115,6 +114,9 @@ def _join(meeting: Meeting, rank: int, world_size: int, own_host: str) -> Collec
     """Returns when all ranks have joined, or at once where they share memory."""
     if meeting.transport is Transport.SHARED_MEMORY:
         return SharedMemory(RankGroup(f"{meeting.session}-ranks", rank, world_size))
+    # Imported here: it runs torch, which an engine of one rank may do without.
+    from rtp_serve.parallel.gloo import gloo, meet
+
     store = meet(meeting.host, meeting.port, rank, world_size, _JOIN_S)
     return gloo(store, rank, world_size, address=own_host)
 
