@@ -10,9 +10,9 @@ namespace {
 // Contiguous, of bf16 or of float. The array keeps `owner`, to whom the memory belongs.
 nb::ndarray<nb::array_api> py_array(uintptr_t address, const std::vector<size_t>& shape,
                                     bool is_bf16, nb::object owner) {
-  const nb::dlpack::dtype dtype{
-      static_cast<uint8_t>(is_bf16 ? nb::dlpack::dtype_code::Bfloat : nb::dlpack::dtype_code::Float),
-      static_cast<uint8_t>(is_bf16 ? 16 : 32), 1};
+  const nb::dlpack::dtype dtype{static_cast<uint8_t>(is_bf16 ? nb::dlpack::dtype_code::Bfloat
+                                                             : nb::dlpack::dtype_code::Float),
+                                static_cast<uint8_t>(is_bf16 ? 16 : 32), 1};
   return {reinterpret_cast<void*>(address), shape.size(), shape.data(), owner, nullptr, dtype};
 }
 
