@@ -13,7 +13,6 @@ LIFE_S = 3600.0
 """Of a process that no replica takes: it ends itself, so that there are never more than were asked
 for, and none for long when the application has gone."""
 
-# torch is the last: `rtp_serve` sets how its threads wait.
 _MODULES = ("ray.serve._private.replica", "deployments.replicas", "rtp_serve.build")
 
 
@@ -22,7 +21,7 @@ def import_engine() -> None:
     defer_unused_torch()
     for name in _MODULES:
         import_module(name)
-    # Imported here: this module's name is needed where torch is not.
+    # Imported here: this module's name is needed where the engine is not.
     from rtp_serve.worker.spare_memory import return_spare_memory
 
     return_spare_memory()

@@ -5,9 +5,9 @@
     controller, when nothing has changed for a while ◄──────┘
         └─ PrestartWorkers ──► raylet ──► idle processes, whose set-up hook imports the engine
 
-Torch, Ray and Serve take 5 s of CPU time to import, when load has left none. An actor takes an idle
-process of its runtime environment; the hook is part of that environment, so no other actor does. A
-process that is not there costs the imports, no more.
+Ray, Serve and the engine take seconds of CPU time to import, when load has left none. An actor
+takes an idle process of its runtime environment; the hook is part of that environment, so no other
+actor does. A process that is not there costs the imports, no more.
 """
 
 import json

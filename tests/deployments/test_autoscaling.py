@@ -90,14 +90,14 @@ async def until_replicas(app: RunningApp, num: int) -> None:
 
 
 def warm_pids() -> set[int]:
-    """Processes that have been started ahead, have torch, and that no replica has taken."""
+    """Processes that have been started ahead, have the kernels, and that no replica has taken."""
     mark = WORKER_PROCESS_SETUP_HOOK_ENV_VAR.encode()
     found = set()
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
             is_idle = entry.name.isdigit() and b"ray::IDLE" in (entry / "cmdline").read_bytes()
             has_mark = is_idle and mark in (entry / "environ").read_bytes()
-            if has_mark and b"libtorch_python" in (entry / "maps").read_bytes():
+            if has_mark and b"rtp_kernels/_C" in (entry / "maps").read_bytes():
                 found.add(int(entry.name))
     return found
 
