@@ -49,12 +49,29 @@ class _Finder(MetaPathFinder):
         deferring = _deferring(package)
         if deferring is not None:  # it runs before what is in it
             deferring.run(sys.modules[package])
+            if name in sys.modules:
+                return ModuleSpec(name, _Present(sys.modules[name]))
         if name not in DEFERRED:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
             spec.loader = _Deferring(spec.loader)
         return spec
+
+
+class _Present(Loader):
+    """Of a module that came while it was looked for: it is not to be loaded twice. Meanwhile it has
+    no spec, or the import would go by that."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+        module.__spec__ = None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec
 
 
 class _Deferring(Loader):

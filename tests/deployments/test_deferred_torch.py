@@ -86,6 +86,19 @@ assert is_deferred("torch.utils.data")
 from torch.utils.data.sampler import SequentialSampler
 assert not is_deferred("torch.utils.data")
 assert list(SequentialSampler("ab")) == [0, 1]
+import torch.utils.data
+assert torch.utils.data.SequentialSampler is SequentialSampler  # nothing was loaded twice
+"""
+
+_EXTENSION = """
+from deployments.deferred_torch import defer_unused_torch, is_deferred
+defer_unused_torch()
+import torch
+assert is_deferred("torch")
+from torch._C._distributed_c10d import TCPStore
+import torch.distributed
+assert torch.distributed.TCPStore is TCPStore
+assert torch._C.__spec__.loader.path.endswith(".so"), torch._C.__spec__
 """
 
 
@@ -97,6 +110,10 @@ def test_an_engine_that_has_answered_has_run_none_of_them(tmp_path: Path):
 
 def test_threads_that_ask_for_torch_at_once_get_all_of_it():
     assert run(_THREADS) == ""
+
+
+def test_what_is_compiled_is_loaded_once():
+    assert run(_EXTENSION) == ""
 
 
 @pytest.mark.parametrize("order", ["sorted", "reversed"])
