@@ -102,4 +102,6 @@ def dtype_name(dtype: str | DType) -> str:
 def dlpack(array: Array) -> Any:
     """What a kernel takes. Of a tensor its capsule: asking it for `__dlpack__` takes four times as
     long."""
-    return array if isinstance(array, HostArray) else torch.to_dlpack(array)  # type: ignore[attr-defined]
+    if isinstance(array, HostArray):
+        return array
+    return torch.to_dlpack(array)  # type: ignore[attr-defined]  # documented, in no stub of torch's
