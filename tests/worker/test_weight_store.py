@@ -1,111 +1,29 @@
 """Weights from the store are the checkpoint's, bit for bit, or they are not used."""
 
 import errno
-import fcntl
 import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from rtp_serve.clock import VirtualClock
-from rtp_serve.config.model import read_model_config
-from rtp_serve.errors import CorruptWeights
-from rtp_serve.loader.cache import locked
-from rtp_serve.loader.checkpoint import Checkpoint
 from rtp_serve.loader.store.directory import StoreDirectory
-from rtp_serve.loader.store.format import read_header
 from rtp_serve.loader.store.payload import FileIO
-from rtp_serve.loader.store.store import Wanted, WeightStore
-from rtp_serve.loader.weights import LoadedWeights, load_weights
-from rtp_serve.models.registry import MODELS
-from rtp_serve.models.weights import Weights
-from rtp_serve.ops import as_tensor, dtype_name
+from rtp_serve.loader.store.store import WeightStore
+from rtp_serve.loader.weights import LoadedWeights
 from rtp_serve.ops.dispatch import Backend, backend
-from tests.checkpoints import tiny_config, write_checkpoint
 from tests.unit.loader.store_files import flip
+from tests.worker.store_node import LARGE, Node, assert_equal, damage_payload, make_node
 
 pytestmark = pytest.mark.skipif(backend() is Backend.REFERENCE, reason="weights are not packed")
 
 ROOT = Path(__file__).parents[2]
-LARGE = 1 << 30
-
-
-class Node:
-    """A checkpoint and the store of the machine it is on."""
-
-    def __init__(self, checkpoint: Path, root: Path) -> None:
-        self.checkpoint = checkpoint
-        self.root = root
-        self.num_reads = 0
-
-    def store(
-        self,
-        io: FileIO | None = None,
-        max_bytes: int = LARGE,
-        boot_id: str = "boot",
-        now_s: float = 0,
-    ) -> WeightStore:
-        directory = StoreDirectory(self.root, boot_id)
-        return WeightStore(directory, max_bytes, VirtualClock(now_s), io)
-
-    def wanted(self, dtype: torch.dtype = torch.bfloat16) -> Wanted:
-        config = read_model_config(self.checkpoint)
-        specs = MODELS.load(config.architecture).weight_specs(config)
-        return Wanted(self.checkpoint, config.architecture, specs, dtype_name(dtype))
-
-    def read(self, dtype: torch.dtype = torch.bfloat16) -> LoadedWeights:
-        self.num_reads += 1
-        config = read_model_config(self.checkpoint)
-        return load_weights(Checkpoint(self.checkpoint), self.wanted().specs, config, dtype)
-
-    def start(
-        self, store: WeightStore | None = None, dtype: torch.dtype = torch.bfloat16
-    ) -> Weights:
-        """What a replica does; it is given time to finish its work on the store."""
-        store = store or self.store()
-        loaded = store.get(self.wanted(dtype), lambda: self.read(dtype))
-        store.guard.wait()
-        return loaded.weights
-
-    def file(self) -> Path:
-        (path,) = self.root.glob("*.weights")
-        return path
-
-    def suffixes(self) -> list[str]:
-        """Of all but locks and notes."""
-        kinds = {path: path.suffix for path in self.root.iterdir()}
-        return sorted(kind for kind in kinds.values() if kind not in (".lock", ".source"))
-
-
-def make_node(tmp_path: Path, architecture: str = "Qwen2ForCausalLM", seed: int = 0) -> Node:
-    checkpoint = write_checkpoint(tmp_path / "model", tiny_config(architecture), seed=seed)
-    return Node(checkpoint, tmp_path / "store")
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return make_node(tmp_path)
-
-
-def assert_equal(first: Weights, second: Weights, node: Node) -> None:
-    for spec in node.wanted().specs:
-        if not spec.is_matrix:
-            vectors = [as_tensor(weights.vector(spec.path)) for weights in (first, second)]
-            assert torch.equal(*vectors)
-            continue
-        left, right = first.matrix(spec.path), second.matrix(spec.path)
-        assert torch.equal(left.data, right.data)
-        assert (left.num_rows, left.num_cols) == (right.num_rows, right.num_cols)
-        assert (left.bias is None) == (right.bias is None) == (not spec.biases)
-        if left.bias is not None and right.bias is not None:
-            assert torch.equal(as_tensor(left.bias), as_tensor(right.bias))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -221,107 +139,6 @@ def test_a_checkpoint_that_changes_while_it_is_read_is_not_kept(
     node.store().get(node.wanted(), read)
     assert node.suffixes() == []
     assert "changed while it was read" in caplog.text
-
-
-def cut(share: float) -> Callable[[Path], None]:
-    def damage(path: Path) -> None:
-        os.truncate(path, int(path.stat().st_size * share))
-
-    return damage
-
-
-def relabel(path: Path) -> None:
-    """Another key in a file that is whole: the name stays."""
-    descriptor = os.open(path, os.O_RDONLY)
-    source = read_header(descriptor).key.checkpoint
-    os.close(descriptor)
-    other = path.parent / "other"
-    clone = make_node(other, seed=1)
-    clone.start()
-    assert clone.file().read_bytes().find(source.encode()) == -1
-    clone.file().replace(path)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        *map(cut, (0, 0.001, 0.3, 0.9, 0.9999)),
-        lambda path: flip(path, 9),
-        lambda path: flip(path, 200),
-        relabel,
-    ],
-    ids=["empty", "preamble", "third", "most", "almost", "version", "header", "foreign key"],
-)
-def test_a_file_damaged_before_it_is_mapped_is_moved_aside_and_made_again(
-    node: Node, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
-):
-    node.start()
-    damage(node.file())
-    store = node.store()
-    weights = node.start(store)
-    store.guard.check()
-    assert node.num_reads == 2
-    assert [suffix for suffix in node.suffixes() if suffix] == [".corrupt", ".verified", ".weights"]
-    assert_equal(weights, node.read().weights, node)
-    assert len(caplog.records) == 1
-    assert re.search(r"weight store: .*; loading the checkpoint", caplog.text)
-
-
-def test_the_payload_is_checked_once_a_boot(node: Node):
-    node.start()
-    damage_payload(node)
-    same_boot, next_boot = node.store(), node.store(boot_id="next")
-    node.start(same_boot)
-    same_boot.guard.check()  # that is the limit of checking once
-    node.start(next_boot)
-    with pytest.raises(CorruptWeights, match=r"\.weights: .* has another digest"):
-        next_boot.guard.check()
-
-
-def test_a_checked_file_is_not_checked_again(node: Node):
-    node.start()
-    node.start(node.store(boot_id="next"))
-    damage_payload(node)
-    again = node.store(boot_id="next")
-    node.start(again)
-    again.guard.check()
-
-
-def damage_payload(node: Node) -> None:
-    """As a disk would: nothing tells that the file has changed."""
-    before = node.file().stat()
-    flip(node.file(), before.st_size // 2)
-    os.utime(node.file(), ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def test_a_running_replica_with_a_damaged_file_stops_and_the_next_reads_the_checkpoint(node: Node):
-    node.start()
-    damage_payload(node)
-    running, together = node.store(boot_id="next"), node.store(boot_id="next")
-    with locked(os.open(node.file(), os.O_RDONLY), fcntl.LOCK_EX):  # neither is checked yet
-        for store in (running, together):
-            store.get(node.wanted(), node.read)
-            store.guard.check()
-    for store in (running, together):
-        store.guard.wait()
-        with pytest.raises(CorruptWeights):
-            store.guard.check()
-    assert ".corrupt" in node.suffixes()
-    replacement = node.store(boot_id="next")
-    weights = node.start(replacement)
-    replacement.guard.check()
-    assert node.num_reads == 2
-    assert_equal(weights, node.read().weights, node)
-
-
-def test_a_write_to_the_file_is_noticed_in_the_same_boot(node: Node):
-    node.start()
-    flip(node.file(), node.file().stat().st_size // 2)
-    os.utime(node.file(), ns=(1, 1))
-    store = node.store()
-    node.start(store)
-    with pytest.raises(CorruptWeights):
-        store.guard.check()
 
 
 def no_space(*_: object) -> None:
