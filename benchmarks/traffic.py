@@ -1,8 +1,11 @@
 """What a model's step must move and compute, from its shape alone. Knows no engine."""
 
 from dataclasses import dataclass
+from math import prod
 
+from rtp_serve import ops
 from rtp_serve.config.model import ModelConfig
+from rtp_serve.models.screening import has_screened_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ class DecodeBytes:
     """What a decode step of one sequence must read."""
 
     weights: int
-    """All but a gathered row of the embedding; a tied embedding counts once, as the head."""
+    """All but a gathered row of the embedding; a tied embedding counts once, as the head, and one
+    with a screen as that."""
 
     kv: float
 
@@ -56,11 +60,15 @@ class DecodeBytes:
 
 
 def decode_bytes(model: ModelConfig, context_tokens: float) -> DecodeBytes:
-    """Of a step whose sequence is `context_tokens` long with the step's own token."""
+    """Of a greedy step whose sequence is `context_tokens` long with the step's own token."""
     itemsize = {"bfloat16": 2, "float32": 4}[model.dtype]
-    num_weights = sum(shape.num_weights for shape in (*layer_shapes(model), head_shape(model)))
+    weights = itemsize * sum(shape.num_weights for shape in layer_shapes(model))
+    if has_screened_head(model, model.dtype):
+        weights += prod(ops.screen_shape(model.vocab_size, model.hidden_size))
+    else:
+        weights += itemsize * head_shape(model).num_weights
     kv_elements = 2 * model.num_layers * model.num_kv_heads * model.head_dim
-    return DecodeBytes(num_weights * itemsize, kv_elements * itemsize * context_tokens)
+    return DecodeBytes(weights, kv_elements * itemsize * context_tokens)
 
 
 def active_decode_bytes(

@@ -90,6 +90,11 @@ class EngineConfig(ModelSource):
     """Compute threads of a rank; default: the cores this process may use, shared out among the
     engine's ranks of a node."""
 
+    screen_head: bool | None = None
+    """Keep an eight-bit copy of the output head, which takes half its memory again: greedy steps of
+    up to 16 sequences then read half as much of it, and choose the same tokens. Default: where the
+    head has 64 MiB or more. bfloat16 on CPUs with AVX512-BF16 and one rank only."""
+
     cache: CacheConfig = CacheConfig()
     """KV blocks."""
 

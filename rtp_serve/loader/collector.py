@@ -77,7 +77,8 @@ class Collector:
     def matrix(self) -> ops.PackedWeight:
         """Of a complete collector of a matrix."""
         assert self.is_complete, f"{self.spec.path}: {self._num_missing} elements are missing"
-        return self._packer.weight(self._bias)
+        weight = self._packer.weight(self._bias)
+        return ops.with_screen(weight) if self.spec.has_screen else weight
 
     def vector(self) -> Tensor:
         """Of a complete collector of a vector."""

@@ -162,6 +162,8 @@ class Decoder:
 
     def greedy(self, hidden: ops.Array, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         """The ids [n] of the largest of these logits, or NO_TOKEN."""
+        if self.rank.is_alone and isinstance(self.lm_head, PackedLinear):
+            return ops.greedy(hidden, rows, self.norm.spec, self.lm_head.weight)
         return self.rank.greedy(self._own_logits(hidden, rows))
 
     def _own_logits(self, hidden: ops.Array, rows: NDArray[np.int64]) -> NDArray[np.float32]:

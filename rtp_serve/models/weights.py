@@ -54,6 +54,9 @@ class WeightSpec:
     parts: tuple[TensorSpec, ...]
     biases: tuple[TensorSpec, ...] = ()
 
+    has_screen: bool = False
+    """See `ops.PackedWeight.screen`."""
+
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         return self.parts + self.biases

@@ -16,10 +16,14 @@ from rtp_serve.ops.gemm import (
     WeightPacker,
     embedding,
     from_packed,
+    greedy,
+    has_fast_screen,
     linear,
     logits,
     pack_weight,
     packed_shape,
+    screen_shape,
+    with_screen,
 )
 from rtp_serve.ops.host_array import Array, HostArray, array_bytes, as_tensor, dtype_name
 from rtp_serve.ops.metadata import AttentionMetadata, to_device
@@ -58,6 +62,8 @@ __all__ = [
     "experts",
     "from_packed",
     "gather_kv",
+    "greedy",
+    "has_fast_screen",
     "linear",
     "logits",
     "mlp_sublayer",
@@ -70,10 +76,12 @@ __all__ = [
     "route",
     "run_sublayers",
     "scatter_kv",
+    "screen_shape",
     "set_num_threads",
     "sigmoid",
     "silu_and_mul",
     "to_device",
+    "with_screen",
     "write_kv",
 ]
 

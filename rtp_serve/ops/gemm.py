@@ -7,6 +7,9 @@ the same at every instruction set, zero beyond N and K:
     bfloat16   [ceil(N / 32), ceil(K / 2), 32, 2]    strips of 32 outputs, k in pairs
     float32    [ceil(N / 32), K, 32]
 
+A weight of which the largest output alone is wanted may have a screen as well, an eight-bit copy
+that rules out most outputs (kernels/csrc/cpu/screen.h).
+
 The torch reference, which also serves other devices, holds the plain [N, K] weight.
 """
 
@@ -18,8 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rtp_serve.ops import sampling
 from rtp_serve.ops.dispatch import Backend, backend
-from rtp_serve.ops.host_array import Array, HostArray, as_tensor, dtype_name
+from rtp_serve.ops.host_array import Array, HostArray, as_tensor, dlpack, dtype_name
 from rtp_serve.ops.reference import rms_norm
 from rtp_serve.ops.tensor import Device, DType, Tensor
 
@@ -30,7 +34,7 @@ STRIP_OUTPUTS = 32
 """Weight rows that lie side by side in the packed layout."""
 
 PACKED_LAYOUT_VERSION = 1
-"""Raised with every change of the packed layout: files of packed weights outlive a build."""
+"""Raised with every change of the packed layout or of a screen: files of them outlive a build."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +54,11 @@ class PackedWeight:
     """K, the inputs."""
 
     kernel: "_C.LinearWeight | None" = field(repr=False)
-    """The compiled kernels' view of `data` and `bias`; None where the reference serves."""
+    """The compiled kernels' view of it all; None where the reference serves."""
+
+    screen: Array | None = None
+    """uint8, shaped by `screen_shape`: a copy of half the size, by which `greedy` rules out most
+    outputs."""
 
     @property
     def data(self) -> Tensor:
@@ -77,6 +85,30 @@ def packed_shape(num_rows: int, num_cols: int, dtype: str | DType) -> tuple[int,
     if dtype_name(dtype) == "bfloat16":
         return strips, -(-num_cols // 2), STRIP_OUTPUTS, 2
     return strips, num_cols, STRIP_OUTPUTS
+
+
+def screen_shape(num_rows: int, num_cols: int) -> tuple[int, int]:
+    """The shape of `PackedWeight.screen`: by strip of outputs, each weight in eight bits, and three
+    numbers an output."""
+    strips = -(-num_rows // STRIP_OUTPUTS)
+    return strips, STRIP_OUTPUTS * (-(-num_cols // 4) * 4 + 3 * 4)
+
+
+def has_fast_screen(dtype: str | DType) -> bool:
+    """Whether `greedy` is faster where a weight of this type has a screen."""
+    if dtype_name(dtype) != "bfloat16" or backend() is Backend.REFERENCE:
+        return False
+    fast: bool = import_module("rtp_kernels._C").has_fast_screen()
+    return fast
+
+
+def with_screen(weight: PackedWeight) -> PackedWeight:
+    """The same bfloat16 weight, without bias, with a screen."""
+    num_rows, num_cols = weight.num_rows, weight.num_cols
+    screen = torch.empty(screen_shape(num_rows, num_cols), dtype=torch.uint8)
+    kernels = import_module("rtp_kernels._C")
+    kernels.make_screen(screen, dlpack(weight.stored), num_rows, num_cols)
+    return from_packed(weight.stored, weight.bias, num_rows, num_cols, screen)
 
 
 def pack_weight(weight: Tensor, bias: Tensor | None = None) -> PackedWeight:
@@ -124,11 +156,13 @@ class WeightPacker:
         return from_packed(self._data, bias, self._num_rows, self._num_cols)
 
 
-def from_packed(data: Array, bias: Array | None, num_rows: int, num_cols: int) -> PackedWeight:
+def from_packed(
+    data: Array, bias: Array | None, num_rows: int, num_cols: int, screen: Array | None = None
+) -> PackedWeight:
     """A weight from memory that already has the packed layout, as from a mapped file; no copy."""
     kernels = import_module("rtp_kernels._C")
-    kernel = kernels.LinearWeight(data, bias, num_rows, num_cols)
-    return PackedWeight(data, bias, num_rows, num_cols, kernel)
+    kernel = kernels.LinearWeight(data, bias, num_rows, num_cols, screen)
+    return PackedWeight(data, bias, num_rows, num_cols, kernel, screen)
 
 
 def linear(x: Tensor, weight: PackedWeight, out_dtype: str | DType | None = None) -> Tensor:
@@ -153,20 +187,37 @@ def logits(
 ) -> NDArray[np.float32]:
     """`linear`, unrounded, of the RMS norms of rows [m] of x [num_rows, K]: [m, N], on the host."""
     _check_input(x, weight)
-    num_rows, num_cols = x.shape
     if weight.kernel is None:
         hidden = as_tensor(x)
         device_rows = torch.from_numpy(rows).to(hidden.device)
         chosen = rms_norm(hidden[device_rows], as_tensor(norm.weight), norm.eps)
         sums: NDArray[np.float32] = _reference_linear(chosen, weight, torch.float32).cpu().numpy()
         return sums
+    out = np.empty((len(rows), weight.num_rows), np.float32)
+    weight.kernel.logits(out, *_normed(x, rows, norm))
+    return out
+
+
+def greedy(
+    x: Array, rows: NDArray[np.int64], norm: Norm, weight: PackedWeight
+) -> NDArray[np.int32]:
+    """`sampling.greedy` of these logits: [m]. With a screen few of them are computed."""
+    if weight.kernel is None:
+        return sampling.greedy(logits(x, rows, norm, weight))
+    _check_input(x, weight)
+    out = np.empty(len(rows), np.int32)
+    weight.kernel.greedy(out, *_normed(x, rows, norm))
+    return out
+
+
+def _normed(
+    x: Array, rows: NDArray[np.int64], norm: Norm
+) -> tuple[int, int, int, NDArray[np.int64], int, float]:
+    """Rows of x under a norm, as the kernels take them."""
+    num_rows, num_cols = x.shape
     assert dtype_name(norm.weight.dtype) == dtype_name(x.dtype)
     assert norm.weight.shape == (num_cols,)
-    out = np.empty((len(rows), weight.num_rows), np.float32)
-    weight.kernel.logits(
-        out, x.data_ptr(), num_rows, x.stride(0), rows, norm.weight.data_ptr(), norm.eps
-    )
-    return out
+    return x.data_ptr(), num_rows, x.stride(0), rows, norm.weight.data_ptr(), norm.eps
 
 
 def embedding(token_ids: NDArray[np.int64], weight: PackedWeight) -> Array:

@@ -1,4 +1,4 @@
-"""Floating arrays in the host's memory without torch, which takes 100 MiB a process to be there.
+"""Arrays in the host's memory without torch, which takes 100 MiB a process to be there.
 
 What the compiled kernels read and write themselves, weights, keys and values, the residual stream,
 is held so; whoever computes with it otherwise asks for it as a tensor, in the same memory.
@@ -17,7 +17,11 @@ from numpy.typing import NDArray
 
 from rtp_serve.ops.tensor import DType, Tensor
 
-_WORDS: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype(np.int16), "float32": np.dtype(np.float32)}
+_WORDS: dict[str, np.dtype[Any]] = {
+    "bfloat16": np.dtype(np.int16),
+    "float32": np.dtype(np.float32),
+    "uint8": np.dtype(np.uint8),
+}
 _LINE_BYTES = 64
 
 
@@ -29,7 +33,7 @@ class HostArray:
     """The elements, int16 for those of bfloat16, which numpy does not have."""
 
     dtype: str
-    """bfloat16 or float32."""
+    """bfloat16, float32 or uint8."""
 
     is_cpu = True
 
@@ -61,7 +65,7 @@ class HostArray:
 
     def __dlpack__(self, **options: Any) -> Any:
         view = import_module("rtp_kernels._C").array(
-            self.data_ptr(), self.shape, self.dtype == "bfloat16", self.words
+            self.data_ptr(), self.shape, self.dtype, self.words
         )
         return view.__dlpack__(**options)
 

@@ -22,6 +22,7 @@ from rtp_serve.loader.weights import DEFAULT_SETTINGS, LoadedWeights, LoadSettin
 from rtp_serve.models.model import Model
 from rtp_serve.models.rank import Rank
 from rtp_serve.models.registry import MODELS
+from rtp_serve.models.screening import has_screened_head, screen_head
 from rtp_serve.models.shards import shard_specs
 from rtp_serve.ops.host_array import dtype_name
 from rtp_serve.ops.tensor import DType
@@ -83,7 +84,10 @@ def load_planned(
     if rank is not None:
         ranks_before = partition(plan.config, config.parallel)[: rank.part.rank]
         settings = replace(settings, elsewhere=read_by(plan.config, ranks_before))
-    loaded = load_model(plan.directory, plan.config, dtype, max_len, store, settings, rank)
+    is_screened = has_screened_head(plan.config, dtype, config.screen_head)
+    loaded = load_model(
+        plan.directory, plan.config, dtype, max_len, store, settings, rank, is_screened=is_screened
+    )
     if checkpoint_stamp(plan.directory) != plan.stamp:
         raise CheckpointError(f"{plan.directory}: its files have changed while they were read")
     return_spare_memory()
@@ -98,9 +102,11 @@ def load_model(
     store: WeightStore | None = None,
     settings: LoadSettings = DEFAULT_SETTINGS,
     rank: Rank | None = None,
+    *,
+    is_screened: bool = False,
 ) -> LoadedModel:
     """The checkpoint's model alone, computing in `dtype` at positions below `max_positions`; a
-    rank's part of it, where there are several.
+    rank's part of it, where there are several; where it is one, with a screened head if wanted.
 
     With a `store` its weights are mapped where they can be; the store's guard then knows of them.
     """
@@ -111,6 +117,8 @@ def load_model(
         names = frozenset(tensor.name for spec in specs for tensor in spec.tensors)
         settings = replace(settings, of_others=names)
         specs = shard_specs(specs, config, rank.part)
+    elif is_screened:
+        specs = screen_head(specs, config)
 
     def read() -> LoadedWeights:
         torch_dtype = getattr(torch, name)

@@ -1,5 +1,7 @@
 #include "array.h"
 
+#include <iterator>
+
 namespace rtp {
 namespace {
 
@@ -11,8 +13,10 @@ constexpr nb::dlpack::dtype kScalars[] = {
     {static_cast<uint8_t>(dtype_code::Float), 64, 1},
     {static_cast<uint8_t>(dtype_code::Int), 32, 1},
     {static_cast<uint8_t>(dtype_code::Int), 64, 1},
+    {static_cast<uint8_t>(dtype_code::UInt), 8, 1},
 };
-constexpr const char* kScalarNames[] = {"bfloat16", "float32", "float64", "int32", "int64"};
+constexpr const char* kScalarNames[] = {"bfloat16", "float32", "float64",
+                                        "int32",    "int64",   "uint8"};
 
 bool is(const CpuArray& array, Scalar scalar) {
   return array.dtype() == kScalars[static_cast<int>(scalar)];
@@ -61,6 +65,13 @@ std::string shape_name(const CpuArray& array) {
 }
 
 }  // namespace
+
+nb::dlpack::dtype scalar_named(const std::string& name) {
+  for (size_t i = 0; i < std::size(kScalars); ++i) {
+    if (name == kScalarNames[i]) return kScalars[i];
+  }
+  throw nb::value_error(("no element type is named " + name).c_str());
+}
 
 const Array& Array::of(Scalar scalar) const {
   if (is(array_, scalar)) return *this;

@@ -16,9 +16,12 @@ namespace nb = nanobind;
 // What a binding takes: any CPU array. Bind every one with noconvert(), or nanobind copies.
 using CpuArray = nb::ndarray<nb::device::cpu>;
 
-enum class Scalar { kBf16, kF32, kF64, kI32, kI64 };
+enum class Scalar { kBf16, kF32, kF64, kI32, kI64, kU8 };
 
 inline constexpr int64_t kAny = -1;
+
+// "bfloat16", "float32" and so on. Throws ValueError for any other name.
+nb::dlpack::dtype scalar_named(const std::string& name);
 
 // One argument under check. Each check returns *this, and throws TypeError for a wrong element
 // type, ValueError for a wrong shape or layout, naming op and argument.

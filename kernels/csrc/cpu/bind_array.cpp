@@ -1,4 +1,5 @@
 // Memory of whoever holds it as an array of ours: numpy has no bfloat16.
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "array.h"
@@ -7,19 +8,21 @@
 namespace rtp {
 namespace {
 
-// Contiguous, of bf16 or of float. The array keeps `owner`, to whom the memory belongs.
+// Contiguous, of the type with this name. The array keeps `owner`, to whom the memory belongs.
 nb::ndarray<nb::array_api> py_array(uintptr_t address, const std::vector<size_t>& shape,
-                                    bool is_bf16, nb::object owner) {
-  const nb::dlpack::dtype dtype{static_cast<uint8_t>(is_bf16 ? nb::dlpack::dtype_code::Bfloat
-                                                             : nb::dlpack::dtype_code::Float),
-                                static_cast<uint8_t>(is_bf16 ? 16 : 32), 1};
-  return {reinterpret_cast<void*>(address), shape.size(), shape.data(), owner, nullptr, dtype};
+                                    const std::string& dtype, nb::object owner) {
+  return {reinterpret_cast<void*>(address),
+          shape.size(),
+          shape.data(),
+          owner,
+          nullptr,
+          scalar_named(dtype)};
 }
 
 }  // namespace
 
 void bind_array(nb::module_& module) {
-  module.def("array", &py_array, nb::arg("address"), nb::arg("shape"), nb::arg("is_bf16"),
+  module.def("array", &py_array, nb::arg("address"), nb::arg("shape"), nb::arg("dtype"),
              nb::arg("owner"));
 }
 

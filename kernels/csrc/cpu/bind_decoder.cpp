@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "bindings.h"
+#include "greedy_head.h"
 #include "linear_weight.h"
 #include "on_team.h"
 #include "step_arguments.h"
@@ -42,24 +43,23 @@ class Decoder {
     const Array out("Decoder.logits", "out", out_);
     out.of(Scalar::kF32).shape({checked.num_rows, vocab_size()}).contiguous();
     const nb::gil_scoped_release release;
-    compute(checked, out.data<float>());
+    const Residual residual = compute(checked);
+    multiply(head_product(checked, residual, out.data<float>()));
   }
 
   void greedy(const CpuArray& out_, const DecoderArrays& arrays) const {
     const Checked checked = check("Decoder.greedy", arrays);
     const Array out("Decoder.greedy", "out", out_);
-    Sample op{};
-    op.n = checked.num_rows;
-    op.vocab_size = op.stride = vocab_size();
-    op.token_ids = out.of(Scalar::kI32).shape({op.n}).contiguous().data<int32_t>();
+    out.of(Scalar::kI32).shape({checked.num_rows}).contiguous();
     const nb::gil_scoped_release release;
-    const auto logits = std::make_unique_for_overwrite<float[]>(op.n * op.vocab_size);
-    compute(checked, logits.get());
-    op.logits = logits.get();
-    sample(op);
+    const Residual residual = compute(checked);
+    rtp::greedy(out.data<int32_t>(), head_product(checked, residual, nullptr), head_.screen());
   }
 
  private:
+  // [num_tokens, hidden_size] after the last layer.
+  using Residual = std::unique_ptr<char[]>;
+
   struct Checked {
     Step step;
     const int64_t* token_ids;
@@ -81,17 +81,21 @@ class Decoder {
     return checked;
   }
 
-  // Of the rows [num_rows, vocab_size].
-  void compute(const Checked& checked, float* logits) const {
+  Residual compute(const Checked& checked) const {
     Step step = checked.step;
     const int64_t itemsize = step.dtype == DType::kBf16 ? 2 : 4;
-    const auto residual =
+    auto residual =
         std::make_unique_for_overwrite<char[]>(step.num_tokens * embedding_.k * itemsize);
     gather_rows(residual.get(), checked.token_ids, step.num_tokens, embedding_);
     step.plan = &plan_for(step.geometry);
     run_sublayers(sublayers_, step, residual.get());
-    multiply(head_.logits_product(logits, residual.get(), step.hidden_size, checked.rows,
-                                  checked.num_rows, norm_.weight, norm_.eps));
+    return residual;
+  }
+
+  // Logits of the rows: [num_rows, vocab_size].
+  Linear head_product(const Checked& checked, const Residual& residual, float* logits) const {
+    return head_.logits_product(logits, residual.get(), embedding_.k, checked.rows,
+                                checked.num_rows, norm_.weight, norm_.eps);
   }
 
   const PackedMatrix embedding_;

@@ -1,7 +1,9 @@
 // Bindings of linear layers. A weight is checked and bound once, not a call.
 #include "bindings.h"
+#include "greedy_head.h"
 #include "linear_weight.h"
 #include "on_team.h"
+#include "paged_arguments.h"
 
 namespace rtp {
 namespace {
@@ -46,6 +48,23 @@ void py_pack_rows(const CpuArray& packed_, const CpuArray& rows_, int64_t first_
             num_rows, rows.size(1));
 }
 
+// The layout of screen.h as a shape.
+const Array& check_screen(const Array& screen, int64_t n, int64_t k) {
+  return screen.of(Scalar::kU8).shape({strips(n), screen_strip_bytes(k)}).contiguous();
+}
+
+void py_make_screen(const CpuArray& screen_, const CpuArray& packed_, int64_t n, int64_t k) {
+  const Array screen("make_screen", "screen", screen_), packed("make_screen", "packed", packed_);
+  check_packed(packed.of(Scalar::kBf16), n, k);
+  check_screen(screen, n, k);
+  require(k <= kMaxScreenedInputs, "make_screen: too many inputs");
+  const nb::gil_scoped_release release;
+  const auto kernel = RTP_DISPATCH(make_screen);
+  run_team(n * k > kParallelElements, [&](const Member& member) {
+    kernel(screen.data<uint8_t>(), {DType::kBf16, packed.data(), n, k}, member);
+  });
+}
+
 }  // namespace
 
 void check_indices(const char* name, const int64_t* indices, int64_t count, int64_t limit) {
@@ -58,14 +77,21 @@ void check_indices(const char* name, const int64_t* indices, int64_t count, int6
 }
 
 LinearWeight::LinearWeight(const CpuArray& packed_array, const CpuArray& bias_array, int64_t n,
-                           int64_t k)
-    : packed_array_(packed_array), bias_array_(bias_array) {
+                           int64_t k, const CpuArray& screen_array)
+    : packed_array_(packed_array), bias_array_(bias_array), screen_array_(screen_array) {
   const Array packed("LinearWeight", "packed", packed_array_);
   check_packed(packed, n, k);
   projection_.weight = {packed.dtype(), packed.data(), n, k};
-  if (!bias_array_.is_valid()) return;
-  const Array bias("LinearWeight", "bias", bias_array_);
-  projection_.bias = bias.of(Scalar::kF32).shape({n}).contiguous().data<const float>();
+  if (bias_array_.is_valid()) {
+    const Array bias("LinearWeight", "bias", bias_array_);
+    projection_.bias = bias.of(Scalar::kF32).shape({n}).contiguous().data<const float>();
+  }
+  if (screen_array_.is_valid()) {
+    require(!bias_array_.is_valid() && packed.dtype() == DType::kBf16,
+            "LinearWeight: a screen is of a bfloat16 weight without bias");
+    const Array screen("LinearWeight", "screen", screen_array_);
+    screen_ = {check_screen(screen, n, k).data<const uint8_t>(), n, k};
+  }
 }
 
 Linear LinearWeight::product(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t m,
@@ -115,6 +141,19 @@ void LinearWeight::logits(const CpuArray& out_, uintptr_t x, int64_t num_rows, i
   multiply(op);
 }
 
+int64_t LinearWeight::greedy(const CpuArray& out_, uintptr_t x, int64_t num_rows, int64_t x_stride,
+                             const CpuArray& rows_, uintptr_t norm_weight, float eps) const {
+  const Array out("greedy", "out", out_), rows("greedy", "rows", rows_);
+  const int64_t m = rows.of(Scalar::kI64).shape({kAny}).contiguous().size(0);
+  int32_t* token_ids = out.of(Scalar::kI32).shape({m}).contiguous().data<int32_t>();
+  const int64_t* row = rows.data<const int64_t>();
+  check_indices("greedy: rows", row, m, num_rows);
+  const Linear op = logits_product(nullptr, reinterpret_cast<const void*>(x), x_stride, row, m,
+                                   reinterpret_cast<const void*>(norm_weight), eps);
+  const nb::gil_scoped_release release;
+  return rtp::greedy(token_ids, op, screen());
+}
+
 void LinearWeight::gather_rows(uintptr_t out, const CpuArray& ids_) const {
   const PackedMatrix& weight = projection_.weight;
   const Array ids("gather_rows", "ids", ids_);
@@ -130,12 +169,18 @@ void bind_gemm(nb::module_& module) {
   module.def("pack_weight", &py_pack_weight, array("packed"), array("weight"));
   module.def("pack_rows", &py_pack_rows, array("packed"), array("rows"), nb::arg("first_row"),
              nb::arg("num_rows"));
+  module.def("has_fast_screen", [] { return RTP_DISPATCH(has_fast_screen)(); });
+  module.def("make_screen", &py_make_screen, array("screen"), array("packed"), nb::arg("n"),
+             nb::arg("k"));
   nb::class_<LinearWeight>(module, "LinearWeight")
-      .def(nb::init<const CpuArray&, const CpuArray&, int64_t, int64_t>(), array("packed"),
-           array("bias").none(), nb::arg("n"), nb::arg("k"))
+      .def(nb::init<const CpuArray&, const CpuArray&, int64_t, int64_t, const CpuArray&>(),
+           array("packed"), array("bias").none(), nb::arg("n"), nb::arg("k"),
+           array("screen").none() = nb::none())
       .def("linear", &LinearWeight::linear, nb::arg("out"), nb::arg("is_out_f32"), nb::arg("x"),
            nb::arg("m"), nb::arg("x_stride"))
       .def("logits", &LinearWeight::logits, array("out"), nb::arg("x"), nb::arg("num_rows"),
+           nb::arg("x_stride"), array("rows"), nb::arg("norm_weight"), nb::arg("eps"))
+      .def("greedy", &LinearWeight::greedy, array("out"), nb::arg("x"), nb::arg("num_rows"),
            nb::arg("x_stride"), array("rows"), nb::arg("norm_weight"), nb::arg("eps"))
       .def("gather_rows", &LinearWeight::gather_rows, nb::arg("out"), array("ids"));
 }

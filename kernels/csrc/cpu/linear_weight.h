@@ -2,16 +2,21 @@
 #pragma once
 
 #include "array.h"
-#include "gemm.h"
+#include "screen.h"
 
 namespace rtp {
 
 // Keeps the memory of its arrays.
 class LinearWeight {
  public:
-  LinearWeight(const CpuArray& packed, const CpuArray& bias, int64_t n, int64_t k);
+  // `screen` may be missing.
+  LinearWeight(const CpuArray& packed, const CpuArray& bias, int64_t n, int64_t k,
+               const CpuArray& screen);
 
   const Projection& projection() const { return projection_; }
+
+  // Null: it has none.
+  const Screen* screen() const { return screen_.data ? &screen_ : nullptr; }
 
   // Tensors come by address: exporting them by DLPack takes longer than a small product. The caller
   // has checked them.
@@ -23,6 +28,11 @@ class LinearWeight {
   void logits(const CpuArray& out, uintptr_t x, int64_t num_rows, int64_t x_stride,
               const CpuArray& rows, uintptr_t norm_weight, float eps) const;
 
+  // The ids [m] of the largest of these logits, or kNoToken. Returns how many strips of outputs
+  // were computed for it.
+  int64_t greedy(const CpuArray& out, uintptr_t x, int64_t num_rows, int64_t x_stride,
+                 const CpuArray& rows, uintptr_t norm_weight, float eps) const;
+
   // What logits() multiplies, without its checks.
   Linear logits_product(float* out, const void* x, int64_t x_stride, const int64_t* rows, int64_t m,
                         const void* norm_weight, float eps) const;
@@ -33,8 +43,9 @@ class LinearWeight {
  private:
   Linear product(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t m, int64_t x_stride) const;
 
-  CpuArray packed_array_, bias_array_;
+  CpuArray packed_array_, bias_array_, screen_array_;
   Projection projection_{};
+  Screen screen_{};
 };
 
 // Throws ValueError unless all are from 0 to `limit` - 1.

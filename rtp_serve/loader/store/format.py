@@ -27,7 +27,7 @@ FORMAT_VERSION = 2
 
 PAGE_BYTES = 4096
 TENSOR_ALIGNMENT = 64
-ITEM_BYTES = {"bfloat16": 2, "float32": 4}
+ITEM_BYTES = {"bfloat16": 2, "float32": 4, "uint8": 1}
 
 _MAGIC = b"RTPWGHTS"
 _PREAMBLE = struct.Struct("<8sIIQQ32s")
@@ -37,14 +37,14 @@ _MAX_HEADER_BYTES = 16 << 20
 _DIGEST_BYTES = 32
 _NO_DIGEST = "0" * (2 * _DIGEST_BYTES)
 
-Kind = Literal["matrix", "bias", "vector"]
+Kind = Literal["matrix", "bias", "screen", "vector"]
 
 
 class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One tensor of the payload."""
 
     path: str
-    """The weight's path in the model; a bias has its matrix's."""
+    """The weight's path in the model; a bias and a screen have their matrix's."""
 
     kind: Kind
     dtype: str

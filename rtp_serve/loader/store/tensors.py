@@ -27,6 +27,8 @@ def _planned(specs: Sequence[WeightSpec], dtype: str) -> Iterator[TensorEntry]:
             yield _entry(spec, "matrix", dtype, shape)
             if spec.biases:
                 yield _entry(spec, "bias", "float32", (spec.num_rows,))
+            if spec.has_screen:
+                yield _entry(spec, "screen", "uint8", ops.screen_shape(*_matrix_size(spec)))
         else:
             yield _entry(spec, "vector", dtype, (spec.num_rows,))
 
@@ -58,7 +60,10 @@ def map_weights(descriptor: int, header: Header, specs: Sequence[WeightSpec]) ->
     }
     matrices = {
         spec.path: ops.from_packed(
-            views[spec.path, "matrix"], views.get((spec.path, "bias")), *_matrix_size(spec)
+            views[spec.path, "matrix"],
+            views.get((spec.path, "bias")),
+            *_matrix_size(spec),
+            views.get((spec.path, "screen")),
         )
         for spec in specs
         if spec.is_matrix
@@ -80,10 +85,9 @@ def _find(weights: Weights, entry: TensorEntry) -> ops.Array:
     if entry.kind == "vector":
         return weights.vector(entry.path)
     weight = weights.matrix(entry.path)
-    if entry.kind == "matrix":
-        return weight.stored
-    assert weight.bias is not None, f"{entry.path} has no bias"
-    return weight.bias
+    stored = {"matrix": weight.stored, "bias": weight.bias, "screen": weight.screen}[entry.kind]
+    assert stored is not None, f"{entry.path} has no {entry.kind}"
+    return stored
 
 
 def _entry(spec: WeightSpec, kind: Kind, dtype: str, shape: tuple[int, ...]) -> TensorEntry:
