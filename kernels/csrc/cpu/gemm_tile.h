@@ -208,17 +208,21 @@ void multiply_rows(const Tile<T>& tile, int64_t rows) {
 
 // Any number of rows, the first of which are those of `tile`. Several tiles fetch the next strip
 // between them; a single one fetches its own.
+//
+// `tile` stays as it is: a copy of what has just been written in smaller pieces would wait until all
+// stores of the tile before are in the cache.
 template <int kStrips, int kWidth, typename T>
-void multiply_tiles(Tile<T> tile, int64_t rows) {
+void multiply_tiles(const Tile<T>& tile, int64_t rows) {
   constexpr int kRows = kRowsOf<kStrips, kWidth>;
   const int64_t tiles = (rows + kRows - 1) / kRows;
   const int64_t strip_bytes = tile.strip_elements * static_cast<int64_t>(sizeof(T));
   const char* weight = reinterpret_cast<const char*>(tile.weight);
-  tile.ahead_step = kStripOutputs * kDepth<T> * static_cast<int64_t>(sizeof(T)) / tiles;
+  const int64_t step_bytes = kStripOutputs * kDepth<T> * static_cast<int64_t>(sizeof(T));
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t row = rows * i / tiles, end = rows * (i + 1) / tiles;
     Tile<T> own = tile.below(row);
     own.ahead = weight + (tiles > 1 ? strip_bytes + strip_bytes * i / tiles : kPrefetchBytes);
+    own.ahead_step = step_bytes / tiles;
     multiply_rows<kRows, kStrips, kWidth>(own, end - row);
   }
 }
