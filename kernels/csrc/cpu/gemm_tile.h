@@ -88,7 +88,7 @@ struct Tile {
 };
 
 // How far ahead the only tile of a strip reads its weights.
-constexpr int64_t kPrefetchBytes = 4096;
+constexpr int64_t kPrefetchBytes = 2048;
 
 // The cache that one or two tiles of rows read them into, as __builtin_prefetch counts: 3 is the
 // first level, 2 the second. CPUs with VDPBF16PS alone (Zen 4) have too few reads on their way to

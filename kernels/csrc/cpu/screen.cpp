@@ -176,7 +176,7 @@ void screen_rows(const Tile& tile, int64_t rows) {
 // single one fetches its own.
 template <int kStrips>
 void screen_strips(const Screening& op, int64_t strip, int64_t distance) {
-  constexpr int64_t kOwnAhead = 4096;
+  constexpr int64_t kOwnAhead = 2048;
   const int64_t tiles = (op.m + kTileRows<kStrips> - 1) / kTileRows<kStrips>;
   const int64_t bytes = screen_strip_bytes(op.screen.k);
   for (int64_t i = 0; i < tiles; ++i) {
