@@ -3,7 +3,8 @@ two those whose layers have experts in place of an MLP.
 
 The residual stream is one tensor, to which every half of a layer adds what it makes of it. Layers
 whose linears are all packed ones run together, in one call of the kernels; others op by op. If all
-of them do, a step of which only logits are wanted is one call from token ids to them.
+of them do, a step of which only logits are wanted is one call from token ids to them, and of the
+last layer it computes no more than these need.
 """
 
 from dataclasses import dataclass
@@ -162,6 +163,8 @@ class Decoder:
 
     def greedy(self, hidden: ops.Array, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         """The ids [n] of the largest of these logits, or NO_TOKEN."""
+        if not len(rows):  # nor do the other ranks want any
+            return np.empty(0, np.int32)
         if self.rank.is_alone and isinstance(self.lm_head, PackedLinear):
             return ops.greedy(hidden, rows, self.norm.spec, self.lm_head.weight)
         return self.rank.greedy(self._own_logits(hidden, rows))

@@ -80,13 +80,14 @@ class Model(Protocol):
     def next_logits(
         self, inputs: ModelInputs, cache: KVCacheTensors, rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """`logits` of what `forward` gives, where nothing else of the step is wanted."""
+        """`logits` of what `forward` gives, where nothing else of the step is wanted but its KV.
+        What no wanted row depends on need not be computed."""
         ...
 
     def next_greedy(
         self, inputs: ModelInputs, cache: KVCacheTensors, rows: NDArray[np.int64]
     ) -> NDArray[np.int32]:
-        """`greedy` of what `forward` gives, where nothing else of the step is wanted."""
+        """As `next_logits`, the ids of the largest."""
         ...
 
     def expert_counts(self) -> Mapping[int, NDArray[np.int64]]:

@@ -46,9 +46,8 @@ class ModelRunner:
         if not len(rows):
             return ModelOutput(np.empty(0, np.int32))
         batch = self._builder.build(rows, scheduled)
-        if batch.is_decode and report is None:
-            # It is of the prompt's last token or a later one, which predicts none of the prompt.
-            output = self._output(batch, self._decode(batch), (), {})
+        if report is None and not self._wants_prompt_logprobs(batch):
+            output = self._output(batch, self._next(batch), (), {})
         else:
             output = self._compute(batch, report)
         loads = self._expert_meter.step()
@@ -58,7 +57,13 @@ class ModelRunner:
         """Recompute the books from scratch."""
         self._table.check_invariants()
 
-    def _decode(self, batch: InputBatch) -> Sampled:
+    def _wants_prompt_logprobs(self, batch: InputBatch) -> bool:
+        # A decode is of the prompt's last token or a later one, which predicts none of the prompt.
+        return not batch.is_decode and any(
+            self._table.tracked(row).sampling.prompt_logprobs is not None for row in batch.rows
+        )
+
+    def _next(self, batch: InputBatch) -> Sampled:
         """Of a step of which nothing but the next tokens is wanted. Every rank chooses for itself:
         the same tokens, from the same numbers."""
         model, inputs, cache, rows = self._model, batch.inputs, self._cache, batch.last_token

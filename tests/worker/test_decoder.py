@@ -155,3 +155,30 @@ def test_a_wrong_step_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         model.next_logits(replace(decode(), **replaced), cache, rows)
     assert not cache.data.any()
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rows_wanted_of_a_long_step_have_the_bits_of_the_whole_of_it(
+    name: str, dtype: torch.dtype, isa: str, num_threads: int, tmp_path: Path
+):
+    """Of the last layer no other rows are computed; keys and values of all are written."""
+    model = make_model(write_checkpoint(tmp_path, CONFIGS[name]), dtype)
+    inputs = prompts()
+    assert len(inputs.token_ids) >= len(PROMPTS) + 32
+    with using(isa):
+        cache = make_cache(model.config, model.norm.spec.weight.dtype)
+        hidden = model.forward(inputs, cache).last
+    ends = np.array(inputs.attention.query_start_loc[1:], np.int64) - 1
+    for rows in (ends, ends[[2, 0]], np.array([3, 39, 40, 20]), ends[:0]):
+        with using(isa):
+            expected = model.logits(hidden, rows)
+        with using(isa, num_threads):
+            own_cache = make_cache(model.config, model.norm.spec.weight.dtype)
+            logits = model.next_logits(inputs, own_cache, rows)
+            token_ids = model.next_greedy(inputs, own_cache, rows)
+        assert np.array_equal(logits.view(np.int32), expected.view(np.int32))
+        assert np.array_equal(token_ids, sampling.greedy(expected))
+        assert torch.equal(bits(own_cache.data), bits(cache.data))

@@ -1,11 +1,14 @@
 // Binding of a whole decoder: token ids to logits, or to the ids of the largest ones, in one call.
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "bindings.h"
 #include "greedy_head.h"
 #include "linear_weight.h"
+#include "narrowed_step.h"
 #include "on_team.h"
 #include "step_arguments.h"
 
@@ -35,6 +38,9 @@ class Decoder {
     const PackedMatrix& out = head.projection().weight;
     require(out.k == embedding_.k && out.dtype == embedding_.dtype,
             "Decoder: embedding and head must have the same type and columns");
+    for (size_t i = 0; i < sublayers_.size(); ++i) {
+      if (sublayers_[i]->num_heads()) last_layer_ = static_cast<int64_t>(i);
+    }
     norm_ = bind_norm("Decoder", "norm", norm, eps, out.dtype, out.k);
   }
 
@@ -43,8 +49,8 @@ class Decoder {
     const Array out("Decoder.logits", "out", out_);
     out.of(Scalar::kF32).shape({checked.num_rows, vocab_size()}).contiguous();
     const nb::gil_scoped_release release;
-    const Residual residual = compute(checked);
-    multiply(head_product(checked, residual, out.data<float>()));
+    const Wanted wanted = compute(checked);
+    multiply(head_product(wanted, out.data<float>()));
   }
 
   void greedy(const CpuArray& out_, const DecoderArrays& arrays) const {
@@ -52,13 +58,17 @@ class Decoder {
     const Array out("Decoder.greedy", "out", out_);
     out.of(Scalar::kI32).shape({checked.num_rows}).contiguous();
     const nb::gil_scoped_release release;
-    const Residual residual = compute(checked);
-    rtp::greedy(out.data<int32_t>(), head_product(checked, residual, nullptr), head_.screen());
+    const Wanted wanted = compute(checked);
+    rtp::greedy(out.data<int32_t>(), head_product(wanted, nullptr), head_.screen());
   }
 
  private:
-  // [num_tokens, hidden_size] after the last layer.
-  using Residual = std::unique_ptr<char[]>;
+  // The stream after the last layer.
+  struct Wanted {
+    std::unique_ptr<char[]> stream;  // [*, hidden_size]
+    const int64_t* rows;             // [num_rows]: those wanted of it; null: all, in order
+    int64_t num_rows;
+  };
 
   struct Checked {
     Step step;
@@ -81,26 +91,65 @@ class Decoder {
     return checked;
   }
 
-  Residual compute(const Checked& checked) const {
+  // Computing the last layer of so many tokens takes longer than writing their keys and values
+  // apart from it.
+  static constexpr int64_t kLeftOutTokens = 32;
+
+  Wanted compute(const Checked& checked) const {
     Step step = checked.step;
-    const int64_t itemsize = step.dtype == DType::kBf16 ? 2 : 4;
-    auto residual =
-        std::make_unique_for_overwrite<char[]>(step.num_tokens * embedding_.k * itemsize);
-    gather_rows(residual.get(), checked.token_ids, step.num_tokens, embedding_);
+    auto stream = memory(step.num_tokens);
+    gather_rows(stream.get(), checked.token_ids, step.num_tokens, embedding_);
     step.plan = &plan_for(step.geometry);
-    run_sublayers(sublayers_, step, residual.get());
-    return residual;
+    if (is_narrow(checked)) return compute_narrowed(checked, step, stream.get());
+    run_sublayers(sublayers_, step, stream.get());
+    return {std::move(stream), checked.rows, checked.num_rows};
+  }
+
+  bool is_narrow(const Checked& checked) const {
+    const AttentionGeometry& geometry = checked.step.geometry;
+    if (geometry.ancestor_mask || last_layer_ < 0) return false;
+    if (checked.num_rows + kLeftOutTokens > checked.step.num_tokens) return false;
+    const int64_t num_own = geometry.query_start_loc[geometry.num_seqs];
+    return std::all_of(checked.rows, checked.rows + checked.num_rows,
+                       [&](int64_t row) { return row < num_own; });
+  }
+
+  // Of the last layer's tokens those that are wanted, and keys and values of all.
+  Wanted compute_narrowed(const Checked& checked, const Step& step, char* stream) const {
+    const Sublayers first(sublayers_.begin(), sublayers_.begin() + last_layer_);
+    const Sublayers last(sublayers_.begin() + last_layer_, sublayers_.end());
+    run_sublayers(first, step, stream);
+    write_cache(*last[0], step, stream);
+    const int64_t count = checked.num_rows, row_bytes = this->row_bytes();
+    auto wanted = memory(count);
+    for (int64_t i = 0; i < count; ++i) {
+      std::memcpy(wanted.get() + i * row_bytes, stream + checked.rows[i] * row_bytes, row_bytes);
+    }
+    if (count) {
+      const NarrowedStep narrowed(step, checked.rows, count);
+      Step last_step = narrowed.step();
+      last_step.plan = &plan_for(last_step.geometry);
+      run_sublayers(last, last_step, wanted.get());
+    }
+    return {std::move(wanted), nullptr, count};
+  }
+
+  int64_t row_bytes() const { return embedding_.k * (embedding_.dtype == DType::kBf16 ? 2 : 4); }
+
+  std::unique_ptr<char[]> memory(int64_t num_tokens) const {
+    return std::make_unique_for_overwrite<char[]>(num_tokens * row_bytes());
   }
 
   // Logits of the rows: [num_rows, vocab_size].
-  Linear head_product(const Checked& checked, const Residual& residual, float* logits) const {
-    return head_.logits_product(logits, residual.get(), embedding_.k, checked.rows,
-                                checked.num_rows, norm_.weight, norm_.eps);
+  Linear head_product(const Wanted& wanted, float* logits) const {
+    return head_.logits_product(logits, wanted.stream.get(), embedding_.k, wanted.rows,
+                                wanted.num_rows, norm_.weight, norm_.eps);
   }
 
   const PackedMatrix embedding_;
   const LinearWeight& head_;
   const Sublayers sublayers_;
+  int64_t last_layer_ = -1;  // its first sublayer
   const CpuArray norm_array_, kv_cache_;
   Norm norm_;
 };

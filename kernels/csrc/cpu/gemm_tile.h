@@ -209,8 +209,8 @@ void multiply_rows(const Tile<T>& tile, int64_t rows) {
 // Any number of rows, the first of which are those of `tile`. Several tiles fetch the next strip
 // between them; a single one fetches its own.
 //
-// `tile` stays as it is: a copy of what has just been written in smaller pieces would wait until all
-// stores of the tile before are in the cache.
+// `tile` stays as it is: a copy of what has just been written in smaller pieces would wait until
+// all stores of the tile before are in the cache.
 template <int kStrips, int kWidth, typename T>
 void multiply_tiles(const Tile<T>& tile, int64_t rows) {
   constexpr int kRows = kRowsOf<kStrips, kWidth>;

@@ -193,7 +193,7 @@ RTP_INLINE float rounded_up(double value) { return static_cast<float>(value) * k
 void prepare_row(const Screening& op, int64_t row) {
   const int64_t k = op.screen.k, stride = (k + kFours - 1) / kFours * kFours;
   bf16* normed = op.normed + row * k;
-  norm_row(normed, op.x + op.rows[row] * op.x_stride, op.norm_weight, k, op.eps);
+  norm_row(normed, op.x + (op.rows ? op.rows[row] : row) * op.x_stride, op.norm_weight, k, op.eps);
   int8_t* high = op.digits + 2 * row * stride;
   int8_t* low = high + stride;
   float largest = 0;

@@ -45,7 +45,7 @@ struct Screening {
   Screen screen;
   const bf16* x;  // rows x_stride apart
   int64_t m, x_stride;
-  const int64_t* rows;      // [m]: which row of x each is
+  const int64_t* rows;      // [m]: which row of x each is; null: its own
   const bf16* norm_weight;  // [k]
   float eps;
   bf16* normed;          // [m, k]: the rows' norms

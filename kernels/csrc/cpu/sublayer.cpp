@@ -120,6 +120,20 @@ void AttentionSublayer::run(const Step& step, const Place& place, const Member& 
   const Linear o =
       add_projected(step, place, parts_.o, buffers.attended, parts_.num_heads * parts_.head_dim);
   member.reads_next(RTP_DISPATCH(first_weights)(o, member));
+  write(step, place, buffers, member);
+  RTP_DISPATCH(attend)(attention(step, buffers), *step.plan, member);
+  member.reads_next(next);
+  run_last(o, place, member);
+}
+
+void AttentionSublayer::write_cache(const Step& step, const Place& place,
+                                    const Member& member) const {
+  write(step, place, Buffers(*this, step, place.workspace), member);
+}
+
+// Queries, keys and values, of which the last two go to the cache.
+void AttentionSublayer::write(const Step& step, const Place& place, const Buffers& buffers,
+                              const Member& member) const {
   RTP_DISPATCH(linear)(project_normed(step, parts_.norm, parts_.qkv, place.residual, buffers.qkv),
                        member);
   const Rotary turn = rotary(step, buffers);
@@ -128,9 +142,6 @@ void AttentionSublayer::run(const Step& step, const Place& place, const Member& 
     RTP_DISPATCH(rotary)(turn, begin, end);
     RTP_DISPATCH(write_kv)(write, begin, end);
   });
-  RTP_DISPATCH(attend)(attention(step, buffers), *step.plan, member);
-  member.reads_next(next);
-  run_last(o, place, member);
 }
 
 Rotary AttentionSublayer::rotary(const Step& step, const Buffers& buffers) const {

@@ -86,6 +86,10 @@ class Sublayer {
   virtual void run(const Step& step, const Place& place, const Member& member,
                    const Ahead& next) const = 0;
 
+  // What later steps read of it, keys and values, and nothing else: `place.out` is not touched.
+  virtual void write_cache(const Step& /*step*/, const Place& /*place*/,
+                           const Member& /*member*/) const {}
+
   // On the calling thread, when all have run.
   virtual void finish(const int32_t* /*kept*/) const {}
 
@@ -96,6 +100,9 @@ class Sublayer {
 // Adds all of them to `residual` [num_tokens, hidden_size] in place, on the calling thread's team.
 // Throws std::bad_alloc; std::invalid_argument if they are of several groups, or Ended.
 void run_sublayers(const std::vector<const Sublayer*>& sublayers, const Step& step, void* residual);
+
+// Sublayer::write_cache of one, on the calling thread's team. Throws std::bad_alloc.
+void write_cache(const Sublayer& sublayer, const Step& step, const void* residual);
 
 class AttentionSublayer final : public Sublayer {
  public:
@@ -120,9 +127,12 @@ class AttentionSublayer final : public Sublayer {
   Ahead first_reads(const Step& step, const Member& member) const override;
   void run(const Step& step, const Place& place, const Member& member,
            const Ahead& next) const override;
+  void write_cache(const Step& step, const Place& place, const Member& member) const override;
 
  private:
   struct Buffers;
+  void write(const Step& step, const Place& place, const Buffers& buffers,
+             const Member& member) const;
   Rotary rotary(const Step& step, const Buffers& buffers) const;
   WriteKv kv_write(const Step& step, const Buffers& buffers) const;
   PagedAttention attention(const Step& step, const Buffers& buffers) const;

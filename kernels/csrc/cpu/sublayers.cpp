@@ -126,4 +126,11 @@ void run_sublayers(const std::vector<const Sublayer*>& sublayers, const Step& st
   for (int i = 0; i < count; ++i) sublayers[i]->finish(places.kept(i));
 }
 
+void write_cache(const Sublayer& sublayer, const Step& step, const void* residual) {
+  Place place{};
+  place.residual = residual;
+  place.workspace = call_memory(sublayer.workspace_bytes(step));
+  run_team(true, [&](const Member& member) { sublayer.write_cache(step, place, member); });
+}
+
 }  // namespace rtp
