@@ -28,6 +28,10 @@ DEFERRED = frozenset(
     }
 )
 
+PATIENCE_S = 60.0
+"""Of a thread that imports a part of a package which another thread is running: if that one wants the
+same part, it waits for this one, and so they would for ever."""
+
 
 def defer_unused_torch() -> None:
     """To be called before torch is imported. For a process that is an engine's alone: whoever
@@ -48,7 +52,7 @@ class _Finder(MetaPathFinder):
         package = name.rpartition(".")[0]
         deferring = _deferring(package)
         if deferring is not None:  # it runs before what is in it
-            deferring.run(sys.modules[package])
+            deferring.run(sys.modules[package], PATIENCE_S)
             if name in sys.modules:
                 return ModuleSpec(name, _Present(sys.modules[name]))
         if name not in DEFERRED:
@@ -95,20 +99,30 @@ class _Deferring(Loader):
 
         self._ask = vars(module)["__getattr__"] = ask
 
-    def run(self, module: ModuleType) -> None:
-        """Once; who asks for it meanwhile waits, but for the thread that runs it."""
-        with self._running:
-            if self._thread is not None or not is_deferred(module.__name__):
-                return
-            self._thread = get_ident()
-            try:
-                self._loader.exec_module(module)
-            finally:
-                self._thread = None
-            if vars(module).get("__getattr__") is self._ask:  # it has none of its own
-                del vars(module)["__getattr__"]
-            assert module.__spec__ is not None
-            module.__spec__.loader = module.__loader__ = self._loader
+    def run(self, module: ModuleType, patience_s: float = -1) -> None:
+        """Once; who asks for it meanwhile waits, but for the thread that runs it. Raises ImportError
+        after `patience_s`, if that is not negative."""
+        if not self._running.acquire(timeout=patience_s):
+            raise ImportError(
+                f"{module.__name__} is imported by another thread, which has not finished "
+                f"within {patience_s:g} s"
+            )
+        try:
+            if self._thread is None and is_deferred(module.__name__):
+                self._run(module)
+        finally:
+            self._running.release()
+
+    def _run(self, module: ModuleType) -> None:
+        self._thread = get_ident()
+        try:
+            self._loader.exec_module(module)
+        finally:
+            self._thread = None
+        if vars(module).get("__getattr__") is self._ask:  # it has none of its own
+            del vars(module)["__getattr__"]
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._loader
 
 
 def _deferring(name: str) -> _Deferring | None:

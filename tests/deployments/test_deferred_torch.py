@@ -101,6 +101,49 @@ assert torch.distributed.TCPStore is TCPStore
 assert torch._C.__spec__.loader.path.endswith(".so"), torch._C.__spec__
 """
 
+_PARTS_OF_A_PACKAGE = """
+import sys
+from threading import Event, Thread
+from deployments import deferred_torch
+
+sys.path.insert(0, sys.argv[1])
+deferred_torch.DEFERRED = frozenset({"package"})
+deferred_torch.PATIENCE_S = 0.2
+deferred_torch.defer_unused_torch()
+import package
+
+begun, held, errors = Event(), Event(), []
+
+class Watching:
+    def find_spec(self, name, path, target=None):  # under the lock of the module `name`
+        if name == "package.part":
+            held.set()
+
+sys.meta_path.insert(0, Watching())
+package.events = begun, held
+
+def import_part():
+    begun.wait()
+    try:
+        import package.part
+    except ImportError as error:
+        errors.append(str(error))
+
+thread = Thread(target=import_part)
+thread.start()
+assert package.part.NUMBER == 7
+thread.join()
+assert len(errors) == 1, errors
+assert errors[0].startswith("package is imported by another thread"), errors
+"""
+
+_PACKAGE = """
+begun, held = events
+begun.set()
+held.wait()
+from package import part
+"""
+
 
 def test_an_engine_that_has_answered_has_run_none_of_them(tmp_path: Path):
     checkpoint, store = write_checkpoint(tmp_path / "model"), tmp_path / "store"
@@ -110,6 +153,14 @@ def test_an_engine_that_has_answered_has_run_none_of_them(tmp_path: Path):
 
 def test_threads_that_ask_for_torch_at_once_get_all_of_it():
     assert run(_THREADS) == ""
+
+
+def test_threads_that_import_a_package_and_its_part_do_not_wait_for_ever(tmp_path: Path):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text(_PACKAGE)
+    (package / "part.py").write_text("NUMBER = 7")
+    assert run(_PARTS_OF_A_PACKAGE, tmp_path) == ""
 
 
 def test_what_is_compiled_is_loaded_once():
