@@ -29,8 +29,8 @@ DEFERRED = frozenset(
 )
 
 PATIENCE_S = 60.0
-"""Of a thread that imports a part of a package which another thread is running: if that one wants the
-same part, it waits for this one, and so they would for ever."""
+"""Of a thread that imports a part of a package which another thread is running: if that one wants
+the same part, it waits for this one, and so they would for ever."""
 
 
 def defer_unused_torch() -> None:
@@ -100,8 +100,8 @@ class _Deferring(Loader):
         self._ask = vars(module)["__getattr__"] = ask
 
     def run(self, module: ModuleType, patience_s: float = -1) -> None:
-        """Once; who asks for it meanwhile waits, but for the thread that runs it. Raises ImportError
-        after `patience_s`, if that is not negative."""
+        """Once; who asks for it meanwhile waits, but for the thread that runs it. Raises
+        ImportError after `patience_s`, if that is not negative."""
         if not self._running.acquire(timeout=patience_s):
             raise ImportError(
                 f"{module.__name__} is imported by another thread, which has not finished "
