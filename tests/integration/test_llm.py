@@ -103,14 +103,14 @@ def test_an_interrupted_call_leaves_the_model_whole(llm: LLM, monkeypatch: pytes
     """Ctrl-C within a step whose prompt blocks the next call would find in the prefix cache."""
     prompt = "Before the interrupt there was a prompt of a few blocks. " * 4
     model = llm._core._executor._worker._worker._versions[0].runner._model
-    forward = model.forward
+    compute = model.next_greedy
 
-    def interrupted(*arguments: Any, **options: Any) -> Any:
+    def interrupted(*arguments: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
-        return forward(*arguments, **options)
+        return compute(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "forward", interrupted)
+        patch.setattr(model, "next_greedy", interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate(prompt, GREEDY)
     llm._core.check_invariants()

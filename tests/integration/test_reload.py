@@ -169,8 +169,8 @@ def test_files_that_change_while_they_are_read_are_not_taken(
     module = "rtp_serve.worker.loading"
     load = __import__(module, fromlist=["load_model"]).load_model
 
-    def load_slowly(*args: Any) -> Any:
-        model = load(*args)
+    def load_slowly(*args: Any, **options: Any) -> Any:
+        model = load(*args, **options)
         write(first, seed=3)
         return model
 
