@@ -5,7 +5,7 @@ from math import prod
 
 from rtp_serve import ops
 from rtp_serve.config.model import ModelConfig
-from rtp_serve.models.screening import has_screened_head
+from rtp_serve.models.weight_forms import WeightForms, fitting_forms
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class DecodeBytes:
 
     weights: int
     """All but a gathered row of the embedding; a tied embedding counts once, as the head, and one
-    with a screen as that."""
+    with a screen as that. Coded weights count as they are held."""
 
     kv: float
 
@@ -62,13 +62,21 @@ class DecodeBytes:
 def decode_bytes(model: ModelConfig, context_tokens: float) -> DecodeBytes:
     """Of a greedy step whose sequence is `context_tokens` long with the step's own token."""
     itemsize = {"bfloat16": 2, "float32": 4}[model.dtype]
-    weights = itemsize * sum(shape.num_weights for shape in layer_shapes(model))
-    if has_screened_head(model, model.dtype):
+    forms = fitting_forms(model, model.dtype)
+    weights = sum(_weight_bytes(shape, itemsize, forms) for shape in layer_shapes(model))
+    if forms.has_screened_head:
         weights += prod(ops.screen_shape(model.vocab_size, model.hidden_size))
     else:
-        weights += itemsize * head_shape(model).num_weights
+        weights += _weight_bytes(head_shape(model), itemsize, forms)
     kv_elements = 2 * model.num_layers * model.num_kv_heads * model.head_dim
     return DecodeBytes(weights, kv_elements * itemsize * context_tokens)
+
+
+def _weight_bytes(shape: LinearShape, itemsize: int, forms: WeightForms) -> int:
+    """Of coded ones without escapes, which are some in ten thousand."""
+    if forms.has_coded_weights:
+        return shape.count * prod(ops.coded_shape(shape.num_rows, shape.num_cols))
+    return itemsize * shape.num_weights
 
 
 def active_decode_bytes(

@@ -78,7 +78,12 @@ class Collector:
         """Of a complete collector of a matrix."""
         assert self.is_complete, f"{self.spec.path}: {self._num_missing} elements are missing"
         weight = self._packer.weight(self._bias)
-        return ops.with_screen(weight) if self.spec.has_screen else weight
+        if self.spec.has_screen:
+            weight = ops.with_screen(weight)
+        if self.spec.has_codes:
+            weight = ops.with_codes(weight)
+            del self._packer  # and the memory of the weight as it was
+        return weight
 
     def vector(self) -> Tensor:
         """Of a complete collector of a vector."""

@@ -57,6 +57,9 @@ class WeightSpec:
     has_screen: bool = False
     """See `ops.PackedWeight.screen`."""
 
+    has_codes: bool = False
+    """Coded where its elements fit, see `ops.with_codes`."""
+
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         return self.parts + self.biases

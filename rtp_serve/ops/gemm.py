@@ -7,6 +7,8 @@ the same at every instruction set, zero beyond N and K:
     bfloat16   [ceil(N / 32), ceil(K / 2), 32, 2]    strips of 32 outputs, k in pairs
     float32    [ceil(N / 32), K, 32]
 
+On CPUs where they are read as fast, bfloat16 weights are coded, without loss, in three quarters of
+that (kernels/csrc/cpu/coded_strip.h): uint8 strips, and a list of the weights that do not fit them.
 A weight of which the largest output alone is wanted may have a screen as well, an eight-bit copy
 that rules out most outputs (kernels/csrc/cpu/screen.h).
 
@@ -33,8 +35,12 @@ if TYPE_CHECKING:
 STRIP_OUTPUTS = 32
 """Weight rows that lie side by side in the packed layout."""
 
+_MAX_ESCAPES = 0.02
+"""Of a coded weight's elements. Of trained ones some in ten thousand are."""
+
 PACKED_LAYOUT_VERSION = 1
-"""Raised with every change of the packed layout or of a screen: files of them outlive a build."""
+"""Raised with every change of the packed layout or its codes or screen: files of them outlive a
+build."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +48,8 @@ class PackedWeight:
     """A weight [N, K] as `linear` and `embedding` read it."""
 
     stored: Array
-    """Contiguous, of the weight's dtype; shaped as the module's docstring draws it."""
+    """Contiguous, of the weight's dtype, shaped as the module's docstring draws it; of a coded one
+    uint8, shaped by `coded_shape`."""
 
     bias: Array | None
     """[N], float32."""
@@ -60,6 +67,9 @@ class PackedWeight:
     """uint8, shaped by `screen_shape`: a copy of half the size, by which `greedy` rules out most
     outputs."""
 
+    escapes: Array | None = None
+    """[*], bfloat16: of a weight that is coded."""
+
     @property
     def data(self) -> Tensor:
         """`stored` as a tensor."""
@@ -68,7 +78,12 @@ class PackedWeight:
     @property
     def dtype(self) -> DType:
         """bfloat16 or float32."""
-        return self.data.dtype
+        return torch.bfloat16 if self.escapes is not None else self.data.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """The same without torch."""
+        return "bfloat16" if self.escapes is not None else dtype_name(self.stored.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +124,39 @@ def with_screen(weight: PackedWeight) -> PackedWeight:
     kernels = import_module("rtp_kernels._C")
     kernels.make_screen(screen, dlpack(weight.stored), num_rows, num_cols)
     return from_packed(weight.stored, weight.bias, num_rows, num_cols, screen)
+
+
+def coded_shape(num_rows: int, num_cols: int) -> tuple[int, int]:
+    """The shape of a coded weight's strips."""
+    groups = -(-num_cols // 4)
+    tail_bytes = 24 + -(-groups // 64) * 8
+    return -(-num_rows // STRIP_OUTPUTS), groups * 6 * STRIP_OUTPUTS + -(-tail_bytes // 64) * 64
+
+
+def has_fast_codes(dtype: str | DType) -> bool:
+    """Whether products are faster with weights of this type coded."""
+    if dtype_name(dtype) != "bfloat16" or backend() is Backend.REFERENCE:
+        return False
+    fast: bool = import_module("rtp_kernels._C").has_fast_codes()
+    return fast
+
+
+def with_codes(weight: PackedWeight) -> PackedWeight:
+    """The same bfloat16 weight, coded; as it is, if too many of its elements would not fit."""
+    num_rows, num_cols = weight.num_rows, weight.num_cols
+    shape, stored = coded_shape(num_rows, num_cols), dlpack(weight.stored)
+    kernels = import_module("rtp_kernels._C")
+    counts = np.empty(shape[0], np.int64)
+    kernels.count_escapes(counts, stored, num_rows, num_cols)
+    num_escapes = int(counts.sum())
+    if num_escapes > num_rows * num_cols * _MAX_ESCAPES:
+        return weight
+    coded = torch.empty(shape, dtype=torch.uint8)
+    # One more than there are: no array is empty.
+    escapes = torch.zeros(num_escapes + 1, dtype=torch.bfloat16)
+    first = np.cumsum(counts) - counts
+    kernels.code_weight(coded, escapes, first, dlpack(weight.stored), num_rows, num_cols)
+    return from_packed(coded, weight.bias, num_rows, num_cols, weight.screen, escapes)
 
 
 def pack_weight(weight: Tensor, bias: Tensor | None = None) -> PackedWeight:
@@ -157,12 +205,18 @@ class WeightPacker:
 
 
 def from_packed(
-    data: Array, bias: Array | None, num_rows: int, num_cols: int, screen: Array | None = None
+    data: Array,
+    bias: Array | None,
+    num_rows: int,
+    num_cols: int,
+    screen: Array | None = None,
+    escapes: Array | None = None,
 ) -> PackedWeight:
-    """A weight from memory that already has the packed layout, as from a mapped file; no copy."""
+    """A weight from memory that already has the packed layout, as from a mapped file; no copy. With
+    `escapes` it is coded."""
     kernels = import_module("rtp_kernels._C")
-    kernel = kernels.LinearWeight(data, bias, num_rows, num_cols, screen)
-    return PackedWeight(data, bias, num_rows, num_cols, kernel, screen)
+    kernel = kernels.LinearWeight(data, bias, num_rows, num_cols, screen, escapes)
+    return PackedWeight(data, bias, num_rows, num_cols, kernel, screen, escapes)
 
 
 def linear(x: Tensor, weight: PackedWeight, out_dtype: str | DType | None = None) -> Tensor:
@@ -229,9 +283,9 @@ def embedding(token_ids: NDArray[np.int64], weight: PackedWeight) -> Array:
     shape, stored = (len(token_ids), weight.num_cols), weight.stored
     out: Array
     if isinstance(stored, HostArray):
-        out = HostArray.empty(shape, stored.dtype)
+        out = HostArray.empty(shape, weight.dtype_name)
     else:
-        out = torch.empty(shape, dtype=stored.dtype)
+        out = torch.empty(shape, dtype=weight.dtype)
     weight.kernel.gather_rows(out.data_ptr(), token_ids)
     return out
 
@@ -243,10 +297,10 @@ def _check_operands(x: Tensor, weight: PackedWeight, out_dtype: DType) -> None:
 
 
 def _check_input(x: Array, weight: PackedWeight) -> None:
-    stored, shape = weight.stored, x.shape
-    if dtype_name(x.dtype) != dtype_name(stored.dtype):
-        raise TypeError(f"linear: x must be {stored.dtype} like its weight, got {x.dtype}")
-    if x.is_cpu != stored.is_cpu:
+    shape = x.shape
+    if dtype_name(x.dtype) != weight.dtype_name:
+        raise TypeError(f"linear: x must be {weight.dtype_name} like its weight, got {x.dtype}")
+    if x.is_cpu != weight.stored.is_cpu:
         raise ValueError("linear: x must be on the device of its weight")
     if len(shape) != 2 or shape[1] != weight.num_cols:
         raise ValueError(f"linear: x must be [*, {weight.num_cols}], got {list(shape)}")

@@ -22,14 +22,16 @@ from rtp_serve.loader.weights import DEFAULT_SETTINGS, LoadedWeights, LoadSettin
 from rtp_serve.models.model import Model
 from rtp_serve.models.rank import Rank
 from rtp_serve.models.registry import MODELS
-from rtp_serve.models.screening import has_screened_head, screen_head
 from rtp_serve.models.shards import shard_specs
+from rtp_serve.models.weight_forms import WeightForms, fitting_forms
 from rtp_serve.ops.host_array import dtype_name
 from rtp_serve.ops.tensor import DType
 from rtp_serve.parallel.partition import RankPart, partition
 from rtp_serve.worker.capacity import Capacity, compute_dtype, plan_capacity
 from rtp_serve.worker.spare_memory import return_spare_memory
 from rtp_serve.worker.threads import use_compute_threads
+
+_PLAIN = WeightForms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +86,15 @@ def load_planned(
     if rank is not None:
         ranks_before = partition(plan.config, config.parallel)[: rank.part.rank]
         settings = replace(settings, elsewhere=read_by(plan.config, ranks_before))
-    is_screened = has_screened_head(plan.config, dtype, config.screen_head)
     loaded = load_model(
-        plan.directory, plan.config, dtype, max_len, store, settings, rank, is_screened=is_screened
+        plan.directory,
+        plan.config,
+        dtype,
+        max_len,
+        store,
+        settings,
+        rank,
+        fitting_forms(plan.config, dtype, config.screen_head, config.code_weights),
     )
     if checkpoint_stamp(plan.directory) != plan.stamp:
         raise CheckpointError(f"{plan.directory}: its files have changed while they were read")
@@ -102,11 +110,10 @@ def load_model(
     store: WeightStore | None = None,
     settings: LoadSettings = DEFAULT_SETTINGS,
     rank: Rank | None = None,
-    *,
-    is_screened: bool = False,
+    forms: WeightForms = _PLAIN,
 ) -> LoadedModel:
     """The checkpoint's model alone, computing in `dtype` at positions below `max_positions`; a
-    rank's part of it, where there are several; where it is one, with a screened head if wanted.
+    rank's part of it, where there are several. Its weights are held in the given forms.
 
     With a `store` its weights are mapped where they can be; the store's guard then knows of them.
     """
@@ -117,8 +124,8 @@ def load_model(
         names = frozenset(tensor.name for spec in specs for tensor in spec.tensors)
         settings = replace(settings, of_others=names)
         specs = shard_specs(specs, config, rank.part)
-    elif is_screened:
-        specs = screen_head(specs, config)
+        forms = replace(forms, has_screened_head=False)
+    specs = forms.of(specs, config)
 
     def read() -> LoadedWeights:
         torch_dtype = getattr(torch, name)

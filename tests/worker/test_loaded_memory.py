@@ -59,7 +59,7 @@ def test_a_process_grows_by_no_more_than_the_weights(tmp_path: Path):
     directory = write_checkpoint(tmp_path / "large", config, dtype=torch.bfloat16)
     grown = run(_PROGRAM, warm, directory)
     weights = (directory / "model.safetensors").stat().st_size
-    assert weights <= grown < weights + _SPARE_BYTES
+    assert 0.75 * weights <= grown < weights + _SPARE_BYTES  # three quarters where they are coded
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])

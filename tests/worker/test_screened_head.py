@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from rtp_serve.config.engine import EngineConfig
-from rtp_serve.config.model import read_model_config
+from rtp_serve.config.model import ModelConfig, read_model_config
 from rtp_serve.loader.checkpoint import Checkpoint
 from rtp_serve.loader.store.store import Wanted
 from rtp_serve.loader.weights import load_weights
 from rtp_serve.models.registry import MODELS
-from rtp_serve.models.screening import has_screened_head, screen_head
+from rtp_serve.models.weight_forms import WeightForms, fitting_forms
 from rtp_serve.ops import array_bytes
 from rtp_serve.ops.dispatch import Backend, backend
 from rtp_serve.worker.loading import load_model, load_planned, plan_model
@@ -22,7 +22,13 @@ from tests.kernels.levels import using
 from tests.worker.store_node import Node
 from tests.worker.test_decoder import ROWS, begun, decode
 
+SCREENED = WeightForms(has_screened_head=True)
+
 pytestmark = pytest.mark.skipif(backend() is Backend.REFERENCE, reason="it has no screens")
+
+
+def has_screened_head(config: ModelConfig, dtype: str, wanted: bool | None = None) -> bool:
+    return fitting_forms(config, dtype, screen_head=wanted).has_screened_head
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
@@ -31,7 +37,7 @@ def test_greedy_tokens_are_the_same(is_tied: bool, tmp_path: Path):
     directory = write_checkpoint(tmp_path, checkpoint)
     config = read_model_config(directory)
     plain, screened = (
-        load_model(directory, config, "bfloat16", 512, is_screened=is_screened).model
+        load_model(directory, config, "bfloat16", 512, forms=WeightForms(is_screened)).model
         for is_screened in (False, True)
     )
     assert screened.lm_head.weight.screen is not None
@@ -45,7 +51,7 @@ def test_greedy_tokens_are_the_same(is_tied: bool, tmp_path: Path):
 def test_the_store_keeps_the_screen(tmp_path: Path):
     node = Node(write_checkpoint(tmp_path / "model", tiny_config()), tmp_path / "store")
     config = read_model_config(node.checkpoint)
-    specs = screen_head(MODELS.load(config.architecture).weight_specs(config), config)
+    specs = SCREENED.of(MODELS.load(config.architecture).weight_specs(config), config)
     wanted = Wanted(node.checkpoint, config.architecture, specs, "bfloat16")
     loaded = load_weights(Checkpoint(node.checkpoint), specs, config, torch.bfloat16)
     for _ in range(2):  # written, mapped
@@ -64,7 +70,7 @@ def test_the_store_keeps_the_screen(tmp_path: Path):
 def test_the_head_alone_has_one(is_tied: bool, expected: str, tmp_path: Path):
     checkpoint = tiny_config(tie_word_embeddings=is_tied)
     config = read_model_config(write_checkpoint(tmp_path, checkpoint))
-    specs = screen_head(MODELS.load(config.architecture).weight_specs(config), config)
+    specs = SCREENED.of(MODELS.load(config.architecture).weight_specs(config), config)
     assert [spec.path for spec in specs if spec.has_screen] == [expected]
 
 
@@ -77,7 +83,7 @@ def test_a_small_head_has_one_if_the_settings_say_so(
     config = EngineConfig.model_validate(
         {"model": str(directory), "screen_head": wanted, "weight_store": store, "dtype": "bfloat16"}
     )
-    is_fast = has_screened_head(read_model_config(directory), "bfloat16", wanted=True)
+    is_fast = has_screened_head(read_model_config(directory), "bfloat16", True)
     model = load_planned(plan_model(directory, config), config).model
     assert (model.lm_head.weight.screen is not None) == (expected and is_fast)
 
@@ -85,10 +91,10 @@ def test_a_small_head_has_one_if_the_settings_say_so(
 def test_only_large_heads_of_bfloat16_have_one_unasked(tmp_path: Path):
     small = read_model_config(write_checkpoint(tmp_path, tiny_config()))
     large = replace(small, vocab_size=1 << 20)
-    is_fast = has_screened_head(large, "bfloat16", wanted=True)
+    is_fast = has_screened_head(large, "bfloat16", True)
     assert has_screened_head(large, "bfloat16") == is_fast
     assert not has_screened_head(small, "bfloat16")
-    assert not has_screened_head(large, "bfloat16", wanted=False)
-    assert not has_screened_head(large, "float32", wanted=True)
+    assert not has_screened_head(large, "bfloat16", False)
+    assert not has_screened_head(large, "float32", True)
     with using("portable"):
-        assert not has_screened_head(large, "bfloat16", wanted=True)
+        assert not has_screened_head(large, "bfloat16", True)

@@ -103,6 +103,7 @@ ExpertStack bind_stack(const char* op, const LinearWeight& gate_up, const Linear
   ExpertStack stack{gate_up.projection().weight, down.projection().weight, count, 0, 0};
   stack.hidden_size = stack.gate_up.k;
   stack.inner_size = stack.down.k;
+  require(!stack.gate_up.escapes && !stack.down.escapes, name + ": experts' weights are plain");
   require(stack.gate_up.n == count * 2 * stack.inner_size &&
               stack.down.n == count * stack.hidden_size && stack.gate_up.dtype == stack.down.dtype,
           name + ": gate_up " + sizes(stack.gate_up) + " and down " + sizes(stack.down) +

@@ -4,6 +4,7 @@
 #include "linear_weight.h"
 #include "on_team.h"
 #include "paged_arguments.h"
+#include "weight_coder.h"
 
 namespace rtp {
 namespace {
@@ -53,16 +54,58 @@ const Array& check_screen(const Array& screen, int64_t n, int64_t k) {
   return screen.of(Scalar::kU8).shape({strips(n), screen_strip_bytes(k)}).contiguous();
 }
 
-void py_make_screen(const CpuArray& screen_, const CpuArray& packed_, int64_t n, int64_t k) {
-  const Array screen("make_screen", "screen", screen_), packed("make_screen", "packed", packed_);
+// The layout of coded_strip.h as a shape.
+void check_coded(const Array& coded, int64_t n, int64_t k) {
+  coded.of(Scalar::kU8).shape({strips(n), coded_strip_bytes(k)}).contiguous();
+}
+
+// Strips may come from a file whose bytes are not checked yet: none reads what it must not.
+void check_escapes(const PackedMatrix& coded, int64_t num_escapes) {
+  for (int64_t i = 0; i < strips(coded.n); ++i) {
+    const CodedStrip strip(strip_of(coded, i), coded.escapes, coded.k);
+    require(strip.escapes <= strip.end && strip.end <= coded.escapes + num_escapes,
+            "LinearWeight: strip " + std::to_string(i) + " has escapes beyond the last");
+  }
+}
+
+PackedMatrix plain_matrix(const Array& packed, int64_t n, int64_t k) {
   check_packed(packed.of(Scalar::kBf16), n, k);
+  return {DType::kBf16, packed.data(), n, k};
+}
+
+void py_count_escapes(const CpuArray& counts_, const CpuArray& packed_, int64_t n, int64_t k) {
+  const Array counts("count_escapes", "counts", counts_);
+  const PackedMatrix plain = plain_matrix({"count_escapes", "packed", packed_}, n, k);
+  int64_t* count = counts.of(Scalar::kI64).shape({strips(n)}).contiguous().data<int64_t>();
+  const nb::gil_scoped_release release;
+  run_team(n * k > kParallelElements,
+           [&](const Member& member) { count_escapes(count, plain, member); });
+}
+
+void py_code_weight(const CpuArray& coded_, const CpuArray& escapes_, const CpuArray& first_,
+                    const CpuArray& packed_, int64_t n, int64_t k) {
+  const Array coded("code_weight", "coded", coded_), escapes("code_weight", "escapes", escapes_);
+  const Array first("code_weight", "first", first_);
+  const PackedMatrix plain = plain_matrix({"code_weight", "packed", packed_}, n, k);
+  check_coded(coded, n, k);
+  bf16* escape = escapes.of(Scalar::kBf16).shape({kAny}).contiguous().data<bf16>();
+  const int64_t* start =
+      first.of(Scalar::kI64).shape({strips(n)}).contiguous().data<const int64_t>();
+  const nb::gil_scoped_release release;
+  run_team(n * k > kParallelElements, [&](const Member& member) {
+    code_strips(coded.data<uint8_t>(), escape, start, plain, member);
+  });
+}
+
+void py_make_screen(const CpuArray& screen_, const CpuArray& packed_, int64_t n, int64_t k) {
+  const Array screen("make_screen", "screen", screen_);
+  const PackedMatrix plain = plain_matrix({"make_screen", "packed", packed_}, n, k);
   check_screen(screen, n, k);
   require(k <= kMaxScreenedInputs, "make_screen: too many inputs");
   const nb::gil_scoped_release release;
   const auto kernel = RTP_DISPATCH(make_screen);
-  run_team(n * k > kParallelElements, [&](const Member& member) {
-    kernel(screen.data<uint8_t>(), {DType::kBf16, packed.data(), n, k}, member);
-  });
+  run_team(n * k > kParallelElements,
+           [&](const Member& member) { kernel(screen.data<uint8_t>(), plain, member); });
 }
 
 }  // namespace
@@ -77,17 +120,28 @@ void check_indices(const char* name, const int64_t* indices, int64_t count, int6
 }
 
 LinearWeight::LinearWeight(const CpuArray& packed_array, const CpuArray& bias_array, int64_t n,
-                           int64_t k, const CpuArray& screen_array)
-    : packed_array_(packed_array), bias_array_(bias_array), screen_array_(screen_array) {
+                           int64_t k, const CpuArray& screen_array, const CpuArray& escapes_array)
+    : packed_array_(packed_array),
+      bias_array_(bias_array),
+      screen_array_(screen_array),
+      escapes_array_(escapes_array) {
   const Array packed("LinearWeight", "packed", packed_array_);
-  check_packed(packed, n, k);
-  projection_.weight = {packed.dtype(), packed.data(), n, k};
+  if (escapes_array_.is_valid()) {
+    const Array escapes("LinearWeight", "escapes", escapes_array_);
+    check_coded(packed, n, k);
+    escapes.of(Scalar::kBf16).shape({kAny}).contiguous();
+    projection_.weight = {DType::kBf16, packed.data(), n, k, escapes.data<const bf16>()};
+    check_escapes(projection_.weight, escapes.size(0));
+  } else {
+    check_packed(packed, n, k);
+    projection_.weight = {packed.dtype(), packed.data(), n, k};
+  }
   if (bias_array_.is_valid()) {
     const Array bias("LinearWeight", "bias", bias_array_);
     projection_.bias = bias.of(Scalar::kF32).shape({n}).contiguous().data<const float>();
   }
   if (screen_array_.is_valid()) {
-    require(!bias_array_.is_valid() && packed.dtype() == DType::kBf16,
+    require(!bias_array_.is_valid() && projection_.weight.dtype == DType::kBf16,
             "LinearWeight: a screen is of a bfloat16 weight without bias");
     const Array screen("LinearWeight", "screen", screen_array_);
     screen_ = {check_screen(screen, n, k).data<const uint8_t>(), n, k};
@@ -170,12 +224,18 @@ void bind_gemm(nb::module_& module) {
   module.def("pack_rows", &py_pack_rows, array("packed"), array("rows"), nb::arg("first_row"),
              nb::arg("num_rows"));
   module.def("has_fast_screen", [] { return RTP_DISPATCH(has_fast_screen)(); });
+  module.def("has_fast_codes", [] { return isa() == Isa::kAvx512Bf16; });
+  module.def("count_escapes", &py_count_escapes, array("counts"), array("packed"), nb::arg("n"),
+             nb::arg("k"));
+  module.def("code_weight", &py_code_weight, array("coded"), array("escapes"), array("first"),
+             array("packed"), nb::arg("n"), nb::arg("k"));
   module.def("make_screen", &py_make_screen, array("screen"), array("packed"), nb::arg("n"),
              nb::arg("k"));
   nb::class_<LinearWeight>(module, "LinearWeight")
-      .def(nb::init<const CpuArray&, const CpuArray&, int64_t, int64_t, const CpuArray&>(),
+      .def(nb::init<const CpuArray&, const CpuArray&, int64_t, int64_t, const CpuArray&,
+                    const CpuArray&>(),
            array("packed"), array("bias").none(), nb::arg("n"), nb::arg("k"),
-           array("screen").none() = nb::none())
+           array("screen").none() = nb::none(), array("escapes").none() = nb::none())
       .def("linear", &LinearWeight::linear, nb::arg("out"), nb::arg("is_out_f32"), nb::arg("x"),
            nb::arg("m"), nb::arg("x_stride"))
       .def("logits", &LinearWeight::logits, array("out"), nb::arg("x"), nb::arg("num_rows"),

@@ -34,6 +34,7 @@ void prepare_row(const Linear& op, Operand<T>* to, const T* from) {
 template <typename T>
 struct Grid {
   using X = Operand<T>;
+  static constexpr bool kIsBf16 = sizeof(T) == sizeof(bf16);
 
   const Linear& op;
   int64_t strips;
@@ -61,13 +62,19 @@ struct Grid {
     int64_t index = -1, first, last;
     X* rows;      // x_stride apart
     float* sums;  // of as many rows of a strip, under AMX
+    T* plain;     // strips that are coded elsewhere
   };
 
   // Of strip `index`, or of that and the one `distance` on.
   template <int kStrips>
   void multiply_strips(int64_t index, int64_t distance, const Block& block) const {
     if (op.epilogue == Epilogue::kSiluAndMul) return multiply_gate(index, block);
-    multiply_whole<kStrips>(tile_of(index, distance, block), block.last - block.first, block.sums);
+    const Tile<T> tile = tile_of(index, distance, block);
+    const int64_t rows = block.last - block.first;
+    if constexpr (kIsBf16) {
+      if (tile.coded) return multiply_coded_whole<kStrips>(tile, rows, block.sums, block.plain);
+    }
+    multiply_whole<kStrips>(tile, rows, block.sums);
   }
 
   // Strip `index`, its outputs in the columns that they are of.
@@ -81,7 +88,13 @@ struct Grid {
     tile.strip_elements = strip_elements;
     tile.k = op.weight.k;
     tile.jump = 0;
-    tile.weight = static_cast<const T*>(op.weight.data) + index * strip_elements;
+    const char* strip = strip_of(op.weight, index);
+    tile.weight = reinterpret_cast<const T*>(strip);
+    if (op.weight.escapes) {
+      tile.coded = strip;
+      tile.escapes = op.weight.escapes;
+      tile.coded_bytes = strip_bytes(op.weight);
+    }
     tile.bias = op.bias ? op.bias + column : nullptr;
     tile.outputs = op.weight.n - column;
     tile.out = static_cast<char*>(op.out) + offset(block.first, column);
@@ -94,8 +107,11 @@ struct Grid {
 
   void multiply_gate(int64_t index, const Block& block) const {
     if constexpr (kUsesTileRegisters<T>) {
-      multiply_gated(tile_of(index, 0, block), tile_of(strips + index, 0, block),
-                     block.last - block.first, block.sums);
+      const Tile<T> gate = tile_of(index, 0, block), up = tile_of(strips + index, 0, block);
+      const int64_t rows = block.last - block.first;
+      if (!gate.coded) return multiply_gated(gate, up, rows, block.sums);
+      multiply_gated(expanded(gate, block.plain),
+                     expanded(up, block.plain + expanded_elements(op.weight.k)), rows, block.sums);
     } else {
       __builtin_unreachable();  // has_gate() says no
     }
@@ -113,9 +129,8 @@ struct Grid {
     if (!takes_two_streams()) return {};
     const int64_t begin = member.begin(strips, member.index());
     const int64_t half = (member.end(strips, member.index()) - begin + 1) / 2;
-    const int64_t half_bytes = half * strip_elements * static_cast<int64_t>(sizeof(T));
-    const char* first =
-        static_cast<const char*>(op.weight.data) + begin * strip_elements * sizeof(T);
+    const int64_t half_bytes = half * strip_bytes(op.weight);
+    const char* first = strip_of(op.weight, begin);
     return {{first, first + half_bytes}, half_bytes};
   }
 
@@ -178,6 +193,8 @@ struct Grid {
     pieces.take(block.rows, rows * x_stride);
     const int64_t strips_at_once = op.epilogue == Epilogue::kSiluAndMul ? 2 : 1;
     pieces.take(block.sums, kUsesTileRegisters<T> ? strips_at_once * rows * kStripOutputs : 0);
+    pieces.take(block.plain,
+                op.weight.escapes ? strips_at_once * expanded_elements(op.weight.k) : 0);
   }
 
   // Strips [begin, end) of the grid.

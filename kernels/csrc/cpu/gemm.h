@@ -8,7 +8,8 @@
 // contiguous and read from end to end. In a strip k ascends, and beside it lie the strip's outputs:
 //   bf16   [ceil(n / 32)][ceil(k / 2)][32][2]    pairs of k, as VDPBF16PS takes them
 //   f32    [ceil(n / 32)][k][32]
-// What is beyond n or k is zero.
+// What is beyond n or k is zero. A bf16 weight may be coded instead, in three quarters of the
+// memory: coded_strip.h.
 #pragma once
 
 #include "isa.h"
@@ -22,7 +23,8 @@ constexpr int kStripOutputs = 32;
 struct PackedMatrix {
   DType dtype;
   const void* data;
-  int64_t n, k;  // outputs, inputs
+  int64_t n, k;                   // outputs, inputs
+  const bf16* escapes = nullptr;  // of strips that are coded (coded_strip.h); null: they are plain
 };
 
 // What becomes of a row of x before it meets the weights. It is rounded to x's type, so that the

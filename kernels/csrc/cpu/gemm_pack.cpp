@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "weight_coder.h"
+
 namespace rtp {
 namespace {
 
@@ -184,7 +186,13 @@ void pack_rows(void* out, const void* rows, int64_t stride, DType dtype, int64_t
 void gather_rows(void* out, const int64_t* ids, int64_t count, const PackedMatrix& weight,
                  const Member& member) {
   const int64_t k = weight.k;
-  if (weight.dtype == DType::kBf16) {
+  if (weight.escapes) {
+    member.split(count, 1, Repeats::kYes, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        gather_coded_row(static_cast<bf16*>(out) + i * k, weight, ids[i]);
+      }
+    });
+  } else if (weight.dtype == DType::kBf16) {
     gather_as(static_cast<bf16*>(out), ids, count, static_cast<const bf16*>(weight.data), k,
               member);
   } else {

@@ -2,6 +2,7 @@
 // level's registers.
 #pragma once
 
+#include "gemm_coded.h"
 #include "gemm_tile.h"
 #if defined(RTP_HAS_AMX)
 #include "gemm_amx.h"
@@ -96,6 +97,39 @@ void multiply_whole(const Tile<T>& tile, int64_t rows, float* sums) {
   for (int output = 0; output < kStripOutputs && output < tile.outputs; output += kTileOutputs) {
     multiply_column<kStrips>(tile.beside(output), rows, sums);
   }
+}
+
+// A strip that is coded; `plain` has room for an expanded one.
+inline Tile<bf16> expanded(const Tile<bf16>& tile, bf16* plain) {
+  expand_strip(plain, tile.coded, tile.escapes, tile.k);
+  Tile<bf16> own = tile;
+  own.weight = plain;
+  return own;
+}
+
+// The same of coded strips. Up to two tiles of rows take them as they are, of several the first one
+// does.
+template <int kStrips>
+void multiply_coded_whole(const Tile<bf16>& tile, int64_t rows, [[maybe_unused]] float* sums,
+                          bf16* plain) {
+#if defined(RTP_HAS_AVX512_BF16) && !defined(RTP_HAS_AMX)
+  static_assert(kStripWidth == kTileWidth, "a tile has a whole strip");
+  constexpr int kRows = kRowsOf<kStrips, kStripWidth>;
+  each_tile<kRows>(tile, rows, [&](Tile<bf16> own, int64_t count, int64_t index) {
+    if (rows <= 2 * kRows) return multiply_coded_rows<kRows, kStrips>(own, count);
+    if constexpr (kStrips == 1) {
+      if (index == 0) return multiply_coded_rows<kRows, 1, true>(own, count, plain);
+      own.weight = plain;
+      multiply_rows<kRows, 1, kTileWidth>(own, count);
+    }
+  });
+#else
+  for (int i = 0; i < kStrips; ++i) {
+    Tile<bf16> one = i ? tile.beside(tile.apart) : tile;
+    one.coded += i * tile.distance * tile.coded_bytes;
+    multiply_whole<1>(expanded(one, plain), rows, sums);
+  }
+#endif
 }
 
 }  // namespace rtp::RTP_ISA_NAMESPACE

@@ -50,6 +50,9 @@ struct Tile {
   const Operand<T>* x;
   int64_t x_stride;
   const T* weight;
+  const char* coded = nullptr;  // the strip as it is stored, where that is coded (gemm_coded.h)
+  const bf16* escapes = nullptr;
+  int64_t coded_bytes = 0;
   int64_t distance;  // from strip to strip, in strips
   int64_t apart;     // their outputs, in columns
   int64_t strip_elements;
@@ -166,7 +169,7 @@ __attribute__((noinline)) void multiply(const Tile<T>& tile) {
   const char* ahead = tile.ahead;
   const char* const end = reinterpret_cast<const char*>(weight + tile.strip_elements);
   int64_t jump = tile.jump;
-  const bool has_few_tiles = 2 * tile.ahead_step >= kStepBytes;
+  const bool has_few_tiles = 3 * tile.ahead_step >= kStepBytes;
   Sums<kRows, kVectors> sums;
 #pragma GCC unroll 16
   for (int row = 0; row < kRows; ++row) {
@@ -206,25 +209,34 @@ void multiply_rows(const Tile<T>& tile, int64_t rows) {
   }
 }
 
-// Any number of rows, the first of which are those of `tile`. Several tiles fetch the next strip
-// between them; a single one fetches its own.
+// Any number of rows, the first of which are those of `tile`, as tiles of kRows at most: calls
+// body(tile, its rows, its number). Several tiles fetch the next strip between them; a single one
+// fetches its own.
 //
 // `tile` stays as it is: a copy of what has just been written in smaller pieces would wait until
 // all stores of the tile before are in the cache.
-template <int kStrips, int kWidth, typename T>
-void multiply_tiles(const Tile<T>& tile, int64_t rows) {
-  constexpr int kRows = kRowsOf<kStrips, kWidth>;
+template <int kRows, typename T, typename Body>
+RTP_INLINE void each_tile(const Tile<T>& tile, int64_t rows, Body&& body) {
   const int64_t tiles = (rows + kRows - 1) / kRows;
   const int64_t strip_bytes = tile.strip_elements * static_cast<int64_t>(sizeof(T));
-  const char* weight = reinterpret_cast<const char*>(tile.weight);
   const int64_t step_bytes = kStripOutputs * kDepth<T> * static_cast<int64_t>(sizeof(T));
+  const char* strip = tile.coded ? tile.coded : reinterpret_cast<const char*>(tile.weight);
+  const int64_t stored_bytes = tile.coded ? tile.coded_bytes : strip_bytes;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t row = rows * i / tiles, end = rows * (i + 1) / tiles;
     Tile<T> own = tile.below(row);
-    own.ahead = weight + (tiles > 1 ? strip_bytes + strip_bytes * i / tiles : kPrefetchBytes);
-    own.ahead_step = step_bytes / tiles;
-    multiply_rows<kRows, kStrips, kWidth>(own, end - row);
+    own.ahead = strip + (tiles > 1 ? stored_bytes + stored_bytes * i / tiles : kPrefetchBytes);
+    own.ahead_step = step_bytes * stored_bytes / strip_bytes / tiles;
+    body(own, end - row, i);
   }
+}
+
+template <int kStrips, int kWidth, typename T>
+void multiply_tiles(const Tile<T>& tile, int64_t rows) {
+  constexpr int kRows = kRowsOf<kStrips, kWidth>;
+  each_tile<kRows>(tile, rows, [](const Tile<T>& own, int64_t count, int64_t) {
+    multiply_rows<kRows, kStrips, kWidth>(own, count);
+  });
 }
 
 }  // namespace rtp::RTP_ISA_NAMESPACE

@@ -4,6 +4,7 @@
 #include <limits>
 #include <memory>
 
+#include "coded_strip.h"
 #include "on_team.h"
 #include "scratch.h"
 
@@ -99,10 +100,10 @@ class ScreenedProduct {
 
   // Of the i-th strip left, by the norms that the screen has made.
   Linear strip_product(int64_t i) const {
-    const int64_t k = op_.screen.k, first = left_[i] * kStripOutputs;
+    const int64_t k = op_.screen.k;
     Linear op{};
     op.weight = head_.weight;
-    op.weight.data = static_cast<const bf16*>(op.weight.data) + first * ((k + 1) / 2 * 2);
+    op.weight.data = strip_of(head_.weight, left_[i]);
     op.weight.n = outputs_of(left_[i]);
     op.x = op_.normed;
     op.x_stride = k;

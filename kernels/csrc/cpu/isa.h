@@ -12,7 +12,7 @@
 
 namespace rtp {
 
-// Ascending: each level implies those before it.
+// Ascending: each level implies those before it. kAvx512Bf16 is VNNI and VBMI as well.
 enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // The level in use: until set_isa chose another, the CPU's fastest, which is a function of its

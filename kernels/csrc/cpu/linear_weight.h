@@ -9,9 +9,9 @@ namespace rtp {
 // Keeps the memory of its arrays.
 class LinearWeight {
  public:
-  // `screen` may be missing.
+  // Bias and screen may be missing; with escapes `packed` is coded strips.
   LinearWeight(const CpuArray& packed, const CpuArray& bias, int64_t n, int64_t k,
-               const CpuArray& screen);
+               const CpuArray& screen, const CpuArray& escapes);
 
   const Projection& projection() const { return projection_; }
 
@@ -43,7 +43,7 @@ class LinearWeight {
  private:
   Linear product(uintptr_t out, bool is_out_f32, uintptr_t x, int64_t m, int64_t x_stride) const;
 
-  CpuArray packed_array_, bias_array_, screen_array_;
+  CpuArray packed_array_, bias_array_, screen_array_, escapes_array_;
   Projection projection_{};
   Screen screen_{};
 };

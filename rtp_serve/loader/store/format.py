@@ -37,14 +37,14 @@ _MAX_HEADER_BYTES = 16 << 20
 _DIGEST_BYTES = 32
 _NO_DIGEST = "0" * (2 * _DIGEST_BYTES)
 
-Kind = Literal["matrix", "bias", "screen", "vector"]
+Kind = Literal["matrix", "coded", "escapes", "bias", "screen", "vector"]
 
 
 class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One tensor of the payload."""
 
     path: str
-    """The weight's path in the model; a bias and a screen have their matrix's."""
+    """The weight's path in the model; what belongs to a matrix has the matrix's."""
 
     kind: Kind
     dtype: str

@@ -24,7 +24,7 @@ from rtp_serve.loader.store.format import Header, lay_out, read_header
 from rtp_serve.loader.store.guard import WeightGuard
 from rtp_serve.loader.store.key import StoreKey
 from rtp_serve.loader.store.payload import FileIO, check_payload, seal, write_payload
-from rtp_serve.loader.store.tensors import buffers, map_weights, planned_tensors, specs_digest
+from rtp_serve.loader.store.tensors import buffers, map_weights, specs_digest, stored_tensors
 from rtp_serve.loader.weights import LoadedWeights
 from rtp_serve.models.weights import WeightSpec
 from rtp_serve.ops.dispatch import Backend, backend
@@ -209,7 +209,7 @@ class WeightStore:
     ) -> LoadedWeights:
         """The weights in a file's pages; as they are, after one warning, where that fails."""
         key = wanted.key(made.identity)
-        tensors = planned_tensors(wanted.specs, wanted.dtype)
+        tensors = stored_tensors(made.weights, wanted.specs)
         header = lay_out(key, str(wanted.checkpoint.absolute()), made.share, tensors)
         if header.total_bytes > self._max_bytes:
             _log.warning(
@@ -223,7 +223,7 @@ class WeightStore:
             self._directory.make_room(header.total_bytes, self._max_bytes)
             descriptor = self._directory.create_draft(key.name)
             held.callback(os.close, descriptor)
-            write_payload(descriptor, header, buffers(made.weights, header.tensors), self._io)
+            write_payload(descriptor, header, buffers(made.weights, wanted.specs), self._io)
             mapped = map_weights(descriptor, header, wanted.specs)
         except OSError as error:
             self._not_written(key.name, error)
