@@ -129,8 +129,8 @@ def with_screen(weight: PackedWeight) -> PackedWeight:
 def coded_shape(num_rows: int, num_cols: int) -> tuple[int, int]:
     """The shape of a coded weight's strips."""
     groups = -(-num_cols // 4)
-    tail_bytes = 24 + -(-groups // 64) * 8
-    return -(-num_rows // STRIP_OUTPUTS), groups * 6 * STRIP_OUTPUTS + -(-tail_bytes // 64) * 64
+    head_bytes = 24 + -(-groups // 64) * 8
+    return -(-num_rows // STRIP_OUTPUTS), -(-head_bytes // 64) * 64 + groups * 6 * STRIP_OUTPUTS
 
 
 def has_fast_codes(dtype: str | DType) -> bool:

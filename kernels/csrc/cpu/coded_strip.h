@@ -5,12 +5,13 @@
 // Four bits say which of the strip's fifteen most frequent ones it is, or that the whole weight, an
 // escape, comes from a list. The lower byte stays as it is.
 //
-//   strip     [ceil(k / 4)][3][64]   of four k: lower bytes of the first pair of k and of the
-//   second;
-//                                    codes of the first in the lower four bits, of the second above
-//             [16]                   upper bytes by code
+//   strip     [16]                   upper bytes by code
 //             uint32 [2]             the strip's escapes, from the first to before the second
-//             bits [groups]          which groups have escapes; then zeros
+//             bits [groups]          which groups have escapes; then zeros up to a cache line
+//             [ceil(k / 4)][3][64]   groups of four k: lower bytes of the first pair of k and of
+//             the
+//                                    second; codes of the first in the lower four bits, of the
+//                                    second above
 //   escapes   bf16, strip by strip, in the order of k pairs, then outputs, then k
 //
 // Of the 64 weights of a pair of k, [32 outputs][2], number i is byte coded_place(i): bytes are
@@ -27,28 +28,30 @@ constexpr int64_t kCodedGroupBytes = 3 * kPairWeights;
 constexpr int kEscapeCode = 15;
 
 constexpr int64_t coded_groups(int64_t k) { return (k + kCodedGroup - 1) / kCodedGroup; }
+constexpr int64_t coded_head_bytes(int64_t k) {
+  return (24 + (coded_groups(k) + 63) / 64 * 8 + 63) / 64 * 64;
+}
 constexpr int64_t coded_strip_bytes(int64_t k) {
-  const int64_t tail_bytes = 24 + (coded_groups(k) + 63) / 64 * 8;
-  return coded_groups(k) * kCodedGroupBytes + (tail_bytes + 63) / 64 * 64;
+  return coded_head_bytes(k) + coded_groups(k) * kCodedGroupBytes;
 }
 
 constexpr int coded_place(int i) { return i / 32 * 8 + i % 32 / 8 * 16 + i % 8; }
 
 // A strip's parts.
 struct CodedStrip {
-  const uint8_t* groups;
   const uint8_t* uppers;  // [16]
   const bf16 *escapes, *end;
   const uint64_t* escaped;  // a bit a group
+  const uint8_t* groups;
 
   RTP_ALWAYS_INLINE CodedStrip(const void* strip, const bf16* all_escapes, int64_t k)
-      : groups(static_cast<const uint8_t*>(strip)),
-        uppers(groups + coded_groups(k) * kCodedGroupBytes) {
+      : uppers(static_cast<const uint8_t*>(strip)),
+        escaped(reinterpret_cast<const uint64_t*>(uppers + 24)),
+        groups(uppers + coded_head_bytes(k)) {
     uint32_t own[2];
     __builtin_memcpy(own, uppers + 16, sizeof own);
     escapes = all_escapes + own[0];
     end = all_escapes + own[1];
-    escaped = reinterpret_cast<const uint64_t*>(uppers + 24);
   }
 };
 

@@ -43,9 +43,11 @@ void code_strip(uint8_t* out, bf16* escapes, int64_t first, const bf16* strip, i
   const Codes codes(strip, pairs * kPairWeights);
   const uint32_t own[2] = {static_cast<uint32_t>(first),
                            static_cast<uint32_t>(first + codes.num_escapes)};
-  uint8_t* const tail = out + coded_groups(k) * kCodedGroupBytes;
   std::memset(out, 0, coded_strip_bytes(k));
-  auto* const escaped = reinterpret_cast<uint64_t*>(tail + 24);
+  std::memcpy(out, codes.uppers.data(), codes.uppers.size());
+  std::memcpy(out + codes.uppers.size(), own, sizeof own);
+  auto* const escaped = reinterpret_cast<uint64_t*>(out + 24);
+  out += coded_head_bytes(k);
   for (int64_t group = 0; group < coded_groups(k); ++group, out += kCodedGroupBytes) {
     for (int64_t half = 0; half < 2 && 2 * group + half < pairs; ++half) {
       const bf16* pair = strip + (2 * group + half) * kPairWeights;
@@ -60,8 +62,6 @@ void code_strip(uint8_t* out, bf16* escapes, int64_t first, const bf16* strip, i
       }
     }
   }
-  std::memcpy(tail, codes.uppers.data(), codes.uppers.size());
-  std::memcpy(tail + codes.uppers.size(), own, sizeof own);
 }
 
 int code_at(const uint8_t* group, int64_t half, int i) {
