@@ -8,10 +8,8 @@
 //   strip     [16]                   upper bytes by code
 //             uint32 [2]             the strip's escapes, from the first to before the second
 //             bits [groups]          which groups have escapes; then zeros up to a cache line
-//             [ceil(k / 4)][3][64]   groups of four k: lower bytes of the first pair of k and of
-//             the
-//                                    second; codes of the first in the lower four bits, of the
-//                                    second above
+//             [ceil(k / 4)][3][64]   groups of four k: lower bytes of two pairs of k; codes of
+//                                    both, the first pair's in the lower four bits
 //   escapes   bf16, strip by strip, in the order of k pairs, then outputs, then k
 //
 // Of the 64 weights of a pair of k, [32 outputs][2], number i is byte coded_place(i): bytes are
