@@ -111,10 +111,7 @@ def screen_shape(num_rows: int, num_cols: int) -> tuple[int, int]:
 
 def has_fast_screen(dtype: str | DType) -> bool:
     """Whether `greedy` is faster where a weight of this type has a screen."""
-    if dtype_name(dtype) != "bfloat16" or backend() is Backend.REFERENCE:
-        return False
-    fast: bool = import_module("rtp_kernels._C").has_fast_screen()
-    return fast
+    return _has_fast(dtype, "has_fast_screen")
 
 
 def with_screen(weight: PackedWeight) -> PackedWeight:
@@ -135,10 +132,15 @@ def coded_shape(num_rows: int, num_cols: int) -> tuple[int, int]:
 
 def has_fast_codes(dtype: str | DType) -> bool:
     """Whether products are faster with weights of this type coded."""
+    return _has_fast(dtype, "has_fast_codes")
+
+
+def _has_fast(dtype: str | DType, question: str) -> bool:
+    """What the kernels answer for this CPU; only bfloat16 has other forms."""
     if dtype_name(dtype) != "bfloat16" or backend() is Backend.REFERENCE:
         return False
-    fast: bool = import_module("rtp_kernels._C").has_fast_codes()
-    return fast
+    answer: bool = getattr(import_module("rtp_kernels._C"), question)()
+    return answer
 
 
 def with_codes(weight: PackedWeight) -> PackedWeight:

@@ -226,7 +226,7 @@ RTP_INLINE void each_tile(const Tile<T>& tile, int64_t rows, Body&& body) {
     const int64_t row = rows * i / tiles, end = rows * (i + 1) / tiles;
     Tile<T> own = tile.below(row);
     own.ahead = strip + (tiles > 1 ? stored_bytes + stored_bytes * i / tiles : kPrefetchBytes);
-    own.ahead_step = step_bytes * stored_bytes / strip_bytes / tiles;
+    own.ahead_step = (tile.coded ? step_bytes * 3 / 4 : step_bytes) / tiles;
     body(own, end - row, i);
   }
 }
